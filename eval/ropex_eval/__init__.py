@@ -1,0 +1,1 @@
+"""Measure language models beyond the length they were trained at."""

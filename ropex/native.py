@@ -1,0 +1,115 @@
+"""The numbers that transformers computes for a strategy, checked against the float64 plan.
+
+Where transformers has a method, its own float32 table is what a patched model holds. So the patched
+model, a checkpoint saved from it and a model built from that config agree to the last bit. Where it
+has none, or reads it otherwise than the plan, any static table is carried by a `longrope` entry.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropex.rope import Plan, Rope
+from ropex.rope_config import carrier, write_entry
+from ropex.strategies.base import Strategy
+
+# transformers computes in float32, a plan in float64; a power of the base costs a few units in the
+# last place (measured: at most 7e-7 up to a base of 1e7).
+TOLERANCE = 2e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Native:
+    """How one strategy is realised in one model.
+
+    Attributes:
+        entry: The config entry that stands for it; None where no entry can.
+        inv_freq: The table, `(dim // 2,)`, float32; None for a strategy that depends on length.
+        table_at: Length (0-dimensional tensor) to table, for a strategy that depends on length.
+        attention_scale: What cos and sin are multiplied by.
+    """
+
+    entry: dict[str, Any] | None
+    inv_freq: Tensor | None
+    table_at: Callable[[Tensor], Tensor] | None
+    attention_scale: float
+
+
+def realise(module: Any, strategy: Strategy, rope: Rope) -> Native:
+    """Find the config entry and the table of `strategy` for a rotary module.
+
+    Args:
+        module: The rotary module; it is not changed.
+        strategy: A strategy that changes frequencies or the attention scale.
+        rope: What the module was trained with.
+    """
+    plan = strategy.plan(rope)
+    if strategy.length_class != "static":
+        return _by_length(module, strategy, rope, plan)
+    for entry in (strategy.native(rope), _carrier(plan, rope, strategy.target_length(rope))):
+        if entry:
+            try:
+                table, scale = native_table(module, _reloaded(module, entry, strategy, rope))
+            except (KeyError, TypeError, ValueError):
+                continue  # this family does not take entries of this type (Phi-3 and YaRN)
+            if close(table, plan.inv_freq) and abs(scale - plan.attention_scale) < 1e-9:
+                return Native(entry, table, None, scale)
+    return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
+
+
+def native_table(module: Any, config: Any) -> tuple[Tensor, float]:
+    """What transformers computes for `config` when it builds such a rotary module.
+
+    Returns:
+        The frequencies, `(dim // 2,)`, float32, on the CPU, and the factor of cos and sin.
+    """
+    with torch.device("cpu"):
+        built = type(module)(config)
+    return built.inv_freq.detach().float(), float(built.attention_scaling)
+
+
+def close(table: Tensor, wanted: Tensor) -> bool:
+    """Whether a float32 table is the float64 one, to the accuracy of float32."""
+    if table.shape != wanted.shape:
+        return False
+    return bool(((table.double() - wanted).abs() <= TOLERANCE * wanted.abs()).all())
+
+
+def _by_length(module: Any, strategy: Strategy, rope: Rope, plan: Plan) -> Native:
+    def planned(length: Tensor) -> Tensor:
+        return strategy.plan(rope, length).inv_freq.to(length.device, torch.float32)
+
+    entry = strategy.native(rope)
+    if entry and entry["rope_type"] == "dynamic":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        config = _reloaded(module, entry, strategy, rope)
+
+        def native(length: Tensor) -> Tensor:
+            table: Tensor = ROPE_INIT_FUNCTIONS["dynamic"](
+                config, length.device, seq_len=length.clamp(min=rope.trained_length)
+            )[0]
+            return table
+
+        probes = [torch.tensor(rope.trained_length * times) for times in (1, 2, 5)]
+        if all(close(native(probe), strategy.plan(rope, probe).inv_freq) for probe in probes):
+            return Native(entry, None, native, plan.attention_scale)
+    return Native(None, None, planned, plan.attention_scale)
+
+
+def _reloaded(module: Any, entry: dict[str, Any], strategy: Strategy, rope: Rope) -> Any:
+    """The module's config with `entry`, as it comes back from a saved file."""
+    config = copy.deepcopy(module.config)
+    write_entry(config, entry, rope.trained_length, strategy.target_length(rope))
+    return type(config).from_dict(config.to_dict())
+
+
+def _carrier(plan: Plan, rope: Rope, target: int) -> dict[str, Any]:
+    unscaled = Rope.standard(rope.dim, rope.base, rope.trained_length).inv_freq
+    return carrier((unscaled / plan.inv_freq).tolist(), plan.attention_scale, target)

@@ -1,0 +1,122 @@
+"""Names to strategies: the text form, aliases, wildcards and did-you-mean."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from functools import cache
+from types import MappingProxyType
+from typing import Any, get_args, get_type_hints
+
+import ropex.strategies
+from ropex.sizes import parse_size
+from ropex.strategies.base import Strategy
+from ropex.strategies.composed import Composed
+
+
+@cache
+def registry() -> MappingProxyType[str, type[Strategy]]:
+    """Every strategy by name, in alphabetical order, found in the folder `ropex/strategies`.
+
+    Raises:
+        RuntimeError: Two strategies claim one name.
+    """
+    found: dict[str, type[Strategy]] = {}
+    taken: dict[str, type[Strategy]] = {}
+    for info in pkgutil.iter_modules(ropex.strategies.__path__, "ropex.strategies."):
+        for value in vars(importlib.import_module(info.name)).values():
+            if not isinstance(value, type) or not issubclass(value, Strategy):
+                continue
+            if value.__module__ != info.name or "name" not in vars(value):
+                continue
+            for name in (value.name, *value.aliases):
+                if taken.setdefault(name, value) is not value:
+                    raise RuntimeError(f"{taken[name]} and {value} are both named {name!r}")
+            found[value.name] = value
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def list_strategies(pattern: str = "*") -> list[str]:
+    """Names of the strategies that match a shell wildcard, by name or by alias.
+
+    Example:
+        >>> list_strategies("*ntk*")
+        ['dynamic', 'ntk', 'ntk_by_parts']
+    """
+    return [
+        name
+        for name, cls in registry().items()
+        if any(fnmatchcase(alias, pattern.lower()) for alias in (name, *cls.aliases))
+    ]
+
+
+def strategy(text: str | Strategy) -> Strategy:
+    """The strategy that `text` describes; a strategy is returned as it is.
+
+    Args:
+        text: `NAME`, `NAME:VALUE`, `NAME:KEY=VALUE,...`, or several of these joined with `+`.
+
+    Raises:
+        ValueError: The text names an unknown strategy or parameter, or a value is not allowed.
+
+    Example:
+        >>> strategy("yarn:factor=4,beta_fast=16").plan(rope)
+    """
+    if isinstance(text, Strategy):
+        return text
+    parts = tuple(_parse(part.strip()) for part in text.split("+"))
+    return parts[0] if len(parts) == 1 else Composed(parts)
+
+
+def _parse(text: str) -> Strategy:
+    name, _, arguments = text.partition(":")
+    cls = _lookup(name.strip().lower())
+    values: dict[str, Any] = {}
+    names = [field.name for field in fields(cls)]
+    for index, argument in enumerate(filter(None, arguments.split(","))):
+        key, equals, value = (part.strip() for part in argument.partition("="))
+        if not equals and index == 0 and names:
+            key, value = names[0], key
+        elif not equals:
+            raise ValueError(f"{text!r}: write {argument.strip()!r} as KEY=VALUE")
+        if key not in names:
+            raise ValueError(f"{cls.name} has no parameter {key!r}{_hint(key, names)}")
+        if key in values:
+            raise ValueError(f"{text!r} gives {key} twice")
+        values[key] = _convert(cls, key, value)
+    return cls(**values)
+
+
+def _lookup(name: str) -> type[Strategy]:
+    names = {alias: cls for cls in registry().values() for alias in (cls.name, *cls.aliases)}
+    if name not in names:
+        raise ValueError(f"unknown strategy {name!r}{_hint(name, names, list(registry()))}")
+    return names[name]
+
+
+def _hint(given: str, names: Iterable[str], shown: Iterable[str] | None = None) -> str:
+    close = difflib.get_close_matches(given, list(names), n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return "; known: " + ", ".join(names if shown is None else shown)
+
+
+def _convert(cls: type[Strategy], key: str, value: str) -> Any:
+    """`value` as the type that the field declares."""
+    hint = get_type_hints(cls)[key]
+    kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        number = parse_size(value) if kind is int else float(value)
+    except (KeyError, ValueError):
+        allowed = {bool: "true or false", int: "a length such as 32k", float: "a number"}[kind]
+        raise ValueError(f"{cls.name}: {key} is {value!r}, it must be {allowed}") from None
+    if math.isnan(number):
+        raise ValueError(f"{cls.name}: {key} is not a number")
+    return number

@@ -1,0 +1,69 @@
+"""What a rotary embedding is, and what a strategy may change about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """The rotary embedding that a checkpoint was trained with.
+
+    Attributes:
+        dim: Number of rotated dimensions of a head; it may be smaller than the head.
+        base: The constant whose powers are the frequencies (`rope_theta`).
+        trained_length: Tokens of context that the checkpoint was trained at.
+        inv_freq: Radians per position of each pair of dimensions, `(dim // 2,)`, float64.
+        attention_scale: What cos and sin are already multiplied by; 1 unless YaRN was used.
+    """
+
+    dim: int
+    base: float
+    trained_length: int
+    inv_freq: Tensor
+    attention_scale: float = 1.0
+
+    @classmethod
+    def standard(cls, dim: int, base: float, trained_length: int) -> Rope:
+        """The unscaled embedding: `inv_freq[i] = base ** (-2 i / dim)` (Su et al., 2104.09864)."""
+        exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+        return cls(dim, base, trained_length, base**-exponents)
+
+
+class QueryScale(Protocol):
+    """A factor for each query, as a function of where it stands."""
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Factors of the queries at `positions`, same shape, float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that a strategy decides, for one sequence length.
+
+    Attributes:
+        inv_freq: Radians per position of each pair of dimensions, `(dim // 2,)`, float64.
+        attention_scale: Multiplies cos and sin, hence attention logits by its square.
+        query_scale: Multiplies each query by a function of its position; None changes nothing.
+    """
+
+    inv_freq: Tensor
+    attention_scale: float = 1.0
+    query_scale: QueryScale | None = None
+
+    @classmethod
+    def unchanged(cls, rope: Rope) -> Plan:
+        """The plan that leaves `rope` as it is."""
+        return cls(rope.inv_freq, rope.attention_scale)
+
+    def changes(self, rope: Rope) -> bool:
+        """Whether any part of the plan differs from `rope`."""
+        return (
+            not torch.equal(self.inv_freq, rope.inv_freq)
+            or self.attention_scale != rope.attention_scale
+            or self.query_scale is not None
+        )

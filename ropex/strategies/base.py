@@ -1,0 +1,142 @@
+"""What a strategy is: a frozen dataclass with one pure method, and a text form."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from torch import Tensor
+
+from ropex.rope import Plan, Rope
+from ropex.sizes import format_size
+
+Length: TypeAlias = int | Tensor
+"""A number of tokens; a 0-dimensional tensor when it is decided inside a compiled forward."""
+
+LengthClass: TypeAlias = Literal["static", "two", "per_length"]
+"""Which lengths share a plan: all of them, those on one side of the trained length, or none."""
+
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """A way to make a rotary embedding reach further than it was trained to.
+
+    A subclass is a method: its fields are the method's parameters with the paper's defaults. The
+    first field may be given without its name in the text form, as in `yarn:4`.
+
+    Attributes:
+        name: The name in text forms, results and listings.
+        aliases: Other names that mean the same.
+        paper: Where the formula comes from.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str]
+
+    @abstractmethod
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """The plan for sequences of `length` tokens, starting from `plan`.
+
+        `plan` is what the strategies before this one made of `rope`. Nothing is changed in place.
+        """
+
+    @property
+    def length_class(self) -> LengthClass:
+        """Which sequence lengths share one plan."""
+        return "static"
+
+    def plan(self, rope: Rope, length: Length | None = None) -> Plan:
+        """The plan for sequences of `length` tokens (by default `rope.trained_length`)."""
+        return self.apply(
+            Plan.unchanged(rope), rope, rope.trained_length if length is None else length
+        )
+
+    def scale(self, rope: Rope) -> float:
+        """How many times the trained length this strategy is meant to reach; 1 if unstated."""
+        return 1.0
+
+    def target_length(self, rope: Rope) -> int:
+        """Tokens of context that this strategy is meant to reach on `rope`."""
+        return round(self.scale(rope) * rope.trained_length)
+
+    def native(self, rope: Rope) -> dict[str, Any] | None:
+        """The rope entry with which transformers computes the same frequencies by itself.
+
+        Returns:
+            Keys and values of the config entry; empty if the frequencies stay as they are, None
+            if transformers has no such type.
+        """
+        return None
+
+    def __str__(self) -> str:
+        """The text form; it parses back to an equal strategy."""
+        given = {
+            field.name: _format(field.name, getattr(self, field.name))
+            for field in fields(self)
+            if field.default is MISSING or getattr(self, field.name) != field.default
+        }
+        if not given:
+            return self.name
+        first = fields(self)[0].name
+        if list(given) == [first]:
+            return f"{self.name}:{given[first]}"
+        return f"{self.name}:" + ",".join(f"{key}={value}" for key, value in given.items())
+
+
+@dataclass(frozen=True)
+class Scaled(Strategy):
+    """A strategy for a stated factor, or for a stated length from which the factor follows.
+
+    Args:
+        factor: Target length over trained length, at least 1.
+        length: Target length in tokens, instead of `factor`.
+    """
+
+    factor: float | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.factor is None) == (self.length is None):
+            raise ValueError(
+                f"{self.name} takes a factor or a target length, one of the two: "
+                f"{self.name}:4 or {self.name}:length=32k"
+            )
+        if self.factor is not None:
+            require(self, "factor", 1 <= self.factor < math.inf, "at least 1")
+        if self.length is not None:
+            require(self, "length", self.length >= 2, "at least 2")
+
+    def scale(self, rope: Rope) -> float:
+        """The factor, given or worked out from the target length.
+
+        Raises:
+            ValueError: The target length is shorter than the trained length.
+        """
+        if self.length is None:
+            assert self.factor is not None  # __post_init__ saw to it
+            return float(self.factor)
+        if self.length < rope.trained_length:
+            raise ValueError(
+                f"{self}: the model is trained for {format_size(rope.trained_length)} tokens "
+                "already; state a longer length"
+            )
+        return self.length / rope.trained_length
+
+
+def require(strategy: Strategy, field: str, condition: bool, allowed: str) -> None:
+    """Raise a ValueError that names the field, what it is and what is allowed."""
+    if not condition:
+        value = getattr(strategy, field)
+        raise ValueError(f"{strategy.name}: {field} is {value}, it must be {allowed}")
+
+
+def _format(field: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and field.endswith("length"):
+        return format_size(value)
+    # Shortest text that reads back; "+" separates strategies, so it cannot stand in a number.
+    return repr(float(value)).removesuffix(".0").replace("e+", "e")

@@ -1,0 +1,46 @@
+"""Several strategies, one after the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, LengthClass, Strategy
+
+
+@dataclass(frozen=True)
+class Composed(Strategy):
+    """Strategies applied left to right; the text form joins theirs with `+`.
+
+    Args:
+        parts: Two strategies or more.
+    """
+
+    parts: tuple[Strategy, ...]
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Give each strategy the plan of the one before it."""
+        for part in self.parts:
+            plan = part.apply(plan, rope, length)
+        return plan
+
+    @property
+    def length_class(self) -> LengthClass:
+        """The most demanding class of the parts."""
+        classes: tuple[LengthClass, ...] = ("static", "two", "per_length")
+        return max((part.length_class for part in self.parts), key=classes.index)
+
+    def scale(self, rope: Rope) -> float:
+        """The product of the parts' scales."""
+        return math.prod(part.scale(rope) for part in self.parts)
+
+    def native(self, rope: Rope) -> dict[str, Any] | None:
+        """The entry of the only part that changes frequencies, if it is the only one."""
+        entries = [entry for part in self.parts if (entry := part.native(rope)) != {}]
+        return {} if not entries else entries[0] if len(entries) == 1 else None
+
+    def __str__(self) -> str:
+        """The text forms of the parts, joined."""
+        return "+".join(map(str, self.parts))

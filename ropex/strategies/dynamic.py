@@ -1,0 +1,70 @@
+"""Dynamic NTK: the base grows with the sequence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, LengthClass, Strategy, require
+from ropex.strategies.ntk import ntk_base, ntk_ratio
+
+
+@dataclass(frozen=True)
+class Dynamic(Strategy):
+    """Enlarge the base as the sequence grows, and not at all within the trained length.
+
+    emozilla, "Dynamically Scaled RoPE" (2023), and Peng et al. (arXiv:2309.00071), section 3.3:
+    NTK-aware scaling by `factor * l / L - (factor - 1)` for a sequence of `l` tokens on a trained
+    length of `L`. Two conventions are in use: the paper's `l / L`, which is `factor` 1, and
+    transformers', where `factor` is the target length over the trained length.
+
+    A sequence's keys must all be rotated alike, so a key-value cache cannot be continued beyond
+    the trained length; `length` fixes the base for all sequences and makes it possible.
+
+    Args:
+        factor: 1 for the paper's convention, more for transformers'.
+        length: Use the base of this many tokens for every sequence.
+    """
+
+    name: ClassVar[str] = "dynamic"
+    aliases: ClassVar[tuple[str, ...]] = ("dynamic_ntk",)
+    paper: ClassVar[str] = "https://arxiv.org/abs/2309.00071"
+
+    factor: float = 1.0
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self, "factor", 1 <= self.factor < math.inf, "at least 1")
+        if self.length is not None:
+            require(self, "length", self.length >= 2, "at least 2")
+
+    @property
+    def length_class(self) -> LengthClass:
+        """Its own plan for each length, unless one length is fixed for all."""
+        return "per_length" if self.length is None else "static"
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Stretch as NTK-aware scaling does, by the growth at `length` tokens."""
+        growth = self.growth(rope, length if self.length is None else self.length)
+        ratio = ntk_ratio(rope.dim, growth).to(plan.inv_freq.device)
+        return replace(plan, inv_freq=plan.inv_freq * ratio)
+
+    def growth(self, rope: Rope, length: Length) -> torch.Tensor:
+        """Stretch of the slowest pair for sequences of `length` tokens, float64, at least 1."""
+        tokens = torch.as_tensor(length, dtype=torch.float64).clamp(min=rope.trained_length)
+        return self.factor * tokens / rope.trained_length - (self.factor - 1)
+
+    def scale(self, rope: Rope) -> float:
+        """The fixed length over the trained length, or the factor."""
+        return self.factor if self.length is None else max(1.0, self.length / rope.trained_length)
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The `dynamic` type, or the larger base if the length is fixed."""
+        if self.length is None:
+            return {"rope_type": "dynamic", "factor": float(self.factor)}
+        growth = float(self.growth(rope, self.length))
+        return {"rope_type": "default", "rope_theta": ntk_base(rope, growth)}

@@ -1,0 +1,61 @@
+"""Log-n scaling: sharper attention for later queries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, Strategy, require
+
+
+@dataclass(frozen=True)
+class LogN(Strategy):
+    """Multiply a query by `ln(n) / ln(L)` once it has more than `L` tokens in sight.
+
+    Su Jianlin, "Scale operation of attention from the perspective of entropy invariance" (2021)
+    and "ReRoPE" (2023): keeps the entropy of attention from growing with the number of keys. It
+    depends on the position of the query, not on the length of the sequence, so cached keys stay
+    valid. It changes no frequency: combine it, as in `yarn:4+logn`.
+
+    Args:
+        length: `L`, the tokens up to which nothing changes; by default the trained length.
+    """
+
+    name: ClassVar[str] = "logn"
+    aliases: ClassVar[tuple[str, ...]] = ("log_n",)
+    paper: ClassVar[str] = "https://kexue.fm/archives/8823"
+
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is not None:
+            require(self, "length", self.length >= 2, "at least 2")
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Add the scale of the queries.
+
+        Raises:
+            ValueError: Another strategy has set one already.
+        """
+        if plan.query_scale is not None:
+            raise ValueError("logn: the queries are scaled already; give one such strategy")
+        return replace(plan, query_scale=LogScale(self.length or rope.trained_length))
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The frequencies stay as they are."""
+        return {}
+
+
+@dataclass(frozen=True)
+class LogScale:
+    """`max(1, ln(position + 1) / ln(length))`."""
+
+    length: int
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Factors of the queries at `positions`, same shape, float32."""
+        return ((positions + 1).float().log() / math.log(self.length)).clamp(min=1)

@@ -1,0 +1,48 @@
+"""NTK-aware scaling: a larger base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, Scaled
+
+
+@dataclass(frozen=True)
+class Ntk(Scaled):
+    """Enlarge the base so that the slowest pair is interpolated and the fastest is untouched.
+
+    bloc97, "NTK-Aware Scaled RoPE" (2023), as given in Peng et al. (arXiv:2309.00071), section
+    3.1: `base * factor ** (dim / (dim - 2))`. Pairs between the two ends are stretched by less
+    than the factor, so the reach falls short of it.
+
+    Args:
+        factor: Stretch of the slowest pair, at least 1 (`alpha` in exllama).
+        length: Target length in tokens, instead of `factor`.
+    """
+
+    name: ClassVar[str] = "ntk"
+    aliases: ClassVar[tuple[str, ...]] = ("ntk_aware",)
+    paper: ClassVar[str] = "https://arxiv.org/abs/2309.00071"
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Stretch pair `i` by `factor ** (2 i / (dim - 2))`."""
+        return replace(plan, inv_freq=plan.inv_freq * ntk_ratio(rope.dim, self.scale(rope)))
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The `default` type with the larger base."""
+        return {"rope_type": "default", "rope_theta": ntk_base(rope, self.scale(rope))}
+
+
+def ntk_base(rope: Rope, factor: float) -> float:
+    """The base at which the slowest pair of `rope` is stretched by `factor`."""
+    return float(rope.base * factor ** (rope.dim / (rope.dim - 2)))
+
+
+def ntk_ratio(dim: int, factor: float | torch.Tensor) -> torch.Tensor:
+    """New frequency over old one of each pair, `(dim // 2,)`, float64."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / (dim - 2)
+    return torch.as_tensor(factor, dtype=torch.float64) ** -exponents

@@ -1,0 +1,82 @@
+"""Check on a live model that a patch does what was planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ropex.native import close
+
+if TYPE_CHECKING:
+    from ropex.patching import Patch
+
+_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` has seen.
+
+    Attributes:
+        sites: Rotary modules that hold the planned table, unrounded.
+        logit_change: Largest change of a logit beyond position 0 against the unpatched model.
+    """
+
+    sites: int
+    logit_change: float
+
+
+def verify(patch: Patch) -> Verification:
+    """Run the model on a few tokens spread over the target length, patched and not.
+
+    The tables are read after the patched pass. Logits of the first token must stay as they were,
+    since a rotation is relative; those of later tokens must move if the plan changes anything.
+
+    Raises:
+        RuntimeError: One of these does not hold.
+    """
+    length = max(patch.target_length, 2 * patch.rope.trained_length)
+    plan = patch.strategy.plan(patch.rope, length)
+    patched = probe_logits(patch.model, length)
+    if patch.changes_rope:
+        for site in patch.sites:
+            table = site.module.inv_freq.detach()
+            if table.dtype != torch.float32 or not close(table.cpu(), plan.inv_freq):
+                raise RuntimeError(
+                    f"{patch.strategy}: {site.name} does not hold the planned frequencies "
+                    f"({table.dtype}); it was rebuilt or rounded after patching"
+                )
+    with patch.suspended():
+        plain = probe_logits(patch.model, length)
+    change = (patched - plain).abs()
+    first, later = float(change[0].max()), float(change[1:].max())
+    if first > 1e-2 * float(plain[0].abs().max()) or not torch.isfinite(change).all():
+        raise RuntimeError(f"{patch.strategy}: the logits of position 0 moved by {first}")
+    if (later > 0) != plan.changes(patch.rope):
+        raise RuntimeError(
+            f"{patch.strategy}: logits beyond position 0 moved by {later}, but the plan changes "
+            f"{'something' if plan.changes(patch.rope) else 'nothing'}; look for another module "
+            "that computes the rotary embedding"
+        )
+    return Verification(len(patch.sites), later)
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module, length: int) -> Tensor:
+    """Logits, `(8, vocabulary)`, float64, of eight tokens spread over `length` positions."""
+    device = next(model.parameters()).device
+    ids = torch.arange(1, _PROBES + 1, device=device)[None]
+    training = model.training
+    model.eval()
+    output = model(
+        input_ids=ids,
+        position_ids=torch.linspace(0, length - 1, _PROBES, device=device).long()[None],
+        attention_mask=torch.ones_like(ids),  # without it, jumps mean packed sequences
+        use_cache=False,
+    )
+    model.train(training)
+    logits: Tensor = output.logits
+    return logits[0].double().cpu()
