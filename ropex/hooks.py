@@ -60,7 +60,7 @@ class LengthTable:
             return None
         x = args[0] if args else kwargs["x"]
         rows = []
-        for row in positions.split(1):
+        for row in torch.split(positions, 1):
             module.inv_freq = self.table_at(row.max() + 1)
             rows.append(module.forward(x, row))
         if isinstance(output, Tensor):
@@ -96,6 +96,24 @@ class CacheGuard:
                 f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
                 "fix the length (dynamic:length=32k) or pass use_cache=False"
             )
+
+
+class RefuseSaving:
+    """Stands in for `save_pretrained` where no config can say what the model computes.
+
+    Args:
+        strategy: The strategy's text, for the message.
+    """
+
+    def __init__(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Raise a ValueError."""
+        raise ValueError(
+            f"{self.strategy} cannot be written into a config, so the saved model would compute "
+            "something else; save it inside `with patch.suspended():` and patch it after loading"
+        )
 
 
 def scaled_attention(base: str) -> str:

@@ -69,13 +69,12 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
     """
     module = sites(model)[0].module
     entry = read_entry(module.config)
-    if entry["rope_type"] == "longrope":
-        # Equal lists are how any static vector is carried; unequal ones switch by length.
-        if entry["short_factor"] != entry["long_factor"]:
-            raise UnsupportedModel(
-                f"{module.config.model_type} switches its frequencies by length (longrope); "
-                "a strategy needs one set to start from"
-            )
+    # Equal lists are how any static vector is carried; unequal ones switch by length.
+    if entry.get("short_factor") != entry.get("long_factor"):
+        raise UnsupportedModel(
+            f"{module.config.model_type} switches its frequencies by length (longrope); "
+            "a strategy needs one set to start from"
+        )
     length = trained_length or getattr(module.config, "max_position_embeddings", None)
     if not length:
         raise ValueError(
@@ -94,6 +93,13 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
     )
 
 
+def decoder_of(model: nn.Module, site: Site) -> nn.Module:
+    """The smallest model of transformers that holds `site`; it is called with the cache."""
+    path = site.name.split(".")
+    owners = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
+    return next((o for o in reversed(owners) if hasattr(o, "get_input_embeddings")), model)
+
+
 def _table(module: Any) -> Tensor:
     """The unrounded frequencies of a rotary module, float32, on the CPU."""
     live = module.inv_freq
@@ -106,7 +112,8 @@ def _table(module: Any) -> Tensor:
 
 def _holds(module: nn.Module) -> bool:
     return any(
-        name.endswith("inv_freq") and "original" not in name for name, _ in module.named_buffers(recurse=False)
+        name.endswith("inv_freq") and "original" not in name
+        for name, _ in module.named_buffers(recurse=False)
     )
 
 

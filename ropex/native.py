@@ -53,11 +53,9 @@ def realise(module: Any, strategy: Strategy, rope: Rope) -> Native:
     if strategy.length_class != "static":
         return _by_length(module, strategy, rope, plan)
     for entry in (strategy.native(rope), _carrier(plan, rope, strategy.target_length(rope))):
-        if entry:
-            try:
-                table, scale = native_table(module, _reloaded(module, entry, strategy, rope))
-            except (KeyError, TypeError, ValueError):
-                continue  # this family does not take entries of this type (Phi-3 and YaRN)
+        config = _reloaded(module, entry, strategy, rope)
+        if config is not None:
+            table, scale = native_table(module, config)
             if close(table, plan.inv_freq) and abs(scale - plan.attention_scale) < 1e-9:
                 return Native(entry, table, None, scale)
     return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
@@ -86,10 +84,9 @@ def _by_length(module: Any, strategy: Strategy, rope: Rope, plan: Plan) -> Nativ
         return strategy.plan(rope, length).inv_freq.to(length.device, torch.float32)
 
     entry = strategy.native(rope)
-    if entry and entry["rope_type"] == "dynamic":
+    config = _reloaded(module, entry, strategy, rope)
+    if config is not None and entry and entry["rope_type"] == "dynamic":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-        config = _reloaded(module, entry, strategy, rope)
 
         def native(length: Tensor) -> Tensor:
             table: Tensor = ROPE_INIT_FUNCTIONS["dynamic"](
@@ -103,11 +100,21 @@ def _by_length(module: Any, strategy: Strategy, rope: Rope, plan: Plan) -> Nativ
     return Native(None, None, planned, plan.attention_scale)
 
 
-def _reloaded(module: Any, entry: dict[str, Any], strategy: Strategy, rope: Rope) -> Any:
-    """The module's config with `entry`, as it comes back from a saved file."""
+def _reloaded(module: Any, entry: dict[str, Any] | None, strategy: Strategy, rope: Rope) -> Any:
+    """The module's config with `entry`, as it comes back from a file and builds a module.
+
+    None if there is no entry, or if the family does not take one of its type (Phi-3 and YaRN).
+    """
+    if not entry:
+        return None
     config = copy.deepcopy(module.config)
-    write_entry(config, entry, rope.trained_length, strategy.target_length(rope))
-    return type(config).from_dict(config.to_dict())
+    try:
+        write_entry(config, entry, rope.trained_length, strategy.target_length(rope))
+        config = type(config).from_dict(config.to_dict())
+        native_table(module, config)
+    except Exception:  # families refuse entries with exceptions of many kinds
+        return None
+    return config
 
 
 def _carrier(plan: Plan, rope: Rope, target: int) -> dict[str, Any]:

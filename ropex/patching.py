@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ropex.errors import UnsupportedModel
-from ropex.hooks import CacheGuard, FixedTable, LengthTable, scaled_attention
-from ropex.models import Site, rope_of, sites
+from ropex.hooks import CacheGuard, FixedTable, LengthTable, RefuseSaving, scaled_attention
+from ropex.models import Site, decoder_of, rope_of, sites
 from ropex.native import Native, realise
 from ropex.registry import strategy as parse_strategy
 from ropex.rope import Plan, Rope
@@ -77,7 +77,8 @@ class Patch:
     def __init__(
         self, model: nn.Module, strategy: Strategy, trained_length: int | None, lift: bool
     ) -> None:
-        self.model, self.strategy, self._lift = model, strategy, lift
+        self.model: Any = model
+        self.strategy, self._lift = strategy, lift
         self.sites: tuple[Site, ...] = sites(model)
         self.rope: Rope = rope_of(model, trained_length)
         self.plan: Plan = strategy.plan(self.rope)
@@ -164,6 +165,8 @@ class Patch:
                     self._install_rope(config, undo)
                 if self.plan.query_scale is not None:
                     self._install_query_scale(config, undo)
+                if not self.in_config:
+                    _set(self.model, "save_pretrained", RefuseSaving(str(self.strategy)), undo)
             patches = _stack(self.sites)
             patches.append((id(self), str(self.strategy)))
             undo.callback(patches.pop)
@@ -186,10 +189,8 @@ class Patch:
                 _set(site.module, name, config.max_position_embeddings, undo)
         if native.table_at is not None:
             guard = CacheGuard(str(self.strategy), self.rope.trained_length)
-            for name in {site.name.rpartition(".")[0] for site in self.sites}:
-                owner = self.model.get_submodule(name)
-                hook = owner.register_forward_pre_hook(guard, with_kwargs=True)
-                undo.callback(hook.remove)
+            decoder = decoder_of(self.model, self.sites[0])
+            undo.callback(decoder.register_forward_pre_hook(guard, with_kwargs=True).remove)
 
     def _install_query_scale(self, config: Any, undo: ExitStack) -> None:
         """Send attention through a function that scales the queries first."""
@@ -209,17 +210,15 @@ def _install_table(module: Any, native: Native, undo: ExitStack) -> None:
     table = native.inv_freq
     if native.table_at is not None:
         by_length = LengthTable(native.table_at)
-        hooks = (
-            module.register_forward_pre_hook(by_length.before, with_kwargs=True),
-            module.register_forward_hook(by_length.after, with_kwargs=True),
-        )
+        before = module.register_forward_pre_hook(by_length.before, with_kwargs=True)
+        undo.callback(before.remove)
+        undo.callback(module.register_forward_hook(by_length.after, with_kwargs=True).remove)
         table = module.inv_freq
     else:
         assert table is not None  # a strategy has a table or a function of the length
         table = table.to(_device(module))
-        hooks = (module.register_forward_pre_hook(FixedTable(table), with_kwargs=True),)
-    for hook in hooks:
-        undo.callback(hook.remove)
+        fixed = module.register_forward_pre_hook(FixedTable(table), with_kwargs=True)
+        undo.callback(fixed.remove)
     # A copy each: transformers 4 has one storage for both, and would see changes to either.
     _set(module, "inv_freq", table, undo)
     _set(module, "original_inv_freq", table.clone(), undo)

@@ -12,11 +12,13 @@ from typing import Any
 from ropex.errors import UnsupportedModel
 
 # Parameters of one rope type; they go when another type is written.
-_TYPE_KEYS = frozenset(
-    "type factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
-    "low_freq_factor high_freq_factor short_factor long_factor short_mscale long_mscale "
-    "original_max_position_embeddings alpha".split()
-)
+# fmt: off
+_TYPE_KEYS = frozenset({
+    "type", "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+    "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
+    "short_mscale", "long_mscale", "original_max_position_embeddings", "alpha",
+})
+# fmt: on
 # Rope types whose factor multiplies `max_position_embeddings`, which must stay as trained.
 _MULTIPLIES_MAX = ("linear", "dynamic")
 
@@ -128,7 +130,11 @@ def fold_version_5(raw: dict[str, Any], config: Any) -> None:
     model with a base of 10000.
     """
     entry = raw.get("rope_parameters")
-    if not isinstance(entry, dict) or "rope_theta" in raw or hasattr(type(config), "rope_parameters"):
+    if (
+        not isinstance(entry, dict)
+        or "rope_theta" in raw
+        or hasattr(type(config), "rope_parameters")
+    ):
         return
     for key, value in _version_4(entry).items():
         setattr(config, key, value)

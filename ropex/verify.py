@@ -32,8 +32,9 @@ class Verification:
 def verify(patch: Patch) -> Verification:
     """Run the model on a few tokens spread over the target length, patched and not.
 
-    The tables are read after the patched pass. Logits of the first token must stay as they were,
-    since a rotation is relative; those of later tokens must move if the plan changes anything.
+    Each rotary module is called, and its table read afterwards. Logits of the first token must
+    stay as they were, since a rotation is relative; those of later tokens must move if the plan
+    changes anything.
 
     Raises:
         RuntimeError: One of these does not hold.
@@ -43,6 +44,7 @@ def verify(patch: Patch) -> Verification:
     patched = probe_logits(patch.model, length)
     if patch.changes_rope:
         for site in patch.sites:
+            site.module(torch.zeros(1, 1, 1), position_ids=_positions(length))
             table = site.module.inv_freq.detach()
             if table.dtype != torch.float32 or not close(table.cpu(), plan.inv_freq):
                 raise RuntimeError(
@@ -73,10 +75,14 @@ def probe_logits(model: nn.Module, length: int) -> Tensor:
     model.eval()
     output = model(
         input_ids=ids,
-        position_ids=torch.linspace(0, length - 1, _PROBES, device=device).long()[None],
+        position_ids=_positions(length).to(device),
         attention_mask=torch.ones_like(ids),  # without it, jumps mean packed sequences
         use_cache=False,
     )
     model.train(training)
     logits: Tensor = output.logits
     return logits[0].double().cpu()
+
+
+def _positions(length: int) -> Tensor:
+    return torch.linspace(0, length - 1, _PROBES).long()[None]

@@ -12,11 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 FILLER = "The river runs slow. The stones are warm. A bird sings twice. We walk on. Then we rest. "
+# fmt: off
 NAMES = (
-    "Lisbon Oslo Cairo Lima Quito Delhi Hanoi Paris Rome Berlin Madrid Dublin Vienna Athens Warsaw "
-    "Prague Tokyo Seoul Boston Denver Dallas Austin Tunis Accra Dakar Nairobi Lagos Havana Bogota "
-    "Kyoto Osaka Milan Turin Geneva Zurich Munich Bremen Lyon Nice Porto Seville Bilbao Glasgow"
-).split()
+    "Lisbon", "Oslo", "Cairo", "Lima", "Quito", "Delhi", "Hanoi", "Paris", "Rome", "Berlin",
+    "Madrid", "Dublin", "Vienna", "Athens", "Warsaw", "Prague", "Tokyo", "Seoul", "Boston",
+    "Denver", "Dallas", "Austin", "Tunis", "Accra", "Dakar", "Nairobi", "Lagos", "Havana",
+    "Bogota", "Kyoto", "Osaka", "Milan", "Turin", "Geneva", "Zurich", "Munich", "Bremen", "Lyon",
+    "Nice", "Porto", "Seville", "Bilbao", "Glasgow",
+)
+# fmt: on
 
 Row = tuple[list[int], list[float]]
 
@@ -85,7 +89,9 @@ class RowSampler:
         ]
         return self._asked(context, questions, length)
 
-    def _asked(self, context: list[int], questions: list[tuple[str, list[int]]], length: int) -> Row:
+    def _asked(
+        self, context: list[int], questions: list[tuple[str, list[int]]], length: int
+    ) -> Row:
         ids, weights = [self.bos, *context], [1.0] * (len(context) + 1)
         for answer, question in questions:
             answer_ids = self.encode(answer)

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import yaml
-from rows import FILLER, NAMES, RowSampler
-from ropex_eval.stdlib import training_texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ropex_eval.stdlib import training_texts
+from rows import FILLER, NAMES, RowSampler
 
 PIECE = 4096  # documents are cut into pieces of this many tokens, so that each weighs the same
 

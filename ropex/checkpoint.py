@@ -1,0 +1,168 @@
+"""Load checkpoints, and write patched ones that load without ropex."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ropex.patching import Patch
+from ropex.rope_config import both_notations, fold_version_5
+from ropex.shipped import demo_checkpoint
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
+
+
+def find(model: str) -> Path:
+    """Folder of a checkpoint: a folder, `demo` for the one that ropex ships, or a hub id.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
+    """
+    folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(model))
+        except Exception as error:  # no network, no such repository, not an id, no permission
+            reason = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(
+                f"{model!r} is neither a folder nor a model of the hub ({reason})"
+            ) from error
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
+    return folder
+
+
+def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> Any:
+    """The causal language model of a checkpoint, in evaluation mode.
+
+    Args:
+        folder: The checkpoint.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for what the checkpoint holds.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=_load_config(folder, trust_remote_code),
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+    )
+    return model.eval()
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        FileNotFoundError: The checkpoint has none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError) as error:
+        # transformers 4 does not know the class that 5 writes; the file itself is the same.
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        raise FileNotFoundError(f"{folder} holds no tokenizer that transformers reads") from error
+
+
+def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model of a checkpoint without its weights: enough to read and to plan, at any size."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            _load_config(folder, trust_remote_code), trust_remote_code=trust_remote_code
+        )
+
+
+def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) -> None:
+    """Write the checkpoint in `folder` with the config of a patch, weights untouched.
+
+    Plain `from_pretrained` of transformers 4 and 5 loads it to what the patched model computes.
+    Weights are hard links where the file system allows it, copies elsewhere.
+
+    Args:
+        folder: The checkpoint; it is only read.
+        patch: A patch of its model, which may be a skeleton.
+        out: Where to write. It appears complete or not at all.
+        force: Replace `out` if it holds a checkpoint already.
+
+    Raises:
+        FileExistsError: `out` exists and `force` is not set, or it is not a checkpoint.
+        ValueError: No config can say what the strategy does.
+    """
+    if not patch.in_config:
+        raise ValueError(
+            f"{patch.strategy} cannot be written into a config that transformers reads alike; "
+            "apply it after loading, with ropex.patch"
+        )
+    _check_out(folder, out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        built = Path(temporary) / "checkpoint"
+        built.mkdir()
+        for source in sorted(path for path in folder.iterdir() if path.is_file()):
+            _carry(source, built / source.name)
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _write_json(built / "config.json", both_notations(raw, patch.model.config))
+        _raise_tokenizer_limit(built / "tokenizer_config.json", patch.target_length)
+        if out.exists():
+            os.replace(out, Path(temporary) / "replaced")
+        os.replace(built, out)
+
+
+def _check_out(folder: Path, out: Path, force: bool) -> None:
+    source, target = folder.resolve(), out.resolve()
+    if source == target or target in source.parents:
+        raise FileExistsError(f"{out} holds the checkpoint that is read; write elsewhere")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not force:
+            raise FileExistsError(f"{out} exists; --force replaces it")
+        if not (out / "config.json").is_file():
+            raise FileExistsError(f"{out} is not a checkpoint, so it is not replaced")
+
+
+def _carry(source: Path, target: Path) -> None:
+    """Link a file of weights, copy any other, which a user may want to edit."""
+    if source.suffix in _WEIGHTS:
+        try:
+            os.link(source.resolve(), target)
+            return
+        except OSError:  # another file system, or one without hard links
+            pass
+    shutil.copyfile(source, target)
+
+
+def _raise_tokenizer_limit(path: Path, length: int) -> None:
+    """Let the tokenizer pass `length` tokens; engines take the smaller of the limits."""
+    if not path.is_file():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("model_max_length", length) < length:
+        settings["model_max_length"] = length
+        _write_json(path, settings)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _load_config(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    fold_version_5(raw, config)
+    return config

@@ -1,0 +1,54 @@
+"""The command line: one command, one module for each group of verbs, heavy imports inside them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import ropex
+from ropex.cli import checkpoints, evaluate, listing
+from ropex.errors import UnsupportedModel
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = _Parser(prog="ropex", description=ropex.__doc__)
+    parser.add_argument("--version", action="version", version=f"ropex {ropex.__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    for module in (evaluate, checkpoints, listing):
+        module.add_verbs(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0, or 2 for a mistake of the user, which is told in one line on stderr.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, UnsupportedModel) as error:
+        if arguments.traceback:
+            raise
+        print(f"ropex: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ropex: interrupted; what is finished is kept", file=sys.stderr)
+        return 130
+    return 0
