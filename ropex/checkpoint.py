@@ -50,7 +50,7 @@ def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = F
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         config=_load_config(folder, trust_remote_code),
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -81,8 +81,9 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
+        return auto.from_config(
             _load_config(folder, trust_remote_code), trust_remote_code=trust_remote_code
         )
 

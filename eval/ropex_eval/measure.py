@@ -75,7 +75,7 @@ def cost(config: Any, length: int) -> float:
     mlp = 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     weights = config.num_hidden_layers * config.hidden_size * (4 * width + mlp)
     attention = 2 * config.num_hidden_layers * width * length
-    return float(length) * (weights + attention)
+    return float(length * (weights + attention))
 
 
 def measure(

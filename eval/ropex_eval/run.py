@@ -220,4 +220,8 @@ def _progress(study: Study, todo: Sequence[Strategy]) -> Iterator[Callable[[int]
     total = sum(cost(config, n) for n in lengths) * len(study.corpus.windows)
     style = "{percentage:3.0f}% |{bar:30}| {elapsed} so far, {remaining} left"
     with tqdm(total=total, disable=None, leave=False, bar_format=style) as bar:
-        yield lambda length: bar.update(cost(config, length)) and None
+
+        def advance(length: int) -> None:
+            bar.update(cost(config, length))
+
+        yield advance

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -40,11 +40,15 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        clean_up_tokenization_spaces=False,
+    fast: Any = PreTrainedTokenizerFast
+    return cast(
+        PreTrainedTokenizerFast,
+        fast(
+            tokenizer_object=tokenizer,
+            bos_token="<s>",
+            eos_token="</s>",
+            clean_up_tokenization_spaces=False,
+        ),
     )
 
 
@@ -115,7 +119,7 @@ def loss_of(
 
 def schedule(part: float, training: dict[str, Any]) -> float:
     """Multiplier of the learning rates when `part` of the tokens are done."""
-    warmup, decay = training["warmup_part"], training["decay_part"]
+    warmup, decay = float(training["warmup_part"]), float(training["decay_part"])
     return min(1.0, (part + 1e-4) / warmup, (1.0 - part) / decay)
 
 
@@ -174,7 +178,7 @@ def save(
     }
     torch.save(state, out / "state.tmp")
     os.replace(out / "state.tmp", out / "state.pt")
-    half = LlamaForCausalLM(model.config)
+    half: Any = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
     half.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)

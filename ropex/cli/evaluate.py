@@ -182,8 +182,8 @@ def _measure(
     _say(
         f"model  {arguments.model}: {model.config.model_type}, trained at {format_size(trained)} "
         f"tokens, {str(model.dtype).removeprefix('torch.')} on {device}\n"
-        f"text   {arguments.data}: {len(corpus.windows)} windows of {format_size(protocol.longest)} "
-        f"tokens from {len(corpus.documents)} documents{left_out}"
+        f"text   {arguments.data}: {len(corpus.windows)} windows of "
+        f"{format_size(protocol.longest)} tokens from {len(corpus.documents)} documents{left_out}"
     )
     return run(study, strategies, out, force=arguments.force)
 
