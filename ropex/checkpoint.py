@@ -81,9 +81,8 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):
-        return auto.from_config(
+        return AutoModelForCausalLM.from_config(
             _load_config(folder, trust_remote_code), trust_remote_code=trust_remote_code
         )
 

@@ -233,7 +233,7 @@ _MISSING = object()
 
 def _set(module: Any, name: str, value: Any, undo: ExitStack) -> None:
     """Set an attribute, and remember to put back the very object that was there."""
-    old = getattr(module, name, _MISSING)
+    old = vars(module).get(name, module._buffers.get(name, _MISSING))
 
     def restore() -> None:
         if old is _MISSING:

@@ -30,7 +30,7 @@ def read_entry(config: Any) -> dict[str, Any]:
         UnsupportedModel: The config has one entry per layer type.
         ValueError: The config does not say what the base is.
     """
-    if isinstance(getattr(config, "rope_parameters", None), dict):
+    if _version_5() and isinstance(getattr(config, "rope_parameters", None), dict):
         entry = dict(config.rope_parameters)
         if any(isinstance(value, dict) for value in entry.values()):
             raise UnsupportedModel(
@@ -68,9 +68,9 @@ def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -
     original = entry.get("original_max_position_embeddings")
     if original is not None and hasattr(config, "original_max_position_embeddings"):
         config.original_max_position_embeddings = original  # it would overrule the entry
-    if hasattr(config, "rope_parameters"):
-        config.rope_parameters = entry
-    else:
+    if _version_5() or hasattr(config, "rope_parameters"):
+        config.rope_parameters = entry  # version 4 keeps it too, from a file with both notations
+    if not _version_5():
         scaling = _version_4(entry)
         config.rope_theta, config.rope_scaling = scaling["rope_theta"], scaling["rope_scaling"]
         if hasattr(config, "rotary_emb_base"):
@@ -130,14 +130,16 @@ def fold_version_5(raw: dict[str, Any], config: Any) -> None:
     model with a base of 10000.
     """
     entry = raw.get("rope_parameters")
-    if (
-        not isinstance(entry, dict)
-        or "rope_theta" in raw
-        or hasattr(type(config), "rope_parameters")
-    ):
+    if _version_5() or "rope_theta" in raw or not isinstance(entry, dict):
         return
     for key, value in _version_4(entry).items():
         setattr(config, key, value)
+
+
+def _version_5() -> bool:
+    import transformers
+
+    return int(transformers.__version__.split(".")[0]) >= 5
 
 
 def _version_4(entry: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Scorer:
             return _nll_of(logits, targets).cpu()
         hidden = self._hidden(ids)[-1 - last : -1]
         rows = self._rows(len(ids), hidden.shape[-1])
-        chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+        chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
         return torch.cat([_nll_of(self.head(part), goal) for part, goal in chunks]).cpu()
 
     def _hidden(self, ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -40,15 +40,11 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast: Any = PreTrainedTokenizerFast
-    return cast(
-        PreTrainedTokenizerFast,
-        fast(
-            tokenizer_object=tokenizer,
-            bos_token="<s>",
-            eos_token="</s>",
-            clean_up_tokenization_spaces=False,
-        ),
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -150,7 +146,7 @@ def train(recipe: dict[str, Any], out: Path) -> None:
         rng = random.Random(recipe["seed"] * 1_000_003 + step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(forward, sampler, rng, training["batch_tokens"] // length, length)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()

@@ -59,7 +59,7 @@ def quiet() -> None:
     import datasets
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.formatwarning = lambda message, *_, **__: f"ropex: warning: {message}\n"

@@ -1,0 +1,250 @@
+"""Clause 7: a saved checkpoint computes what the patched model does, without ropex."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_LENGTH, STATIC, TRAINED, logits, tiny_model, tokens
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import ropex
+from ropex.checkpoint import find, load_model, load_skeleton, save_patched
+
+IDS = tokens()
+SAVED = (*STATIC, *BY_LENGTH)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of a tiny Llama, as transformers saves it."""
+    path = tmp_path / "model"
+    tiny_model("llama").save_pretrained(path)
+    (path / "tokenizer_config.json").write_text('{"model_max_length": 32}', encoding="utf-8")
+    return path
+
+
+def write(folder: Path, out: Path, text: str, **options: Any) -> None:
+    with ropex.patch(load_skeleton(folder), text) as patch:
+        save_patched(folder, patch, out, **options)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("text", SAVED)
+def test_a_written_checkpoint_loads_to_the_patched_model(
+    folder: Path, tmp_path: Path, text: str
+) -> None:
+    write(folder, tmp_path / "out", text)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model = load_model(folder)
+    with ropex.patch(model, text):
+        live = logits(model, IDS)
+    assert not torch.equal(logits(model, IDS), live)
+    assert torch.equal(logits(loaded, IDS), live)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("text", ["yarn:4", "dynamic:4", "linear:2+ntk:2"])
+def test_other_families_load_alike(tmp_path: Path, kind: str, text: str) -> None:
+    model = tiny_model(kind)
+    model.save_pretrained(tmp_path / "model")
+    write(tmp_path / "model", tmp_path / "out", text)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with ropex.patch(model, text):
+        assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+
+
+@pytest.mark.parametrize("text", SAVED)
+def test_save_pretrained_of_a_patched_model_saves_the_patch(tmp_path: Path, text: str) -> None:
+    model = tiny_model("llama")
+    ropex.patch(model, text)
+    model.save_pretrained(tmp_path)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+
+
+@pytest.mark.parametrize("text", SAVED)
+def test_both_notations_say_the_same(folder: Path, tmp_path: Path, text: str) -> None:
+    write(folder, tmp_path / "out", text)
+    config = config_of(tmp_path / "out")
+    entry = dict(config["rope_parameters"])
+    assert entry.pop("rope_theta") == config["rope_theta"]
+    unscaled = entry["rope_type"] == "default"
+    assert config["rope_scaling"] == (None if unscaled else entry)
+    assert isinstance(config["max_position_embeddings"], int)
+    assert isinstance(config["rope_theta"], float)
+    target = ropex.strategy(text).target_length(ropex.rope_of(load_skeleton(folder)))
+    stays = entry["rope_type"] in ("linear", "dynamic")  # engines multiply these by the factor
+    assert config["max_position_embeddings"] == (TRAINED if stays else target)
+    unchanged = set(config_of(folder)) - {
+        "rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings",
+    }  # fmt: skip
+    assert all(config[key] == config_of(folder)[key] for key in unchanged)
+
+
+def test_a_second_patch_starts_from_the_first(folder: Path, tmp_path: Path) -> None:
+    write(folder, tmp_path / "one", "yarn:2")
+    write(tmp_path / "one", tmp_path / "two", "linear:2")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "two").eval()
+    model = load_model(folder)
+    with ropex.patch(model, "yarn:2"), ropex.patch(model, "linear:2"):
+        assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+
+
+def test_none_writes_both_notations_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    write(folder, tmp_path / "out", "none")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(logits(loaded, IDS), logits(load_model(folder), IDS))
+    assert {"rope_parameters", "rope_theta", "rope_scaling"} <= set(config_of(tmp_path / "out"))
+
+
+def test_weights_are_linked_and_the_source_is_untouched(folder: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write(folder, tmp_path / "out", "yarn:4")
+    assert os.path.samefile(folder / "model.safetensors", tmp_path / "out" / "model.safetensors")
+    limit = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert limit == {"model_max_length": 128}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_weights_are_copied_where_links_are_not_possible(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "link", refuse)
+    write(folder, tmp_path / "out", "yarn:4")
+    copy = tmp_path / "out" / "model.safetensors"
+    assert copy.read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert copy.stat().st_nlink == 1
+
+
+def test_an_existing_folder_is_replaced_only_when_told_to(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(folder, out, "yarn:4")
+    before = config_of(out)
+    with pytest.raises(FileExistsError, match="--force replaces it"):
+        write(folder, out, "linear:4")
+    assert config_of(out) == before
+    write(folder, out, "linear:4", force=True)
+    assert config_of(out) != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_force_does_not_replace_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="not a checkpoint"):
+        write(folder, tmp_path / "home", "yarn:4", force=True)
+    with pytest.raises(FileExistsError, match="that is read"):
+        write(folder, folder, "yarn:4", force=True)
+    with pytest.raises(FileExistsError, match="that is read"):
+        write(folder, tmp_path, "yarn:4", force=True)
+    assert (tmp_path / "home" / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+
+
+@pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn"])
+def test_what_no_config_can_say_is_not_saved(folder: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="cannot be written into a config"):
+        write(folder, tmp_path / "out", text)
+    assert not (tmp_path / "out").exists()
+    model = load_model(folder)
+    with ropex.patch(model, text) as patch:
+        with pytest.raises(ValueError, match="cannot be written into a config"):
+            model.save_pretrained(tmp_path / "out")
+        with patch.suspended():
+            model.save_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
+
+
+def test_the_window_can_be_lifted_in_a_checkpoint(tmp_path: Path) -> None:
+    model = tiny_model("mistral", sliding_window=40)
+    model.save_pretrained(tmp_path / "model")
+    skeleton = load_skeleton(tmp_path / "model")
+    with ropex.patch(skeleton, "yarn:4", lift_sliding_window=True) as patch:
+        save_patched(tmp_path / "model", patch, tmp_path / "out")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with ropex.patch(model, "yarn:4", lift_sliding_window=True):
+        assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+
+
+def test_a_skeleton_holds_no_weights_and_knows_its_rope(folder: Path) -> None:
+    skeleton = load_skeleton(folder)
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+    rope = ropex.rope_of(skeleton)
+    assert torch.equal(rope.inv_freq, ropex.rope_of(load_model(folder)).inv_freq)
+
+
+def test_a_patch_of_a_skeleton_lives_on_when_weights_arrive(folder: Path) -> None:
+    skeleton = load_skeleton(folder)
+    ropex.patch(skeleton, "yarn:4")
+    skeleton.load_state_dict(load_model(folder).state_dict(), assign=True)
+    model = load_model(folder)
+    with ropex.patch(model, "yarn:4"):
+        assert torch.equal(logits(skeleton.eval(), IDS), logits(model, IDS))
+
+
+def test_a_file_of_version_5_alone_is_read_right(tmp_path: Path) -> None:
+    theta = 5e5
+    if hasattr(AutoConfig.for_model("llama"), "rope_parameters"):
+        entry = {"rope_type": "default", "rope_theta": theta}
+        tiny_model("llama", rope_parameters=entry).save_pretrained(tmp_path)
+    else:
+        tiny_model("llama", rope_theta=theta).save_pretrained(tmp_path)
+        raw = config_of(tmp_path)
+        raw["rope_parameters"] = {"rope_type": "default", "rope_theta": raw.pop("rope_theta")}
+        del raw["rope_scaling"]
+        (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    assert set(config_of(tmp_path)).isdisjoint({"rope_theta", "rope_scaling"})
+    assert ropex.rope_of(load_model(tmp_path)).base == theta
+    assert ropex.rope_of(load_skeleton(tmp_path)).base == theta
+    write(tmp_path, tmp_path / "out", "yarn:4")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model = load_model(tmp_path)
+    with ropex.patch(model, "yarn:4"):
+        assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+
+
+def test_what_is_no_checkpoint_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no config"):
+        find(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a model of the hub"):
+        find("nobody/nothing")
+
+
+# Set where the other transformers is installed, to its Python.
+OTHER = os.environ.get("ROPEX_OTHER_PYTHON")
+_LOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.no_grad():
+    torch.save(model(torch.load(sys.argv[2]), use_cache=False).logits, sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(OTHER is None, reason="ROPEX_OTHER_PYTHON names no other transformers")
+@pytest.mark.parametrize("text", ["none", "yarn:4", "linear:1.7", "ntk:4", "dynamic:4", "llama3:4",
+                                  "linear:2+yarn:2"])  # fmt: skip
+def test_the_other_version_of_transformers_loads_the_same(
+    folder: Path, tmp_path: Path, text: str
+) -> None:
+    write(folder, tmp_path / "out", text)
+    torch.save(IDS, tmp_path / "ids.pt")
+    arguments = [str(tmp_path / name) for name in ("out", "ids.pt", "logits.pt")]
+    subprocess.run([str(OTHER), "-c", _LOAD, *arguments], check=True, capture_output=True)
+    model = load_model(folder)
+    with ropex.patch(model, text):
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model, IDS))
+    assert Path(str(OTHER)) != Path(sys.executable)
