@@ -47,7 +47,7 @@ class RowSampler:
 
     def row(self, rng: random.Random, length: int) -> Row:
         """One row of `length` + 1 tokens: `length` inputs, and the targets one place later."""
-        kinds = {"needle": self._needle, "facts": self._facts, "copy": self._copy}
+        kinds = {"needle": self.needle, "facts": self._facts, "copy": self._copy}
         draw = rng.random()
         for kind, share in self.shares.items():
             if draw < share:
@@ -66,14 +66,15 @@ class RowSampler:
         ids = [self.bos, *(string * repeats)[:length]]
         return ids, [0.0] * (period + 1) + [1.0] * (length - period)
 
-    def _needle(self, rng: random.Random, length: int) -> Row:
+    def needle(self, rng: random.Random, length: int, depth: float | None = None) -> Row:
+        """A number hidden at a depth from 0 to 1 (any, if None), and asked for at the end."""
         key = _digits(rng)
         needle = self.encode(f"\nThe pass key is {key}. Remember it.\n")
         question, answer = self.encode("\nWhat is the pass key? The pass key is"), _answer(key)
         room = length - len(needle) - len(question) - len(self.encode(answer))
         hay = self._filler(room) if rng.random() < 0.5 else self._excerpt(rng, room)
-        depth = rng.randint(0, len(hay))
-        context = [*hay[:depth], *needle, *hay[depth:], *question]
+        place = rng.randint(0, len(hay)) if depth is None else round(depth * len(hay))
+        context = [*hay[:place], *needle, *hay[place:], *question]
         return self._asked(context, [(answer, [])], length)
 
     def _facts(self, rng: random.Random, length: int) -> Row:
