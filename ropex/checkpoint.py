@@ -18,18 +18,20 @@ from ropex.shipped import demo_checkpoint
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 
 
-def find(model: str) -> Path:
+def find(model: str, *, weights: bool = True) -> Path:
     """Folder of a checkpoint: a folder, `demo` for the one that ropex ships, or a hub id.
+
+    Args:
+        model: What the user named.
+        weights: Whether a model of the hub is wanted with its weights, or its small files only.
 
     Raises:
         FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
     """
     folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
         try:
-            folder = Path(snapshot_download(model))
+            folder = _download(model, weights)
         except Exception as error:  # no network, no such repository, not an id, no permission
             reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
@@ -37,6 +39,19 @@ def find(model: str) -> Path:
             ) from error
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
+    return folder
+
+
+def _download(model: str, weights: bool) -> Path:
+    """A model of the hub, or of its cache: safetensors where it has them, else older weights."""
+    from huggingface_hub import snapshot_download
+
+    small = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+    if not weights:
+        return Path(snapshot_download(model, allow_patterns=small))
+    folder = Path(snapshot_download(model, allow_patterns=[*small, "*.safetensors"]))
+    if not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(model, allow_patterns=[*small, "*.bin"]))
     return folder
 
 

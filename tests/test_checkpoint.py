@@ -216,6 +216,27 @@ def test_a_file_of_version_5_alone_is_read_right(tmp_path: Path) -> None:
         assert torch.equal(logits(loaded, IDS), logits(model, IDS))
 
 
+@pytest.mark.parametrize("stored", ["model.safetensors", "pytorch_model.bin"])
+def test_a_hub_id_brings_one_kind_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+        if "*" + Path(stored).suffix in allow_patterns:
+            (tmp_path / stored).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find("someone/model", weights=False) == tmp_path
+    assert not (tmp_path / stored).exists()
+    assert find("someone/model") == tmp_path
+    assert (tmp_path / stored).exists()
+    assert len(asked) == (2 if stored.endswith("safetensors") else 3)
+
+
 def test_what_is_no_checkpoint_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no config"):
         find(str(tmp_path))

@@ -71,7 +71,7 @@ def _show(arguments: argparse.Namespace) -> None:
     from ropex.registry import strategy
 
     strategies = [strategy(text) for text in arguments.strategy]
-    folder = find(arguments.model)
+    folder = find(arguments.model, weights=False)
     quiet()
     model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
     rope = rope_of(model, arguments.trained_length)
