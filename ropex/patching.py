@@ -101,6 +101,8 @@ class Patch:
         """
         if self._undo is None:
             raise RuntimeError(f"{self.strategy} is removed; there is nothing to verify")
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise RuntimeError("the model has no weights yet; load them and verify then")
         return verify(self)
 
     def remove(self) -> None:

@@ -248,24 +248,39 @@ def test_what_is_no_checkpoint_is_said_so(tmp_path: Path) -> None:
 OTHER = os.environ.get("ROPEX_OTHER_PYTHON")
 _LOAD = """
 import sys, torch
+from pathlib import Path
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-with torch.no_grad():
-    torch.save(model(torch.load(sys.argv[2]), use_cache=False).logits, sys.argv[3])
+ids = torch.load(Path(sys.argv[1]) / "ids.pt")
+for folder in sorted(Path(sys.argv[1]).glob("out-*")):
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        torch.save(model(ids, use_cache=False).logits, folder / "logits.pt")
 """
+_TEXTS = ("none", "yarn:4", "linear:1.7", "ntk:4", "dynamic:4", "llama3:4", "linear:2+yarn:2")
+_OTHERS = ("mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "stablelm", "glm", "mixtral")
+_CASES = [*(("llama", text) for text in _TEXTS), *((kind, "yarn:4") for kind in _OTHERS)]
 
 
-@pytest.mark.skipif(OTHER is None, reason="ROPEX_OTHER_PYTHON names no other transformers")
-@pytest.mark.parametrize("text", ["none", "yarn:4", "linear:1.7", "ntk:4", "dynamic:4", "llama3:4",
-                                  "linear:2+yarn:2"])  # fmt: skip
+@pytest.fixture(scope="module")
+def loaded_by_other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case written here, and its logits computed by the other transformers."""
+    if OTHER is None:
+        pytest.skip("ROPEX_OTHER_PYTHON names no other transformers")
+    assert Path(OTHER) != Path(sys.executable)
+    folder = tmp_path_factory.mktemp("both")
+    torch.save(IDS, folder / "ids.pt")
+    for number, (kind, text) in enumerate(_CASES):
+        tiny_model(kind).save_pretrained(folder / f"model-{number}")
+        write(folder / f"model-{number}", folder / f"out-{number}", text)
+    subprocess.run([OTHER, "-c", _LOAD, str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(("number", "case"), enumerate(_CASES), ids=str)
 def test_the_other_version_of_transformers_loads_the_same(
-    folder: Path, tmp_path: Path, text: str
+    loaded_by_other: Path, number: int, case: tuple[str, str]
 ) -> None:
-    write(folder, tmp_path / "out", text)
-    torch.save(IDS, tmp_path / "ids.pt")
-    arguments = [str(tmp_path / name) for name in ("out", "ids.pt", "logits.pt")]
-    subprocess.run([str(OTHER), "-c", _LOAD, *arguments], check=True, capture_output=True)
-    model = load_model(folder)
-    with ropex.patch(model, text):
-        assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model, IDS))
-    assert Path(str(OTHER)) != Path(sys.executable)
+    model = load_model(loaded_by_other / f"model-{number}")
+    with ropex.patch(model, case[1]):
+        wanted = logits(model, IDS)
+    assert torch.equal(torch.load(loaded_by_other / f"out-{number}" / "logits.pt"), wanted)
