@@ -89,8 +89,9 @@ class CacheGuard:
         values = (*args, *kwargs.values())
         cache = next((value for value in values if hasattr(value, "get_seq_length")), None)
         past = 0 if cache is None else int(cache.get_seq_length())
-        given = next((v for v in values if isinstance(v, Tensor) and v.ndim >= 2), None)
-        if past and given is not None and past + given.shape[1] > self.trained_length:
+        names = ("input_ids", "inputs_embeds")
+        given = [kwargs[name] for name in names if kwargs.get(name) is not None] or args
+        if past and past + given[0].shape[1] > self.trained_length:
             raise RuntimeError(
                 f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
                 f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "

@@ -103,7 +103,7 @@ def decoder_of(model: nn.Module, site: Site) -> nn.Module:
 def _table(module: Any) -> Tensor:
     """The unrounded frequencies of a rotary module, float32, on the CPU."""
     live = module.inv_freq
-    if module.rope_type == "dynamic":
+    if read_entry(module.config)["rope_type"] == "dynamic":
         live = module.original_inv_freq  # the live one depends on what the model saw last
     if live.is_meta or live.dtype != torch.float32:  # not there yet, or rounded by .to(bfloat16)
         return native_table(module, module.config)[0]

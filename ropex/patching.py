@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ropex.errors import UnsupportedModel
-from ropex.hooks import CacheGuard, FixedTable, LengthTable, RefuseSaving, scaled_attention
+from ropex.hooks import CacheGuard, RefuseSaving
+from ropex.install import install_query_scale, install_rope, own_config, set_attribute
 from ropex.models import Site, decoder_of, rope_of, sites
-from ropex.native import Native, realise
+from ropex.native import realise
 from ropex.registry import strategy as parse_strategy
 from ropex.rope import Plan, Rope
 from ropex.rope_config import write_entry
@@ -83,7 +83,8 @@ class Patch:
         self.rope: Rope = rope_of(model, trained_length)
         self.plan: Plan = strategy.plan(self.rope)
         self.target_length: int = strategy.target_length(self.rope)
-        self.in_config: bool = True
+        self._check_nesting()
+        self.in_config: bool = all(earlier.in_config for earlier in _stack(self.sites))
         self._undo: ExitStack | None = None
         self._apply()
 
@@ -113,10 +114,10 @@ class Patch:
         """
         if self._undo is None:
             return
-        last, name = _stack(self.sites)[-1]
-        if last != id(self):
+        last = _stack(self.sites)[-1]
+        if last.identity != id(self):
             raise RuntimeError(
-                f"patches are removed last first: remove {name} before {self.strategy}"
+                f"patches are removed last first: remove {last.strategy} before {self.strategy}"
             )
         self._undo.close()
         self._undo = None
@@ -157,112 +158,75 @@ class Patch:
         lines += [f"  {s.name} ({type(s.module).__name__}): {', '.join(parts)}" for s in self.sites]
         return "\n".join(lines)
 
+    @property
+    def _changes_anything(self) -> bool:
+        return self.changes_rope or self.plan.query_scale is not None
+
+    def _check_nesting(self) -> None:
+        """Refuse a patch over one whose effect it could not start from."""
+        for earlier in _stack(self.sites):
+            by_length = earlier.by_length and self._changes_anything
+            twice = earlier.scales_queries and self.plan.query_scale is not None
+            if by_length or twice:
+                raise ValueError(
+                    f"the model is patched with {earlier.strategy}, and {self.strategy} cannot "
+                    "start from that; remove it first"
+                )
+
     def _apply(self) -> None:
         with ExitStack() as undo:
-            if self.changes_rope or self.plan.query_scale is not None or self._lift:
-                config = _own_config(self.model, self.sites[0].module, undo)
+            if self._changes_anything or self._lift:
+                config = own_config(self.model, self.sites[0].module, undo)
                 if self._lift:
                     lift_window(config)
                 if self.changes_rope:
                     self._install_rope(config, undo)
                 if self.plan.query_scale is not None:
-                    self._install_query_scale(config, undo)
+                    self.in_config = False
+                    install_query_scale(self.model, config, self.plan.query_scale, undo)
                 if not self.in_config:
-                    _set(self.model, "save_pretrained", RefuseSaving(str(self.strategy)), undo)
+                    refuse = RefuseSaving(str(self.strategy))
+                    set_attribute(self.model, "save_pretrained", refuse, undo)
             patches = _stack(self.sites)
-            patches.append((id(self), str(self.strategy)))
+            patches.append(_Applied.of(self))
             undo.callback(patches.pop)
             self._undo = undo.pop_all()
 
     def _install_rope(self, config: Any, undo: ExitStack) -> None:
         native = realise(self.sites[0].module, self.strategy, self.rope)
-        rope_type = "default"
         if native.entry is None:
             self.in_config = False
         else:
             write_entry(config, native.entry, self.rope.trained_length, self.target_length)
-            if native.entry["rope_type"] not in ("dynamic", "longrope"):
-                rope_type = native.entry["rope_type"]  # those two would update themselves
         for site in self.sites:
-            _install_table(site.module, native, undo)
-            _set(site.module, "rope_type", rope_type, undo)
-            _set(site.module, "attention_scaling", native.attention_scale, undo)
-            for name in ("max_seq_len_cached", "original_max_seq_len"):
-                _set(site.module, name, config.max_position_embeddings, undo)
+            install_rope(site.module, native, config.max_position_embeddings, undo)
         if native.table_at is not None:
             guard = CacheGuard(str(self.strategy), self.rope.trained_length)
             decoder = decoder_of(self.model, self.sites[0])
             undo.callback(decoder.register_forward_pre_hook(guard, with_kwargs=True).remove)
 
-    def _install_query_scale(self, config: Any, undo: ExitStack) -> None:
-        """Send attention through a function that scales the queries first."""
-        if not getattr(self.model, "_supports_attention_backend", False):
-            raise UnsupportedModel(
-                f"{config.model_type} does not call transformers' attention interface, so "
-                f"{self.strategy} cannot scale its queries"
-            )
-        self.in_config = False
-        config._attn_implementation = scaled_attention(config._attn_implementation or "eager")
-        for module in self.model.modules():
-            if vars(module).get("config") is config:
-                _set(module, "ropex_query_scale", self.plan.query_scale, undo)
+
+@dataclass(frozen=True)
+class _Applied:
+    """What later patches need to know of one; kept on the model, and copied with it."""
+
+    identity: int
+    strategy: str
+    by_length: bool
+    scales_queries: bool
+    in_config: bool
+
+    @classmethod
+    def of(cls, patch: Patch) -> _Applied:
+        by_length = patch.strategy.length_class != "static"
+        scales = patch.plan.query_scale is not None
+        return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config)
 
 
-def _install_table(module: Any, native: Native, undo: ExitStack) -> None:
-    table = native.inv_freq
-    if native.table_at is not None:
-        by_length = LengthTable(native.table_at)
-        before = module.register_forward_pre_hook(by_length.before, with_kwargs=True)
-        undo.callback(before.remove)
-        undo.callback(module.register_forward_hook(by_length.after, with_kwargs=True).remove)
-        table = module.inv_freq
-    else:
-        assert table is not None  # a strategy has a table or a function of the length
-        table = table.to(_device(module))
-        fixed = module.register_forward_pre_hook(FixedTable(table), with_kwargs=True)
-        undo.callback(fixed.remove)
-    # A copy each: transformers 4 has one storage for both, and would see changes to either.
-    _set(module, "inv_freq", table, undo)
-    _set(module, "original_inv_freq", table.clone(), undo)
-
-
-def _device(module: Any) -> Any:
-    return "cpu" if module.inv_freq.is_meta else module.inv_freq.device
-
-
-_MISSING = object()
-
-
-def _set(module: Any, name: str, value: Any, undo: ExitStack) -> None:
-    """Set an attribute, and remember to put back the very object that was there."""
-    old = vars(module).get(name, module._buffers.get(name, _MISSING))
-
-    def restore() -> None:
-        if old is _MISSING:
-            delattr(module, name)
-        elif isinstance(old, Tensor) and not old.is_meta:
-            setattr(module, name, old.to(_device(module)))
-        else:
-            setattr(module, name, old)
-
-    undo.callback(restore)
-    setattr(module, name, value)
-
-
-def _own_config(model: nn.Module, rotary: Any, undo: ExitStack) -> Any:
-    """Give the modules of `model` copies of their configs; return the rotary module's."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        config = vars(module).get("config")
-        if hasattr(config, "model_type"):
-            _set(module, "config", copy.deepcopy(config, memo), undo)
-    return rotary.config
-
-
-def _stack(found: tuple[Site, ...]) -> list[tuple[int, str]]:
-    """The patches in place, oldest first: identity and text. Kept on the model, as it is copied."""
+def _stack(found: tuple[Site, ...]) -> list[_Applied]:
+    """The patches in place, oldest first."""
     module = found[0].module
     if not hasattr(module, "ropex_patches"):
         module.ropex_patches = []
-    patches: list[tuple[int, str]] = module.ropex_patches
+    patches: list[_Applied] = module.ropex_patches
     return patches

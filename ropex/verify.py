@@ -44,7 +44,10 @@ def verify(patch: Patch) -> Verification:
     patched = probe_logits(patch.model, length)
     if patch.changes_rope:
         for site in patch.sites:
-            site.module(torch.zeros(1, 1, 1), position_ids=_positions(length))
+            device = site.module.inv_freq.device
+            site.module(
+                torch.zeros(1, 1, 1, device=device), position_ids=_positions(length).to(device)
+            )
             table = site.module.inv_freq.detach()
             if table.dtype != torch.float32 or not close(table.cpu(), plan.inv_freq):
                 raise RuntimeError(

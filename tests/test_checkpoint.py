@@ -276,7 +276,7 @@ def loaded_by_other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("number", "case"), enumerate(_CASES), ids=str)
+@pytest.mark.parametrize(("number", "case"), list(enumerate(_CASES)), ids=str)
 def test_the_other_version_of_transformers_loads_the_same(
     loaded_by_other: Path, number: int, case: tuple[str, str]
 ) -> None:

@@ -126,6 +126,29 @@ def test_patches_nest_and_leave_last_first(llama: Any) -> None:
     assert torch.equal(logits(llama, IDS), plain)
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner"), [("dynamic", "linear:2"), ("logn", "logn:16"), ("dynamic:2", "logn")]
+)
+def test_a_patch_that_another_cannot_start_from_is_refused(
+    llama: Any, outer: str, inner: str
+) -> None:
+    with ropex.patch(llama, outer):
+        patched, before = logits(llama, IDS), state_of(llama)
+        with pytest.raises(ValueError, match=f"patched with {outer}, and {inner} cannot"):
+            ropex.patch(llama, inner)
+        ropex.patch(llama, "none").remove()
+        assert torch.equal(logits(llama, IDS), patched)
+        assert same(state_of(llama), before) or outer.startswith("dynamic")
+
+
+def test_a_patch_over_one_that_no_config_holds_is_not_in_the_config(llama: Any) -> None:
+    with ropex.patch(llama, "logn"), ropex.patch(llama, "yarn:4") as inner:
+        assert not inner.in_config
+        both = logits(llama, IDS)
+    with ropex.patch(llama, "yarn:4+logn:32"):
+        torch.testing.assert_close(logits(llama, IDS), both, rtol=0, atol=1e-5)
+
+
 def test_a_patch_outlives_its_handle(llama: Any) -> None:
     ropex.patch(llama, "yarn:4")
     patched = logits(llama, IDS)
