@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_eval import tiny_tokenizer, words
+
 from ropex_eval.corpus import Corpus, Window, load_corpus, read_texts
 from ropex_eval.stdlib import HELD_OUT, held_out_files, training_texts
-from tiny_eval import tiny_tokenizer, words
 
 TOKENIZER = tiny_tokenizer()
 BOS_ID = 0
@@ -59,12 +60,11 @@ def test_jsonl_is_one_document_a_line(tmp_path: Path) -> None:
     assert read == [("docs.jsonl:1", "one"), ("docs.jsonl:3", "two\nlines")]
 
 
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
 def test_jsonl_lines_end_at_line_feeds_alone(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "docs.jsonl"
     text = f"one{separator}document"
-    escaped = separator < " "  # JSON has control characters escaped, and others as they are
-    path.write_text(json.dumps({"t": text}, ensure_ascii=escaped) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"t": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert list(read_texts(f"{path}:t")) == [("docs.jsonl:1", text)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ropex.sizes import format_size, parse_size, parse_sizes
 
 K, M = 1024, 1024**2
@@ -84,7 +85,6 @@ def test_list_of_sizes_is_read_sorted_and_once_each(text: str, lengths: tuple[in
 
 @pytest.mark.parametrize(
     "text",
-    # fmt: off
     [
         "",
         ",",
@@ -103,7 +103,6 @@ def test_list_of_sizes_is_read_sorted_and_once_each(text: str, lengths: tuple[in
         "4..8:1:1",
         "many",
     ],
-    # fmt: on
 )
 def test_what_is_not_a_list_of_sizes_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a length|is not a range|has no step"):

@@ -1,0 +1,767 @@
+"""Every verb of the command line, what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_eval import (
+    TRAINED,
+    plain_nll,
+    save_checkpoint,
+    strict_json,
+    tiny_causal,
+    tiny_tokenizer,
+    tree,
+    words,
+)
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import ropex
+import ropex_eval.run
+from ropex.cli import evaluate, main
+from ropex.registry import registry
+from ropex_eval.measure import measure
+from ropex_eval.report import render
+from ropex_eval.results import Results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class World:
+    """What a user has in the working directory."""
+
+    folder: Path
+    capture: pytest.CaptureFixture[str]
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr of a command."""
+        self.capture.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as left:  # argparse
+            status = left.code if isinstance(left.code, int) else 1
+        return (status, *self.capture.readouterr())
+
+    def eval(self, *arguments: str | Path, model: str = "tiny") -> tuple[int, str, str]:
+        """A small evaluation; later arguments win."""
+        small = ("--lengths", "8,48", "--windows", "2", "--data", "book.txt", "-o", "out")
+        return self("eval", model, *small, *arguments)
+
+    def refused(self, *arguments: str | Path) -> str:
+        """The one line with which a command is refused; it changes no file."""
+        before = tree(self.folder)
+        status, out, err = self(*arguments)
+        assert status == 2
+        assert out == ""
+        assert err.startswith("ropex")
+        assert err.endswith("\n")
+        assert len(err.splitlines()) == 1
+        assert "error: " in err
+        assert tree(self.folder) == before
+        return err
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("cli") / "tiny")
+
+
+@pytest.fixture
+def world(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # verbs replace it
+    (tmp_path / "tiny").mkdir()
+    for path in checkpoint.iterdir():
+        (tmp_path / "tiny" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "book.txt").write_text(words(200), encoding="utf-8")
+    return World(tmp_path, capsys)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts of the strategies that are measured from now on."""
+    calls: list[str] = []
+
+    def counted(scorer: Any, corpus: Any, protocol: Any, strategy: Any, **others: Any) -> Any:
+        calls.append(str(strategy))
+        return measure(scorer, corpus, protocol, strategy, **others)
+
+    monkeypatch.setattr(ropex_eval.run, "measure", counted)
+    return calls
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter with the source roots on its path."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# The command itself.
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import ropex",
+        "import ropex.cli",
+        "import ropex.cli; ropex.cli.build_parser()",
+        "import ropex.cli, contextlib\n"
+        "with contextlib.suppress(SystemExit): ropex.cli.main(['eval', '--help'])",
+    ],
+)
+def test_start_is_light(statement: str) -> None:
+    heavy = "{'torch', 'transformers', 'datasets', 'matplotlib', 'numpy', 'ropex_eval'}"
+    done = python("-c", f"{statement}\nimport sys; sys.exit(str({heavy} & sys.modules.keys()))")
+    assert done.stderr == "set()\n"
+
+
+def test_error_of_a_real_process_is_one_line(tmp_path: Path) -> None:
+    save_gpt2(tmp_path / "gpt2")
+    call = "import sys; from ropex.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python("-c", call, "eval", str(tmp_path / "gpt2"), "-s", "yarn:4")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "inv_freq" in done.stderr
+
+
+def test_reader_that_leaves_early_is_no_error() -> None:
+    call = "import sys; from ropex.cli import main; sys.exit(main(sys.argv[1:]))"
+    closed = "import os; os.close(1); r, w = os.pipe(); os.close(r); os.dup2(w, 1)\n" + call
+    done = python("-c", closed, "strategies")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_version_is_told(world: World) -> None:
+    assert world("--version") == (0, f"ropex {ropex.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", [(), ("eval",), ("demo",), ("patch",), ("show",), ("strategies",)])
+def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
+    status, out, err = world(*verb, "--help")
+    assert (status, err) == (0, "")
+    assert f"usage: ropex {' '.join(verb)}".rstrip() in out
+    assert not verb or f"example:\n  ropex {verb[0]}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "VERB"),
+        (("evaluate",), "invalid choice: 'evaluate'"),
+        (("eval",), "MODEL"),
+        (("patch", "tiny", "-o", "new"), "-s/--strategy"),
+        (("patch", "tiny", "-s", "yarn:4"), "-o/--out"),
+        (("eval", "tiny", "--nonsense"), "--nonsense"),
+        (("eval", "tiny", "--windows", "many"), "--windows: invalid int value: 'many'"),
+        (("eval", "tiny", "--dtype", "int8"), "--dtype"),
+        (("eval", "tiny", "--trained-length", "long"), "'long' is not a length"),
+        (("eval", "tiny", "--targets", "few"), "'few' is not a length"),
+        (("eval", "tiny", "--lengths", "many"), "'many' is not a length; write 4096, 32k or 1M"),
+        (("eval", "tiny", "--lengths", ""), "'' is not a length"),
+        (("eval", "tiny", "--lengths", "4k..1k"), "'4k..1k' is not a range"),
+        (("eval", "tiny", "--lengths", "1k..4k:0"), "'1k..4k:0' has no step"),
+        (("eval", "tiny", "--lengths=-8"), "'-8' is not a length"),
+    ],
+)
+def test_wrong_usage_is_one_line(world: World, arguments: tuple[str, ...], message: str) -> None:
+    assert message in world.refused(*arguments)
+
+
+def test_traceback_is_shown_only_on_request(world: World) -> None:
+    with pytest.raises(ValueError, match="unknown strategy"):
+        world("--traceback", "show", "tiny", "-s", "nothing")
+
+
+# Refusals. Each function prepares the folder and returns the command.
+
+
+def save_gpt2(folder: Path) -> None:
+    config = AutoConfig.for_model(
+        "gpt2", n_embd=32, n_layer=1, n_head=2, n_positions=64, vocab_size=300
+    )
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        config[key] = value
+        if value is None:
+            del config[key]
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+def write(path: str, content: str | bytes) -> str:
+    raw = content.encode() if isinstance(content, str) else content
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(raw)
+    return path
+
+
+def evaluation(*arguments: str) -> Callable[[], list[str]]:
+    """A command that needs no preparation."""
+    small = ["eval", "tiny", "--lengths", "8,48", "--data", "book.txt", "-o", "out"]
+    return lambda: [*small, *arguments]
+
+
+def on_data(source: str, content: str | bytes | None = None) -> Callable[[], list[str]]:
+    """An evaluation on a source whose file has this content."""
+
+    def prepare() -> list[str]:
+        if content is not None:
+            write(source.partition(":")[0], content)
+        return evaluation("--data", source)()
+
+    return prepare
+
+
+def command(*arguments: str) -> Callable[[], list[str]]:
+    return lambda: list(arguments)
+
+
+def no_bos() -> list[str]:
+    save_checkpoint(Path("bare"), bos=False)
+    return ["eval", "bare", "--lengths", "8,48", "--data", "book.txt"]
+
+
+def gpt2(*arguments: str) -> Callable[[], list[str]]:
+    def prepare() -> list[str]:
+        save_gpt2(Path("gpt2"))
+        return [*arguments]
+
+    return prepare
+
+
+def out_with_other_files() -> list[str]:
+    write("out/thesis.txt", "years of work")
+    return evaluation()()
+
+
+def out_is_a_file() -> list[str]:
+    write("out", "years of work")
+    return evaluation("--force")()
+
+
+def empty_folder() -> list[str]:
+    Path("texts").mkdir()
+    return evaluation("--data", "texts")()
+
+
+def damaged_config() -> list[str]:
+    write("tiny/config.json", "{")
+    return evaluation()()
+
+
+def config_of_an_unknown_type() -> list[str]:
+    change_config(Path("tiny"), model_type="nothing-of-that-name", architectures=["Nothing"])
+    return evaluation()()
+
+
+def config_without_a_type() -> list[str]:
+    write("tiny/config.json", "{}")
+    return evaluation()()
+
+
+def no_tokenizer() -> list[str]:
+    for path in Path("tiny").glob("*token*"):
+        path.unlink()
+    return evaluation()()
+
+
+def no_weights() -> list[str]:
+    Path("tiny/model.safetensors").unlink()
+    return evaluation()()
+
+
+def damaged_weights() -> list[str]:
+    path = Path("tiny/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    return evaluation()()
+
+
+REFUSALS = {
+    "unknown strategy": (
+        evaluation("-s", "yran:4"),
+        "unknown strategy 'yran'; did you mean 'yarn'?",
+    ),
+    "unknown parameter": (
+        evaluation("-s", "yarn:4,beta=1"),
+        "yarn has no parameter 'beta'; did you",
+    ),
+    "strategy without factor": (evaluation("-s", "yarn"), "yarn takes a factor or a target length"),
+    "strategy too short": (
+        evaluation("-s", "none", "-s", "yarn:length=16"),
+        "state a longer length",
+    ),
+    "one bad of several": (
+        evaluation("-s", "none", "-s", "zzz"),
+        "unknown strategy 'zzz'; known",
+    ),
+    "length below 2": (evaluation("--lengths", "1,48"), "lengths must be at least 2"),
+    "length 0": (evaluation("--lengths", "0"), "lengths must be at least 2"),
+    "targets too many": (
+        evaluation("--targets", "8"),
+        "targets is 8, it must be at least 1 and be",
+    ),
+    "targets 0": (evaluation("--targets", "0"), "targets is 0, it must be at least 1"),
+    "windows 0": (evaluation("--windows", "0"), "--windows is 0, it must be at least 1"),
+    "unknown metric": (evaluation("--metrics", "local,all"), "unknown metric 'all'; known: local"),
+    "trained length 0": (evaluation("--trained-length", "0"), "trained_length"),
+    "trained length 1": (evaluation("--trained-length", "1"), "trained_length is 1"),
+    "text too short": (evaluation("--lengths", "8,1k"), "has 200 tokens, and 1023 are needed"),
+    "bad device": (evaluation("--device", "warp"), "--device warp: "),
+    "empty device": (evaluation("--device", ""), "--device : "),
+    "unknown bos": (evaluation("--bos", "<start>"), "--bos <start>: the tokenizer of tiny has no"),
+    "no bos": (no_bos, "the tokenizer of bare has no BOS token; --bos none starts windows with"),
+    "no lift": (evaluation("--lift-sliding-window", "-s", "yarn:4"), "has no sliding window"),
+    "no such model": (
+        command("eval", "none/of-that-name"),
+        "neither a folder nor a model of the hub",
+    ),
+    "no such folder": (
+        command("eval", "./no/such/folder"),
+        "neither a folder nor a model of the hub",
+    ),
+    "no model name": (command("eval", ""), "holds no config.json, so it is not a checkpoint"),
+    "folder without config": (
+        command("eval", "."),
+        "holds no config.json, so it is not a checkpoint",
+    ),
+    "model is a file": (command("eval", "book.txt"), "neither a folder nor a model of the hub"),
+    "damaged config": (damaged_config, "config.json"),
+    "unknown type": (config_of_an_unknown_type, "nothing-of-that-name"),
+    "no type": (config_without_a_type, "tiny"),
+    "no tokenizer": (no_tokenizer, "tiny holds no tokenizer that transformers reads"),
+    "no weights": (no_weights, "model.safetensors"),
+    "damaged weights": (damaged_weights, "tiny"),
+    "gpt2 eval": (gpt2("eval", "gpt2"), "looked for a module with an `inv_freq` buffer in GPT2LMH"),
+    "gpt2 patch": (gpt2("patch", "gpt2", "-s", "yarn:4", "-o", "new"), "`inv_freq` buffer in GPT2"),
+    "gpt2 show": (gpt2("show", "gpt2"), "gpt2 has no rotary embedding that ropex knows"),
+    "no such text": (on_data("none.txt"), "no such file or folder: none.txt"),
+    "empty text": (on_data("empty.txt", ""), "empty.txt is empty"),
+    "text of blanks": (on_data("empty.txt", " \n"), "empty.txt is empty"),
+    "empty folder": (empty_folder, "texts: the folder holds no files"),
+    "not utf-8": (on_data("latin.txt", "Grüße".encode("latin-1")), "latin.txt is not UTF-8 text"),
+    "jsonl, no field": (
+        on_data("d.jsonl", '{"t": "x"}'),
+        "which field is the text, as in d.jsonl:te",
+    ),
+    "jsonl, bad field": (on_data("d.jsonl:u", '{"t": "x"}'), "field 'u' holds no text; fields: t"),
+    "jsonl, not json": (on_data("d.jsonl:t", "text"), "d.jsonl, line 1: not JSON"),
+    "jsonl, missing": (on_data("d.jsonl:t"), "no such file: d.jsonl"),
+    "data set, missing": (on_data("hf:nobody/nothing"), "hf:nobody/nothing: "),
+    "other files in out": (out_with_other_files, "out holds other files; give another folder, or"),
+    "out is a file": (out_is_a_file, "out is a file; give a folder"),
+    "strategies, none": (command("strategies", "*zip*"), "no strategy matches '*zip*'"),
+    "show, unknown": (command("show", "tiny", "-s", "yran:2"), "did you mean 'yarn'?"),
+    "show, too short": (command("show", "tiny", "-s", "yarn:length=8"), "state a longer length"),
+}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"), [pytest.param(*case, id=name) for name, case in REFUSALS.items()]
+)
+def test_mistake_is_one_line_and_changes_no_file(
+    world: World, prepare: Callable[[], list[str]], message: str
+) -> None:
+    assert message in world.refused(*prepare())
+
+
+# ropex eval
+
+
+def test_eval_prints_the_table_and_writes_the_run(world: World) -> None:
+    status, out, err = world.eval("-s", "none", "-s", "yarn:4", "-s", "dynamic")
+    assert status == 0
+    results = Results.load(Path("out"))
+    assert out == render(results) + "\n"
+    assert list(results.strategies) == ["none", "yarn:4", "dynamic"]
+    assert f"trained at {TRAINED} tokens, float32 on " in err
+    assert "2 windows of 48 tokens from 1 documents" in err
+    assert "out/results.json  out/results.csv  out/ppl.png  out/nll/" in err
+    assert list(tree(Path("out"))) == [
+        "nll",
+        "nll/dynamic.safetensors",
+        "nll/none.safetensors",
+        "nll/yarn_4.safetensors",
+        "ppl.png",
+        "results.csv",
+        "results.json",
+    ]
+    assert Path("out/ppl.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_numbers_are_those_of_a_plain_forward_pass(world: World) -> None:
+    world.eval("-s", "none", "-s", "yarn:4", "--targets", "5")
+    ids = tiny_tokenizer()(words(200), add_special_tokens=False)["input_ids"]
+    model = tiny_causal()
+    for text in ("none", "yarn:4"):
+        scores = []
+        for begin in (0, 47):
+            window = torch.tensor([0, *ids[begin : begin + 47]])
+            with ropex.patch(model, text):
+                scores.append(plain_nll(model, window)[-5:])
+        wanted = float(torch.cat(scores).mean().exp())
+        assert Results.load(Path("out")).of("local")[text][48] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_eval_as_json_prints_the_file_alone(world: World) -> None:
+    status, out, _ = world.eval("-s", "none", "--json")
+    assert status == 0
+    assert out == Path("out/results.json").read_text(encoding="utf-8")
+    assert strict_json(out)["about"]["model"]["id"] == "tiny"
+
+
+def test_eval_chooses_strategies_lengths_and_folder(world: World) -> None:
+    write("book.txt", words(400))
+    status, _, _ = world("eval", "./tiny/", "--data", "book.txt", "--windows", "2")
+    assert status == 0
+    results = Results.load(Path("runs/tiny"))
+    assert results.about["protocol"]["lengths"] == [8, 16, 32, 64, 128]
+    assert results.about["protocol"]["targets"] == 4
+    assert list(results.strategies) == ["none", "yarn:length=128"]
+
+
+def test_eval_names_the_folder_of_a_run_after_the_model(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("tiny")
+    status, _, _ = world("eval", ".", "--lengths", "8,48", "--data", "../book.txt", "-s", "none")
+    assert status == 0
+    assert Path("runs/tiny/results.json").is_file()
+
+
+def test_eval_within_the_trained_length_compares_nothing_unasked(world: World) -> None:
+    assert world.eval("--lengths", "8,32")[0] == 0
+    assert list(Results.load(Path("out")).strategies) == ["none"]
+
+
+def test_second_eval_continues_and_an_added_strategy_is_measured_alone(
+    world: World, measured: list[str]
+) -> None:
+    _, first, _ = world.eval("-s", "none", "-s", "yarn:4")
+    before = tree(Path("out"))
+    status, again, _ = world.eval("-s", "none", "-s", "yarn:4")
+    assert (status, again) == (0, first)
+    assert tree(Path("out")) == before
+    assert measured == ["none", "yarn:4"]
+    assert world.eval("-s", "linear:4")[0] == 0
+    assert measured == ["none", "yarn:4", "linear:4"]
+    assert list(Results.load(Path("out")).strategies) == ["none", "yarn:4", "linear:4"]
+
+
+def test_damaged_table_is_measured_again(world: World, measured: list[str]) -> None:
+    world.eval("-s", "none", "-s", "yarn:4")
+    write("out/nll/none.safetensors", b"\x00" * 10)
+    assert world.eval("-s", "none", "-s", "yarn:4")[0] == 0
+    assert measured == ["none", "yarn:4", "none"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--lengths", "8,24,48"),
+        ("--bos", "none"),
+        ("--data", "other.txt"),
+        ("--trained-length", "16"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused_unless_forced(
+    world: World, measured: list[str], change: tuple[str, str]
+) -> None:
+    write("other.txt", words(200, seed=1))
+    world.eval("-s", "none")
+    small = ["eval", "tiny", "--lengths", "8,48", "--windows", "2", "--data", "book.txt"]
+    changed = [*small, "-o", "out", "-s", "none", *change]
+    message = world.refused(*changed)
+    assert "out holds a run with another model, text or protocol; give another folder" in message
+    assert measured == ["none"]
+    assert world(*changed, "--force")[0] == 0
+    assert measured == ["none", "none"]
+
+
+def test_interrupted_eval_keeps_what_is_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any, **others: Any) -> Any:
+        if str(given[3]) == "yarn:4":
+            raise KeyboardInterrupt
+        return measure(*given, **others)
+
+    monkeypatch.setattr(ropex_eval.run, "measure", interrupted)
+    status, out, err = world.eval("-s", "none", "-s", "yarn:4")
+    assert (status, out) == (130, "")
+    assert err.endswith("ropex: interrupted; what is finished is kept\n")
+    assert list(Results.load(Path("out")).strategies) == ["none"]
+
+
+@pytest.mark.parametrize("bos", ["none", "</s>"])
+def test_model_without_bos_is_measured_on_request(world: World, bos: str) -> None:
+    save_checkpoint(Path("bare"), bos=False)
+    status, _, _ = world.eval("-s", "none", "--bos", bos, model="bare")
+    assert status == 0
+    assert Results.load(Path("out")).about["data"]["bos"] == {"none": None, "</s>": 1}[bos]
+
+
+def test_data_is_read_from_every_kind_of_source(world: World) -> None:
+    record = json.dumps({"body": words(200), "id": 1}) + "\n"
+    write("docs.jsonl", record)
+    write("set/train.jsonl", record)
+    write("texts/book.txt", words(200))
+    sources = ("book.txt", "texts", "docs.jsonl:body", "hf:set:train:body")
+    hashes = set()
+    for source in sources:
+        out = source.partition(":")[0] + "-run"
+        assert world.eval("-s", "none", "--data", source, "-o", out)[0] == 0
+        data = Results.load(Path(out)).about["data"]
+        assert data["source"] == source
+        hashes.add((data["tokens_sha256"], data["windows"]))
+    assert len(hashes) == 1
+
+
+def test_eval_reads_the_standard_library_unless_told(world: World) -> None:
+    status, _, err = world("eval", "tiny", "--lengths", "8,48", "-s", "none", "-o", "out")
+    assert status == 0
+    assert "text   stdlib: 16 windows of 48 tokens from 12 documents\n" in err
+
+
+@pytest.mark.parametrize("metrics", ["prefix", "local,prefix", "fixed,fixed,local"])
+def test_eval_has_every_number_that_is_asked_for_once(world: World, metrics: str) -> None:
+    status, _, _ = world.eval("-s", "none", "--metrics", metrics)
+    if status == 2 and metrics.count("fixed") == 2:
+        return  # to refuse a repetition is as good as to see through it
+    rows = [(row.metric, row.length) for row in Results.load(Path("out")).results]
+    assert rows == list(dict.fromkeys((m, n) for m in metrics.split(",") for n in (8, 48)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eval_runs_in_the_type_that_is_asked_for(world: World, dtype: str) -> None:
+    assert world.eval("-s", "none", "--dtype", dtype, "--device", "cpu")[0] == 0
+    assert Results.load(Path("out")).about["model"]["dtype"] == dtype
+
+
+def test_sliding_window_is_told_and_lifted_on_request(world: World) -> None:
+    tiny_causal("mistral", sliding_window=16).save_pretrained(Path("window"))
+    tiny_tokenizer().save_pretrained(Path("window"))
+    with pytest.warns(UserWarning, match="attention sees only the last 16 tokens"):
+        assert world.eval("-s", "yarn:4", model="window")[0] == 0
+    windowed = Results.load(Path("out"))
+    lifted = ("--lift-sliding-window", "-o", "lifted")
+    assert world.eval("-s", "yarn:4", *lifted, model="window")[0] == 0
+    results = Results.load(Path("lifted"))
+    assert results.about["model"]["sliding_window_lifted"]
+    within, beyond = (
+        [run.of("local")["yarn:4"][length] for run in (windowed, results)] for length in (8, 48)
+    )
+    assert within[0] == pytest.approx(within[1], rel=1e-5)
+    assert beyond[0] != pytest.approx(beyond[1], rel=1e-3)
+
+
+# ropex demo
+
+
+def test_demo_compares_strategies_on_the_shipped_model(
+    world: World, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = evaluate._eval, []
+
+    def shrunk(arguments: Any) -> None:
+        seen.append((arguments.model, arguments.lengths, arguments.data))
+        arguments.lengths, arguments.windows, arguments.targets = (8, 48), 2, 4
+        arguments.data = "book.txt"
+        real(arguments)
+
+    monkeypatch.setattr("ropex.checkpoint.demo_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr(evaluate, "_eval", shrunk)
+    status, out, err = world("demo")
+    assert status == 0
+    assert seen == [("demo", (64, 128, 256, 512, 1024, 2048, 4096), "stdlib")]
+    results = Results.load(Path("ropex-demo"))
+    assert out == render(results) + "\n"
+    assert {"none", "yarn:16", "linear:16", "ntk:16", "dynamic"} <= results.strategies.keys()
+    assert "ropex patch MODEL" in err
+
+
+# ropex patch
+
+
+def logits_of(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    auto: Any = AutoModelForCausalLM
+    with torch.no_grad():
+        logits: torch.Tensor = auto.from_pretrained(folder).eval()(ids).logits
+    return logits
+
+
+@pytest.mark.parametrize("text", ["none", "yarn:4", "linear:4", "linear:2+ntk:2", "dynamic:4"])
+def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: World, text: str) -> None:
+    source = tree(Path("tiny"))
+    status, out, err = world("patch", "tiny", "-s", text, "-o", "new/deep")
+    assert (status, out) == (0, "")
+    assert err.endswith("written to new/deep\n")
+    assert f"Patch({text})" in err
+    assert tree(Path("tiny")) == source
+    assert set(tree(Path("new/deep"))) == set(source)
+    ids = torch.arange(2, 98)[None]
+    model = tiny_causal()
+    with ropex.patch(model, text), torch.no_grad():
+        assert torch.equal(logits_of(Path("new/deep"), ids), model(ids).logits)
+
+
+def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
+    assert world("patch", "tiny", "-s", "yarn:4", "-o", "new")[0] == 0
+    world.eval("-s", "yarn:4")
+    world.eval("-s", "none", "--trained-length", "32", "-o", "other", model="new")
+    patched, saved = (Results.load(Path(name)) for name in ("out", "other"))
+    for metric in ("local", "fixed", "prefix"):
+        assert saved.of(metric)["none"] == pytest.approx(patched.of(metric)["yarn:4"], rel=1e-6)
+
+
+def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
+    world("patch", "tiny", "-s", "yarn:4", "-o", "new")
+    message = world.refused("patch", "tiny", "-s", "linear:4", "-o", "new")
+    assert "new exists; --force replaces it" in message
+    assert world("patch", "tiny", "-s", "linear:4", "-o", "new", "--force")[0] == 0
+    config = strict_json(Path("new/config.json").read_text(encoding="utf-8"))
+    assert config["rope_scaling"]["rope_type"] == "linear"
+    assert not [name for name in os.listdir() if name.startswith(".new")]
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize("out", ["tiny", "./tiny/", "link", ".", "../{here}/tiny"])
+def test_patch_never_writes_over_its_source(world: World, out: str, force: tuple[str, ...]) -> None:
+    Path("link").symlink_to("tiny", target_is_directory=True)
+    out = out.format(here=world.folder.name)
+    message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
+    assert "holds the checkpoint that is read; write elsewhere" in message
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_patch_never_replaces_what_is_no_checkpoint(world: World, force: tuple[str, ...]) -> None:
+    write("thesis/chapter.txt", "years of work")
+    for out in ("thesis", "book.txt"):
+        message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
+        assert ("is not a checkpoint" if force else "exists; --force replaces it") in message
+
+
+@pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn"])
+def test_strategy_that_no_config_holds_is_not_saved(world: World, text: str) -> None:
+    message = world.refused("patch", "tiny", "-s", text, "-o", "new")
+    assert f"{text} cannot be written into a config" in message
+    assert "ropex.patch" in message
+
+
+def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> None:
+    source = tree(Path("tiny"))
+    world("patch", "tiny", "-s", "yarn:4", "-o", "new")
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained("new")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    model.save_pretrained("new")
+    assert tree(Path("tiny")) == source
+
+
+# ropex show
+
+
+def test_show_lists_every_pair_and_what_becomes_of_it(world: World) -> None:
+    status, out, err = world("show", "tiny", "-s", "linear:4", "-s", "yarn:4", "-s", "logn")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == ("tiny: llama, trained at 32 tokens, rope_theta 10000, 8 rotated dimensions")
+    assert lines[2].split() == ["pair", "wavelength", "turns", "linear:4", "yarn:4", "logn"]
+    assert [line.split()[:3] for line in lines[3:7]] == [
+        ["0", "6.3", "5.09"],
+        ["1", "62.8", "0.51"],
+        ["2", "628.3", "0.05"],
+        ["3", "6283.2", "0.01"],
+    ]
+    assert all(line.split()[4] == "4" for line in lines[3:7])  # linear: x 4 throughout
+    assert lines[8].startswith("linear:4 at 128 tokens: 0 pairs kept, 0 between, 4 at x 4")
+    assert "cos and sin x 1.1386" in lines[9]
+    assert "cannot be saved in a config" in lines[10]
+
+
+def test_show_as_json_is_for_programs(world: World) -> None:
+    status, out, _ = world(
+        "show", "tiny", "-s", "linear:4", "-s", "dynamic", "-s", "logn", "--json"
+    )
+    assert status == 0
+    shown = strict_json(out)
+    assert (shown["trained_length"], shown["rope_theta"], shown["rotary_dim"]) == (32, 1e4, 8)
+    linear, dynamic, logn = shown["strategies"]
+    assert linear["stretch"] == pytest.approx([4.0] * 4, rel=1e-6)
+    assert (linear["at_length"], linear["saved"], linear["length_class"]) == (128, True, "static")
+    assert (dynamic["at_length"], dynamic["length_class"]) == (64, "per_length")
+    assert max(dynamic["stretch"]) == pytest.approx(2.0, rel=1e-6)
+    assert (logn["saved"], logn["stretch"]) == (False, [1.0] * 4)
+
+
+def test_show_needs_no_weights_and_no_strategy(world: World) -> None:
+    Path("tiny/model.safetensors").unlink()
+    status, out, _ = world("show", "tiny", "--trained-length", "1k")
+    assert status == 0
+    assert "trained at 1k tokens" in out
+
+
+# ropex strategies
+
+
+def test_strategies_are_listed(world: World) -> None:
+    status, out, err = world("strategies")
+    assert (status, err) == (0, "")
+    for name, cls in registry().items():
+        assert any(line.split(" ")[0] == name for line in out.splitlines())
+        assert f"  {cls.paper}\n" in out
+    assert "  parameters: factor, length, beta_fast=32, beta_slow=1, truncate=true" in out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*ntk*", ["dynamic", "ntk", "ntk_by_parts"]),
+        ("yarn", ["yarn"]),
+        ("pi", ["linear"]),
+        ("LLAMA?", ["llama3"]),
+    ],
+)
+def test_strategies_are_listed_by_wildcard(world: World, pattern: str, names: list[str]) -> None:
+    _, out, _ = world("strategies", pattern)
+    heads = [line.split(" ")[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert heads == names
+
+
+def test_strategies_are_a_table_for_documents(world: World) -> None:
+    status, out, _ = world("strategies", "--markdown")
+    assert status == 0
+    header, rule, *rows = out.splitlines()
+    assert header.count("|") == rule.count("|") == 4
+    assert [row.split("`")[1] for row in rows] == list(registry())
+    assert all(row.startswith("| [`") and row.endswith(" |") for row in rows)

@@ -1,0 +1,114 @@
+"""A real checkpoint and a real text, where they are at hand; neither is in the repository."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import ropex
+from ropex.checkpoint import load_model, load_tokenizer
+from ropex_eval.corpus import Corpus, load_corpus
+from ropex_eval.measure import Protocol, measure
+from ropex_eval.nll import Scorer
+from ropex_eval.table import mean_nll
+
+REAL = Path(os.environ.get("ROPEX_REAL", Path(__file__).parents[2] / "shared" / "real"))
+STORIES, TEXT = REAL / "stories260K", REAL / "texts" / "tinystories_val.txt"
+TRAINED = 512
+
+pytestmark = pytest.mark.skipif(
+    not (STORIES.is_dir() and TEXT.is_file()),
+    reason=f"no stories260K and texts/tinystories_val.txt in {REAL}; ROPEX_REAL says where",
+)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer(load_model(STORIES, dtype="float32"))
+
+
+def corpus_of(length: int, windows: int) -> Corpus:
+    tokenizer = load_tokenizer(STORIES)
+    return load_corpus(str(TEXT), tokenizer, tokenizer.bos_token_id, length, windows)
+
+
+def native(entry: dict[str, Any]) -> Any:
+    """The checkpoint, with a rotary entry written into its config as transformers reads it."""
+    config = AutoConfig.from_pretrained(STORIES)
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        config.rope_parameters = {"rope_theta": 10_000.0, **entry}
+    else:
+        config.rope_scaling = None if entry["rope_type"] == "default" else entry
+    auto: Any = AutoModelForCausalLM
+    return auto.from_pretrained(STORIES, config=config, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def plain_nll(model: Any, ids: Tensor) -> Tensor:
+    """NLL of tokens 1, 2, ... by the definition, float64."""
+    logits = model(ids[None], use_cache=False).logits[0, :-1].double()
+    scores: Tensor = logits.logsumexp(-1) - logits.gather(-1, ids[1:, None])[:, 0]
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("text", "entry"),
+    [
+        ("none", {"rope_type": "default"}),
+        ("linear:3", {"rope_type": "linear", "factor": 3.0}),
+        (
+            "yarn:3",
+            {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": TRAINED},
+        ),
+        (
+            "llama3:3",
+            {
+                "rope_type": "llama3",
+                "factor": 3.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": TRAINED,
+            },
+        ),
+    ],
+)
+def test_scores_are_those_of_a_model_with_the_method_in_its_config(
+    scorer: Scorer, text: str, entry: dict[str, Any]
+) -> None:
+    corpus = corpus_of(3 * TRAINED, 1)
+    ids = corpus.inputs(corpus.windows[0], 3 * TRAINED)
+    with ropex.patch(scorer.model, text):
+        scores = scorer.nll(ids)
+    plain = plain_nll(native(entry), ids)
+    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+    if text != "none":
+        unpatched = scorer.nll(ids).double()
+        assert (unpatched - plain).abs().max() > 0.1  # so that equality says something
+
+
+def local(scorer: Scorer, text: str, lengths: tuple[int, ...], windows: int) -> list[float]:
+    """Perplexity of the last 256 of the first L tokens, for each length L."""
+    protocol = Protocol.of(lengths, 256, ("local",))
+    table = measure(scorer, corpus_of(lengths[-1], windows), protocol, ropex.strategy(text))
+    return [math.exp(mean_nll(table, "local", length, 256)[0]) for length in lengths]
+
+
+def test_perplexity_grows_beyond_the_trained_length(scorer: Scorer) -> None:
+    trained, beyond = local(scorer, "none", (TRAINED, 4 * TRAINED), 8)
+    assert 3 < trained < 6
+    assert beyond > 1.7 * trained
+
+
+def test_perplexity_collapses_far_beyond_and_two_methods_prevent_it(scorer: Scorer) -> None:
+    far = {text: local(scorer, text, (4096,), 1)[0] for text in ("none", "yarn:8", "ntk:8")}
+    assert far["none"] > 100
+    assert far["yarn:8"] < 60
+    assert far["ntk:8"] < 60
