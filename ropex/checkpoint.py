@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ropex.patching import Patch
 from ropex.rope_config import both_notations, fold_version_5
@@ -62,15 +63,22 @@ def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = F
         folder: The checkpoint.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for what the checkpoint holds.
         trust_remote_code: Whether code that comes with the checkpoint may run.
+
+    Raises:
+        OSError: There are no weights.
+        ValueError: They are damaged.
     """
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=_load_config(folder, trust_remote_code),
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        trust_remote_code=trust_remote_code,
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=_load_config(folder, trust_remote_code),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder} are damaged: {error}") from error
     return model.eval()
 
 

@@ -75,8 +75,10 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
             f"{module.config.model_type} switches its frequencies by length (longrope); "
             "a strategy needs one set to start from"
         )
-    length = trained_length or getattr(module.config, "max_position_embeddings", None)
-    if not length:
+    length = trained_length
+    if length is None:
+        length = getattr(module.config, "max_position_embeddings", None)
+    if length is None:
         raise ValueError(
             f"the config of {module.config.model_type} does not say the trained length "
             "(max_position_embeddings); give it as trained_length"

@@ -407,7 +407,7 @@ def test_compiles_to_one_graph(llama: Any, text: str) -> None:
     wanted = logits(llama, IDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, while it traces
-        compiled = torch.compile(llama, backend=counting, fullgraph=True)
+        compiled: Any = torch.compile(llama, backend=counting, fullgraph=True)
         with torch.no_grad():
             output = compiled(IDS, use_cache=False).logits
     assert counting.graphs == 1

@@ -97,7 +97,11 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, windo
     per_document: list[list[Window]] = []
     longest, too_short = ("", 0), 0
     for name, text in read_texts(source):
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        # A text that spells "<s>" means those three characters, not the token.
+        encoded = tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        ids = encoded["input_ids"]
         longest = max(longest, (name, len(ids)), key=lambda pair: pair[1])
         if len(ids) < size:
             too_short += 1
@@ -165,7 +169,7 @@ def _read(path: Path) -> str:
 def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if line.strip():
             try:
                 record = json.loads(line)

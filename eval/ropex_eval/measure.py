@@ -49,7 +49,9 @@ class Protocol:
         ordered = tuple(sorted(set(lengths)))
         if not ordered or ordered[0] < 2:
             raise ValueError("lengths must be at least 2: a token needs one before it")
-        return cls(ordered, targets or min(64, max(1, ordered[0] // 2)), tuple(metrics))
+        if targets is None:
+            targets = min(64, max(1, ordered[0] // 2))
+        return cls(ordered, targets, tuple(dict.fromkeys(metrics)))
 
     @property
     def longest(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
                 raise ValueError(f"{path} was written by another version of ropex")
-            rows = tuple(Result(**row) for row in content["results"])
-            return cls(content["about"], content["strategies"], rows)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            about, rows = content["about"], tuple(map(_row, content["results"]))
+            about["model"], about["data"]  # every run says what was measured on what
+            return cls(about, content["strategies"], rows)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a run's results, or damaged ({error})") from None
 
     def including(self, text: str, about: dict[str, Any], rows: list[Result]) -> Results:
@@ -84,7 +86,7 @@ class Results:
             "schema": SCHEMA,
             "about": self.about,
             "strategies": self.strategies,
-            "results": [asdict(row) for row in self.results],
+            "results": [_json(row) for row in self.results],
         }
         _write(folder / "results.json", json.dumps(content, indent=2) + "\n")
         _write(folder / "results.csv", self._csv())
@@ -95,6 +97,20 @@ class Results:
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.results)
         return buffer.getvalue()
+
+
+def _json(row: Result) -> dict[str, Any]:
+    """A result for JSON, which has no infinity and no NaN: these are written as text."""
+    values = asdict(row)
+    for key in ("nll", "perplexity"):
+        if not math.isfinite(values[key]):
+            values[key] = str(values[key])
+    return values
+
+
+def _row(values: dict[str, Any]) -> Result:
+    row = Result(**values)
+    return replace(row, nll=float(row.nll), perplexity=float(row.perplexity))
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import ropex
+from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex_eval.corpus import Corpus
 from ropex_eval.measure import Protocol, cost, measure, passes
@@ -48,9 +49,14 @@ class Study:
     trained_length: int | None = None
     lift_sliding_window: bool = False
 
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding of the model."""
+        return ropex.rope_of(self.scorer.model, self.trained_length)
+
     def about(self) -> dict[str, Any]:
         """What a reader needs to know to compute the same numbers."""
-        model, rope = self.scorer.model, ropex.rope_of(self.scorer.model, self.trained_length)
+        model, rope = self.scorer.model, self.rope
         return {
             "model": {
                 "id": self.model_id,
@@ -80,15 +86,17 @@ class Study:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint: its config, and the size and both ends of each file of weights."""
+    """Hash of a checkpoint: its config and every byte of its weights.
+
+    All of them, since a fine-tuning may change the middle of a file alone; reading them a second
+    time costs less than loading them did.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read())
+            while block := file.read(2**22):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -104,7 +112,14 @@ def check_out(out: Path, force: bool) -> None:
         raise FileExistsError(f"{out} holds other files; give another folder, or --force")
 
 
-def run(study: Study, strategies: Sequence[Strategy], out: Path, *, force: bool = False) -> Results:
+def run(
+    study: Study,
+    strategies: Sequence[Strategy],
+    out: Path,
+    *,
+    force: bool = False,
+    begin: Callable[[], None] = lambda: None,
+) -> Results:
     """Measure every strategy, writing results as they come; what is there already is kept.
 
     Args:
@@ -112,12 +127,17 @@ def run(study: Study, strategies: Sequence[Strategy], out: Path, *, force: bool 
         strategies: What to measure; strategies of an earlier start stay in the results.
         out: Folder of the run.
         force: Replace another run in `out`.
+        begin: Called once nothing stands in the way, before anything is measured or written.
 
     Raises:
         FileExistsError: `out` holds a run with another model, text or protocol.
+        ValueError: A strategy does not fit the model.
     """
     check_out(out, force)
     results, key = _continued(study, out, force)
+    for strategy in strategies:
+        strategy.plan(study.rope)
+    begin()
     found = {str(s): (s, _stored(out, str(s), key)) for s in strategies}
     todo = [s for s, table in found.values() if table is None]
     out.mkdir(parents=True, exist_ok=True)
@@ -152,14 +172,15 @@ def _continued(study: Study, out: Path, force: bool) -> tuple[Results, str]:
     """The results to add to, and the key of tables that belong to them."""
     about = study.about()
     key = hashlib.sha256(json.dumps(_deciding(about), sort_keys=True).encode()).hexdigest()
+    fresh = Results(about, {}, ())
     if not (out / "results.json").is_file():
-        return Results(about, {}, ()), key
+        return fresh, key
     try:
         previous = Results.load(out)
     except ValueError:
         if not force:
             raise
-        return Results(about, {}, ()), key
+        return fresh, key
     if _deciding(previous.about) == _deciding(json.loads(json.dumps(about))):
         return previous, key
     if not force:
@@ -167,12 +188,13 @@ def _continued(study: Study, out: Path, force: bool) -> tuple[Results, str]:
             f"{out} holds a run with another model, text or protocol; give another folder, or "
             "--force to replace it"
         )
-    return Results(about, {}, ()), key
+    return fresh, key
 
 
 def _deciding(about: dict[str, Any]) -> dict[str, Any]:
     """What decides the numbers, without the names that the user gave to things."""
-    data = {key: value for key, value in about["data"].items() if key != "source"}
+    names = ("source", "documents")
+    data = {key: value for key, value in about["data"].items() if key not in names}
     model = {key: value for key, value in about["model"].items() if key != "id"}
     return {**about, "data": data, "model": model}
 
@@ -184,7 +206,7 @@ def _stored(out: Path, text: str, key: str) -> NllTable | None:
         return None
     try:
         table, metadata = NllTable.load(path)
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError, KeyError):
         return None  # damaged: measured again
     return table if metadata == {"key": key, "strategy": text} else None
 
@@ -200,8 +222,7 @@ def _rows(protocol: Protocol, text: str, table: NllTable) -> list[Result]:
 
 def _about_strategy(study: Study, strategy: Strategy) -> dict[str, Any]:
     """The numbers behind the name, at the longest length."""
-    rope = ropex.rope_of(study.scorer.model, study.trained_length)
-    plan = strategy.plan(rope, study.protocol.longest)
+    plan = strategy.plan(study.rope, study.protocol.longest)
     return {
         "length_class": strategy.length_class,
         "attention_scale": plan.attention_scale,
@@ -212,10 +233,7 @@ def _about_strategy(study: Study, strategy: Strategy) -> dict[str, Any]:
 @contextmanager
 def _progress(study: Study, todo: Sequence[Strategy]) -> Iterator[Callable[[int], None]]:
     """A bar that counts cost and not passes, so that the time left is right."""
-    config, rope = (
-        study.scorer.model.config,
-        ropex.rope_of(study.scorer.model, study.trained_length),
-    )
+    config, rope = study.scorer.model.config, study.rope
     lengths = [n for s in todo for _, n in passes(s, rope, study.protocol)]
     total = sum(cost(config, n) for n in lengths) * len(study.corpus.windows)
     style = "{percentage:3.0f}% |{bar:30}| {elapsed} so far, {remaining} left"

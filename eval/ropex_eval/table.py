@@ -85,7 +85,7 @@ def mean_nll(table: NllTable, metric: str, length: int, targets: int) -> tuple[f
 
 def perplexity(mean: float) -> float:
     """`exp(mean)`, or infinity where that overflows."""
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean >= 700 else math.exp(mean)
 
 
 def _prefix(table: NllTable, length: int, targets: int) -> Tensor:

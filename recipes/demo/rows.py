@@ -78,7 +78,7 @@ class RowSampler:
         return self._asked(context, [(answer, [])], length)
 
     def _facts(self, rng: random.Random, length: int) -> Row:
-        most = max(2, length // 24)
+        most = min(len(NAMES), max(2, length // 24))
         names = rng.sample(NAMES, rng.randint(2, most))
         facts = {name: _digits(rng) for name in names}
         context = self.encode(

@@ -20,10 +20,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from muon import Muon
 from ropex_eval.stdlib import training_texts
 from rows import FILLER, NAMES, RowSampler
 
 PIECE = 4096  # documents are cut into pieces of this many tokens, so that each weighs the same
+SAVE_EVERY = 500  # steps
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -96,56 +98,49 @@ def optimizers(model: LlamaForCausalLM, training: dict[str, Any]) -> list[torch.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        torch.optim.Muon(matrices, lr=training["muon_lr"], momentum=0.95, weight_decay=0.01),
+        Muon(matrices, lr=training["muon_lr"], momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(others, lr=training["adamw_lr"], betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
 def loss_of(
-    forward: Any, sampler: RowSampler, rng: random.Random, rows: int, length: int
+    model: LlamaForCausalLM, sampler: RowSampler, rng: random.Random, rows: int, length: int
 ) -> torch.Tensor:
     """Weighted mean cross-entropy, in nats, of one fresh batch."""
     batch = [sampler.row(rng, length) for _ in range(rows)]
     ids = torch.tensor([row[0] for row in batch])
     weights = torch.tensor([row[1] for row in batch])[:, 1:].flatten()
-    logits = forward(ids[:, :-1], use_cache=False).logits.flatten(0, 1)
+    logits = model(ids[:, :-1], use_cache=False).logits.flatten(0, 1)
     losses = functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     return (losses * weights).sum() / weights.sum()
 
 
-def schedule(part: float, training: dict[str, Any]) -> float:
-    """Multiplier of the learning rates when `part` of the tokens are done."""
+def set_rates(optims: list[torch.optim.Optimizer], part: float, training: dict[str, Any]) -> None:
+    """Learning rates when `part` of the tokens are done: up, level, and down to zero."""
     warmup, decay = float(training["warmup_part"]), float(training["decay_part"])
-    return min(1.0, (part + 1e-4) / warmup, (1.0 - part) / decay)
+    multiplier = min(1.0, part / warmup + 0.01, (1.0 - part) / decay)
+    for optim, rate in zip(optims, (training["muon_lr"], training["adamw_lr"]), strict=True):
+        for group in optim.param_groups:
+            group["lr"] = rate * multiplier
 
 
 def train(recipe: dict[str, Any], out: Path) -> None:
     """Run the recipe and write the checkpoint to `out`; a saved state is continued."""
-    training, state_file = recipe["training"], out / "state.pt"
+    training = recipe["training"]
     corpus = [*training_texts().values(), FILLER * 2000, " ".join(NAMES) * 20]
     tokenizer = train_tokenizer(corpus, recipe["model"]["vocabulary"])
     sampler, model = build_sampler(recipe, tokenizer), build_model(recipe)
-    optims, step = optimizers(model, training), 0
-    if state_file.exists():
-        state = torch.load(state_file)
-        model.load_state_dict(state["model"])
-        for optim, saved in zip(optims, state["optims"], strict=True):
-            optim.load_state_dict(saved)
-        step = state["step"]
-    rates = (training["muon_lr"], training["adamw_lr"])
-    forward = torch.compile(model)
+    optims = optimizers(model, training)
+    step = restore(model, optims, out)
     steps, began = training["tokens"] // training["batch_tokens"], time.time()
     while step < steps:
         part = step / steps
         short = part < training["short_part"]
         length = training["short_length"] if short else recipe["trained_length"]
-        for optim, rate in zip(optims, rates, strict=True):
-            for group in optim.param_groups:
-                group["lr"] = rate * schedule(part, training)
+        set_rates(optims, part, training)
         # Each step draws from its own seed, so that a continued run sees the same rows.
         rng = random.Random(recipe["seed"] * 1_000_003 + step)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(forward, sampler, rng, training["batch_tokens"] // length, length)
+        loss = loss_of(model, sampler, rng, training["batch_tokens"] // length, length)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
@@ -154,8 +149,19 @@ def train(recipe: dict[str, Any], out: Path) -> None:
         step += 1
         if step % 100 == 0:
             print(f"{step}/{steps} loss {loss.item():.3f} {time.time() - began:.0f} s", flush=True)
-        if step % 500 == 0 or step == steps:
+        if step % SAVE_EVERY == 0 or step == steps:
             save(model, tokenizer, optims, step, out)
+
+
+def restore(model: LlamaForCausalLM, optims: list[torch.optim.Optimizer], out: Path) -> int:
+    """Load the state that `save` has left in `out`, if any; return the steps that are done."""
+    if not (out / "state.pt").exists():
+        return 0
+    state = torch.load(out / "state.pt")
+    model.load_state_dict(state["model"])
+    for optim, saved in zip(optims, state["optims"], strict=True):
+        optim.load_state_dict(saved)
+    return int(state["step"])
 
 
 def save(

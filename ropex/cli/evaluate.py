@@ -124,14 +124,19 @@ def _eval(arguments: argparse.Namespace) -> None:
 
     strategies = [ropex.strategy(text) for text in arguments.strategy]
     folder = find(arguments.model)
-    out = arguments.out or Path("runs") / Path(arguments.model).name
+    out = arguments.out or Path("runs") / _name_of(arguments.model)
     quiet()
     from ropex_eval.run import check_out
 
     check_out(out, arguments.force)
     skeleton = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
-    trained = ropex.rope_of(skeleton, arguments.trained_length).trained_length
-    results = _measure(arguments, folder, out, strategies, trained)
+    rope = ropex.rope_of(skeleton, arguments.trained_length)
+    lift = arguments.lift_sliding_window
+    for chosen in strategies:  # what does not fit the model is told before any work
+        ropex.patch(
+            skeleton, chosen, trained_length=arguments.trained_length, lift_sliding_window=lift
+        ).remove()
+    results = _measure(arguments, folder, out, strategies, rope.trained_length)
     from ropex_eval.report import plot, render
 
     plot(results, out / "ppl.png")
@@ -179,13 +184,18 @@ def _measure(
         arguments.lift_sliding_window,
     )
     left_out = f" ({corpus.too_short} too short)" if corpus.too_short else ""
-    _say(
+    header = (
         f"model  {arguments.model}: {model.config.model_type}, trained at {format_size(trained)} "
         f"tokens, {str(model.dtype).removeprefix('torch.')} on {device}\n"
         f"text   {arguments.data}: {len(corpus.windows)} windows of "
         f"{format_size(protocol.longest)} tokens from {len(corpus.documents)} documents{left_out}"
     )
-    return run(study, strategies, out, force=arguments.force)
+    return run(study, strategies, out, force=arguments.force, begin=lambda: _say(header))
+
+
+def _name_of(model: str) -> str:
+    """What to call a run of `model`: the last part of a folder's path or of a hub id."""
+    return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
 
 
 def _around(trained: int) -> tuple[int, ...]:
