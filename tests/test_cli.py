@@ -403,7 +403,7 @@ def test_eval_prints_the_table_and_writes_the_run(world: World) -> None:
     assert out == render(results) + "\n"
     assert list(results.strategies) == ["none", "yarn:4", "dynamic"]
     assert f"trained at {TRAINED} tokens, float32 on " in err
-    assert "2 windows of 48 tokens from 1 documents" in err
+    assert "2 windows of 48 tokens from 1 document" in err
     assert "out/results.json  out/results.csv  out/ppl.png  out/nll/" in err
     assert list(tree(Path("out"))) == [
         "nll",

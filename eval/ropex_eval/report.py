@@ -64,10 +64,14 @@ def plot(results: Results, path: Path) -> None:
     axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         _draw(axis, results.of(metric), protocol["lengths"], model["trained_length"])
-        axis.set_title(EXPLANATIONS[metric].format(targets=protocol["targets"]), fontsize=9)
+        axis.set_title(metric, fontsize=11, fontweight="bold", pad=18)
+        explanation = EXPLANATIONS[metric].format(targets=protocol["targets"])
+        axis.annotate(explanation, (0.5, 1), (0, 6), "axes fraction", "offset points",
+                      ha="center", fontsize=8)  # fmt: skip
     axes[0].set_ylabel("perplexity")
     axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.suptitle(f"{model['id']}, trained at {format_size(model['trained_length'])} tokens")
+    name = Path(model["id"]).name
+    figure.suptitle(f"{name}, trained at {format_size(model['trained_length'])} tokens (dotted)")
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150)
     temporary.replace(path)
@@ -77,8 +81,9 @@ def _draw(
     axis: Any, table: dict[str, dict[int, float]], lengths: Sequence[int], trained: int
 ) -> None:
     axis.axvline(trained, color="0.6", linewidth=1, linestyle=":")
+    others = [text for text in table if text != "none"]
     for text, values in table.items():
-        style = {"color": "0.25", "linestyle": "--"} if text == "none" else {}
+        style = {"color": "0.25", "linestyle": "--"} if text == "none" else _style(others, text)
         axis.plot(
             lengths, [values[n] for n in lengths], marker="o", markersize=3, label=text, **style
         )
@@ -95,3 +100,9 @@ def _draw(
     axis.grid(alpha=0.2)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _style(texts: Sequence[str], text: str) -> dict[str, str]:
+    """A colour for each strategy, and other dashes once the ten colours are used up."""
+    turn, colour = divmod(texts.index(text), 10)
+    return {"color": f"C{colour}", "linestyle": ("-", "-.", ":")[turn % 3]}

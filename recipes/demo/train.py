@@ -8,9 +8,11 @@ command continues an interrupted run.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muon import Muon
+from ropex.rope_config import both_notations
 from ropex_eval.stdlib import training_texts
 from rows import FILLER, NAMES, RowSampler
 
@@ -184,6 +187,15 @@ def save(
     half.load_state_dict(model.state_dict())
     half.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    edit_json(out / "config.json", lambda raw: both_notations(raw, model.config))
+    name = {"tokenizer_class": "PreTrainedTokenizerFast"}  # known to transformers 4 and 5
+    edit_json(out / "tokenizer_config.json", lambda raw: {**raw, **name})
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replace what a JSON file holds."""
+    content = change(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -187,8 +187,9 @@ def _measure(
     header = (
         f"model  {arguments.model}: {model.config.model_type}, trained at {format_size(trained)} "
         f"tokens, {str(model.dtype).removeprefix('torch.')} on {device}\n"
-        f"text   {arguments.data}: {len(corpus.windows)} windows of "
-        f"{format_size(protocol.longest)} tokens from {len(corpus.documents)} documents{left_out}"
+        f"text   {arguments.data}: {_count(len(corpus.windows), 'window')} of "
+        f"{format_size(protocol.longest)} tokens from {_count(len(corpus.documents), 'document')}"
+        f"{left_out}"
     )
     return run(study, strategies, out, force=arguments.force, begin=lambda: _say(header))
 
@@ -196,6 +197,10 @@ def _measure(
 def _name_of(model: str) -> str:
     """What to call a run of `model`: the last part of a folder's path or of a hub id."""
     return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _around(trained: int) -> tuple[int, ...]:
