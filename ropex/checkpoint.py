@@ -92,11 +92,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of many kinds, by what is missing and by version
         # transformers 4 does not know the class that 5 writes; the file itself is the same.
         if (folder / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(folder)
-        raise FileNotFoundError(f"{folder} holds no tokenizer that transformers reads") from error
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer that transformers reads ({error})"
+        ) from error
 
 
 def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:

@@ -92,6 +92,7 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
         trained_length=int(length),
         inv_freq=inv_freq,
         attention_scale=float(module.attention_scaling),
+        by_length=entry["rope_type"] == "dynamic",
     )
 
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import math
 import pkgutil
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from fnmatch import fnmatchcase
@@ -69,7 +70,8 @@ def strategy(text: str | Strategy) -> Strategy:
     """
     if isinstance(text, Strategy):
         return text
-    parts = tuple(_parse(part.strip()) for part in text.split("+"))
+    # A plus sign before a letter joins strategies; one before a digit belongs to a number.
+    parts = tuple(_parse(part.strip()) for part in re.split(r"\+(?!\d)", text))
     return parts[0] if len(parts) == 1 else Composed(parts)
 
 
@@ -78,12 +80,16 @@ def _parse(text: str) -> Strategy:
     cls = _lookup(name.strip().lower())
     values: dict[str, Any] = {}
     names = [field.name for field in fields(cls)]
-    for index, argument in enumerate(filter(None, arguments.split(","))):
+    if arguments.strip() and not names:
+        raise ValueError(f"{text!r}: {cls.name} takes no parameters")
+    for index, argument in enumerate(arguments.split(",") if arguments.strip() else ()):
         key, equals, value = (part.strip() for part in argument.partition("="))
-        if not equals and index == 0 and names:
+        if not key:
+            raise ValueError(f"{text!r} has an empty parameter")
+        if not equals and index == 0 and key not in names:
             key, value = names[0], key
         elif not equals:
-            raise ValueError(f"{text!r}: write {argument.strip()!r} as KEY=VALUE")
+            raise ValueError(f"{text!r}: write {key!r} as KEY=VALUE")
         if key not in names:
             raise ValueError(f"{cls.name} has no parameter {key!r}{_hint(key, names)}")
         if key in values:
@@ -94,6 +100,8 @@ def _parse(text: str) -> Strategy:
 
 def _lookup(name: str) -> type[Strategy]:
     names = {alias: cls for cls in registry().values() for alias in (cls.name, *cls.aliases)}
+    if not name:
+        raise ValueError("a strategy has no name; write yarn:4, or yarn:4+logn for two")
     if name not in names:
         raise ValueError(f"unknown strategy {name!r}{_hint(name, names, list(registry()))}")
     return names[name]
@@ -113,6 +121,8 @@ def _convert(cls: type[Strategy], key: str, value: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]
+        if not re.fullmatch(r"[-+.\w]+", value, re.ASCII) or "_" in value:
+            raise ValueError
         number = parse_size(value) if kind is int else float(value)
     except (KeyError, ValueError):
         allowed = {bool: "true or false", int: "a length such as 32k", float: "a number"}[kind]

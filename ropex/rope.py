@@ -19,6 +19,8 @@ class Rope:
         trained_length: Tokens of context that the checkpoint was trained at.
         inv_freq: Radians per position of each pair of dimensions, `(dim // 2,)`, float64.
         attention_scale: What cos and sin are already multiplied by; 1 unless YaRN was used.
+        by_length: Whether the checkpoint itself changes its frequencies with the length (the
+            `dynamic` type of transformers); `inv_freq` are those within the trained length.
     """
 
     dim: int
@@ -26,6 +28,7 @@ class Rope:
     trained_length: int
     inv_freq: Tensor
     attention_scale: float = 1.0
+    by_length: bool = False
 
     @classmethod
     def standard(cls, dim: int, base: float, trained_length: int) -> Rope:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ropex_eval.stdlib import held_out_files
 
+_CHARACTERS = 16  # of a text that are read for each token; few languages and tokenizers need more
+
 Text = tuple[str, str]
 """The name and the content of a document."""
 
@@ -97,11 +99,7 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, windo
     per_document: list[list[Window]] = []
     longest, too_short = ("", 0), 0
     for name, text in read_texts(source):
-        # A text that spells "<s>" means those three characters, not the token.
-        encoded = tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        ids = encoded["input_ids"]
+        ids = _encode(tokenizer, text, size * windows)
         longest = max(longest, (name, len(ids)), key=lambda pair: pair[1])
         if len(ids) < size:
             too_short += 1
@@ -120,14 +118,29 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, windo
     return Corpus(source, tuple(ordered[:windows]), bos, too_short)
 
 
+def _encode(tokenizer: Any, text: str, wanted: int) -> list[int]:
+    """Token ids of the beginning of `text`, at least `wanted` of them if it has so many."""
+
+    def encode(part: str) -> list[int]:
+        # A text that spells "<s>" means those three characters, not the token.
+        settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        ids: list[int] = tokenizer(part, **settings)["input_ids"]
+        return ids
+
+    ids = encode(text[: _CHARACTERS * wanted])
+    if len(text) > _CHARACTERS * wanted:  # the last tokens are not to be seen: a word is cut there
+        ids = ids[:-_CHARACTERS] if len(ids) >= wanted + _CHARACTERS else encode(text)
+    return ids
+
+
 def read_texts(source: str) -> Iterator[Text]:
     """The documents of a source, one by one.
 
     Args:
         source: A text file; a folder of text files; `FILE.jsonl:FIELD`, one document a line;
             `hf:NAME`, `hf:NAME:SPLIT` or `hf:NAME:SPLIT:FIELD` for a data set through `datasets`
-            (split `test` and field `text` unless given); or `stdlib` for long modules of Python's
-            own library.
+            (split `test` and field `text` unless given), `NAME@CONFIG` where it has several
+            configurations; or `stdlib` for long modules of Python's own library.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -139,6 +152,8 @@ def read_texts(source: str) -> Iterator[Text]:
     if source.startswith("hf:"):
         yield from _read_dataset(source)
         return
+    if not source:
+        raise ValueError("the name of the text is empty")
     path = Path(source)
     file, colon, field = source.rpartition(":")
     if not path.exists() and colon and file.endswith((".jsonl", ".json")):
@@ -150,7 +165,7 @@ def read_texts(source: str) -> Iterator[Text]:
         if not files:
             raise ValueError(f"{source}: the folder holds no files")
         yield from ((file.name, _read(file)) for file in files)
-    elif path.is_file():
+    elif path.exists():
         yield path.name, _read(path)
     else:
         raise FileNotFoundError(f"no such file or folder: {source}")
@@ -158,7 +173,7 @@ def read_texts(source: str) -> Iterator[Text]:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason})") from None
     if not text.strip():
@@ -181,12 +196,12 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
 def _read_dataset(source: str) -> Iterator[Text]:
     from datasets import load_dataset
 
-    name, split, field, *rest = [*source.removeprefix("hf:").split(":"), "", ""][:4]
-    if rest and rest != [""]:
-        raise ValueError(f"{source}: write hf:NAME:SPLIT:FIELD")
-    split = split or "test"
+    name, split, field, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
+    name, _, config = name.partition("@")
+    if not name or any(rest):
+        raise ValueError(f"{source}: write hf:NAME:SPLIT:FIELD or hf:NAME@CONFIG:SPLIT:FIELD")
     try:
-        rows = load_dataset(name, split=split, streaming=True)
+        rows = load_dataset(name, config or None, split=split or "test", streaming=True)
         for number, record in enumerate(rows):
             yield f"{name}:{number}", _field(record, field or "text", f"{source}, row {number}")
     except (ConnectionError, FileNotFoundError) as error:
@@ -195,7 +210,7 @@ def _read_dataset(source: str) -> Iterator[Text]:
 
 def _field(record: Any, field: str, place: str) -> str:
     value = record.get(field) if isinstance(record, dict) else None
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         known = ", ".join(record) if isinstance(record, dict) else "none"
         raise ValueError(f"{place}: the field {field!r} holds no text; fields: {known}")
     return value

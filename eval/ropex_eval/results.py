@@ -114,6 +114,6 @@ def _row(values: dict[str, Any]) -> Result:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ropex_eval.corpus import Corpus
 from ropex_eval.measure import Protocol, cost, measure, passes
 from ropex_eval.nll import Scorer
 from ropex_eval.results import Result, Results
-from ropex_eval.table import NllTable, mean_nll, perplexity
+from ropex_eval.table import NllTable, length_classes, mean_nll, perplexity
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,9 @@ def check_out(out: Path, force: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "results.json").is_file() and not force:
+    if force or not out.is_dir() or (out / "results.json").is_file():
+        return
+    if any(not path.name.startswith(".") for path in out.iterdir()):
         raise FileExistsError(f"{out} holds other files; give another folder, or --force")
 
 
@@ -137,15 +140,21 @@ def run(
     results, key = _continued(study, out, force)
     for strategy in strategies:
         strategy.plan(study.rope)
+        length_classes(strategy, study.rope, study.protocol.lengths)
     begin()
+    out.mkdir(parents=True, exist_ok=True)
+    if not results.strategies:
+        shutil.rmtree(out / "nll", ignore_errors=True)  # of a run that --force replaces
+    results.save(out)
     found = {str(s): (s, _stored(out, str(s), key)) for s in strategies}
     todo = [s for s, table in found.values() if table is None]
-    out.mkdir(parents=True, exist_ok=True)
-    with _progress(study, todo) as advance:
+    with _progress(study, todo) as bar:
         for text, (strategy, table) in found.items():
+            results = Results.load(out)  # another process may have added to it
             seconds = results.strategies.get(text, {}).get("seconds", 0.0)
             if table is None:
                 began = time.perf_counter()
+                bar.set_description_str(text)
                 table = measure(
                     study.scorer,
                     study.corpus,
@@ -153,7 +162,7 @@ def run(
                     strategy,
                     trained_length=study.trained_length,
                     lift_sliding_window=study.lift_sliding_window,
-                    advance=advance,
+                    advance=lambda length: bar.update(cost(study.scorer.model.config, length)),
                 )
                 seconds = round(time.perf_counter() - began, 2)
                 table.save(table_path(out, text), {"key": key, "strategy": text})
@@ -165,7 +174,10 @@ def run(
 
 def table_path(out: Path, text: str) -> Path:
     """Where the table of a strategy is stored."""
-    return out / "nll" / (re.sub(r"[^\w.=-]+", "_", text) + ".safetensors")
+    name = re.sub(r"[^\w.=-]+", "_", text)
+    if len(name) > 100:  # file systems end at 255 bytes
+        name = name[:100] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    return out / "nll" / f"{name}.safetensors"
 
 
 def _continued(study: Study, out: Path, force: bool) -> tuple[Results, str]:
@@ -181,14 +193,25 @@ def _continued(study: Study, out: Path, force: bool) -> tuple[Results, str]:
         if not force:
             raise
         return fresh, key
-    if _deciding(previous.about) == _deciding(json.loads(json.dumps(about))):
+    old, new = _deciding(previous.about), _deciding(json.loads(json.dumps(about)))
+    if old == new:
         return previous, key
     if not force:
         raise FileExistsError(
-            f"{out} holds a run with another model, text or protocol; give another folder, or "
-            "--force to replace it"
+            f"{out} holds a run with another model, text or protocol ({_difference(old, new)}); "
+            "give another folder, or --force to replace it"
         )
     return fresh, key
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Names of the entries that differ, such as `protocol.lengths`."""
+    return ", ".join(
+        f"{part}.{key}"
+        for part in new
+        for key in new[part]
+        if old.get(part, {}).get(key) != new[part][key]
+    )
 
 
 def _deciding(about: dict[str, Any]) -> dict[str, Any]:
@@ -231,15 +254,11 @@ def _about_strategy(study: Study, strategy: Strategy) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(study: Study, todo: Sequence[Strategy]) -> Iterator[Callable[[int], None]]:
+def _progress(study: Study, todo: Sequence[Strategy]) -> Iterator[Any]:
     """A bar that counts cost and not passes, so that the time left is right."""
     config, rope = study.scorer.model.config, study.rope
     lengths = [n for s in todo for _, n in passes(s, rope, study.protocol)]
     total = sum(cost(config, n) for n in lengths) * len(study.corpus.windows)
-    style = "{percentage:3.0f}% |{bar:30}| {elapsed} so far, {remaining} left"
+    style = "{percentage:3.0f}% |{bar:30}| {elapsed} so far, {remaining} left  {desc}"
     with tqdm(total=total, disable=None, leave=False, bar_format=style) as bar:
-
-        def advance(length: int) -> None:
-            bar.update(cost(config, length))
-
-        yield advance
+        yield bar

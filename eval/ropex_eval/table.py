@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ropex.rope import Rope
@@ -36,8 +37,8 @@ class NllTable:
         tensors = {f"prefix/{length}": nll for length, nll in self.prefix.items()}
         tensors |= {f"fixed/{length}": nll for length, nll in self.fixed.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, metadata)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(serialise(tensors, metadata))
         temporary.replace(path)
 
     @classmethod
@@ -59,7 +60,17 @@ def length_classes(strategy: Strategy, rope: Rope, lengths: Sequence[int]) -> li
         strategy: Its `length_class` decides.
         rope: Up to whose trained length every strategy has one plan.
         lengths: Lengths to measure, in ascending order.
+
+    Raises:
+        ValueError: The model would scale by length in its own way, which depends on what it saw
+            before, so that no pass could be repeated.
     """
+    if rope.by_length and strategy.native(rope) == {}:
+        raise ValueError(
+            f"{strategy}: the model's own config scales by length (rope_type dynamic), and its "
+            "results depend on earlier texts; take that out of the config and measure the strategy "
+            "dynamic, which computes what a fresh model would"
+        )
     if strategy.length_class == "static":
         return [list(lengths)]
     short = [length for length in lengths if length <= rope.trained_length]

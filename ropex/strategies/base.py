@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -105,7 +104,7 @@ class Scaled(Strategy):
                 f"{self.name}:4 or {self.name}:length=32k"
             )
         if self.factor is not None:
-            require(self, "factor", 1 <= self.factor < math.inf, "at least 1")
+            require_factor(self, self.factor)
         if self.length is not None:
             require(self, "length", self.length >= 2, "at least 2")
 
@@ -118,12 +117,22 @@ class Scaled(Strategy):
         if self.length is None:
             assert self.factor is not None  # __post_init__ saw to it
             return float(self.factor)
-        if self.length < rope.trained_length:
-            raise ValueError(
-                f"{self}: the model is trained for {format_size(rope.trained_length)} tokens "
-                "already; state a longer length"
-            )
+        require_longer(self, self.length, rope)
         return self.length / rope.trained_length
+
+
+def require_factor(strategy: Strategy, factor: float) -> None:
+    """Raise a ValueError unless a factor is one that a float32 table can hold."""
+    require(strategy, "factor", 1 <= factor <= 2**20, "from 1 to 1048576")
+
+
+def require_longer(strategy: Strategy, length: int, rope: Rope) -> None:
+    """Raise a ValueError if a target length is shorter than the trained length."""
+    if length < rope.trained_length:
+        raise ValueError(
+            f"{strategy}: the model is trained for {format_size(rope.trained_length)} tokens "
+            "already; state a longer length"
+        )
 
 
 def require(strategy: Strategy, field: str, condition: bool, allowed: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, LengthClass, Strategy
+from ropex.strategies.base import Length, LengthClass, Scaled, Strategy
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,14 @@ class Composed(Strategy):
     """
 
     parts: tuple[Strategy, ...]
+
+    def __post_init__(self) -> None:
+        stated = [part for part in self.parts if isinstance(part, Scaled) and part.length]
+        if len(stated) > 1:
+            raise ValueError(
+                f"{self}: each of two target lengths would be reached on top of the other; "
+                "give factors"
+            )
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Give each strategy the plan of the one before it."""

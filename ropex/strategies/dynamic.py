@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, LengthClass, Strategy, require
+from ropex.strategies.base import (
+    Length,
+    LengthClass,
+    Strategy,
+    require,
+    require_factor,
+    require_longer,
+)
 from ropex.strategies.ntk import ntk_base, ntk_ratio
 
 
@@ -23,7 +29,10 @@ class Dynamic(Strategy):
     transformers', where `factor` is the target length over the trained length.
 
     A sequence's keys must all be rotated alike, so a key-value cache cannot be continued beyond
-    the trained length; `length` fixes the base for all sequences and makes it possible.
+    the trained length; `length` fixes the base for all sequences and makes it possible. Documents
+    that are packed into one sequence count as one. Saved, it becomes transformers' own `dynamic`
+    type, whose result also depends on earlier and neighbouring sequences; `length` has no such
+    flaw.
 
     Args:
         factor: 1 for the paper's convention, more for transformers'.
@@ -38,7 +47,7 @@ class Dynamic(Strategy):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        require(self, "factor", 1 <= self.factor < math.inf, "at least 1")
+        require_factor(self, self.factor)
         if self.length is not None:
             require(self, "length", self.length >= 2, "at least 2")
 
@@ -48,7 +57,13 @@ class Dynamic(Strategy):
         return "per_length" if self.length is None else "static"
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Stretch as NTK-aware scaling does, by the growth at `length` tokens."""
+        """Stretch as NTK-aware scaling does, by the growth at `length` tokens.
+
+        Raises:
+            ValueError: The fixed length is shorter than the trained length.
+        """
+        if self.length is not None:
+            require_longer(self, self.length, rope)
         growth = self.growth(rope, length if self.length is None else self.length)
         ratio = ntk_ratio(rope.dim, growth).to(plan.inv_freq.device)
         return replace(plan, inv_freq=plan.inv_freq * ratio)
@@ -60,7 +75,7 @@ class Dynamic(Strategy):
 
     def scale(self, rope: Rope) -> float:
         """The fixed length over the trained length, or the factor."""
-        return self.factor if self.length is None else max(1.0, self.length / rope.trained_length)
+        return self.factor if self.length is None else self.length / rope.trained_length
 
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `dynamic` type, or the larger base if the length is fixed."""

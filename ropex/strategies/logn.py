@@ -56,6 +56,9 @@ class LogScale:
 
     length: int
 
+    def __str__(self) -> str:
+        return f"ln(position + 1) / ln({self.length})"
+
     def __call__(self, positions: Tensor) -> Tensor:
         """Factors of the queries at `positions`, same shape, float32."""
         return ((positions + 1).float().log() / math.log(self.length)).clamp(min=1)

@@ -38,11 +38,19 @@ class Ntk(Scaled):
 
 
 def ntk_base(rope: Rope, factor: float) -> float:
-    """The base at which the slowest pair of `rope` is stretched by `factor`."""
+    """The base at which the slowest pair of `rope` is stretched by `factor`; see `ntk_ratio`."""
     return float(rope.base * factor ** (rope.dim / (rope.dim - 2)))
 
 
 def ntk_ratio(dim: int, factor: float | torch.Tensor) -> torch.Tensor:
-    """New frequency over old one of each pair, `(dim // 2,)`, float64."""
+    """New frequency over old one of each pair, `(dim // 2,)`, float64.
+
+    Raises:
+        ValueError: There is one pair only, so that it would be the fastest and the slowest.
+    """
+    if dim < 4:
+        raise ValueError(
+            f"a larger base needs at least two rotated pairs; this model has {dim // 2}"
+        )
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / (dim - 2)
     return torch.as_tensor(factor, dtype=torch.float64) ** -exponents
