@@ -486,21 +486,23 @@ def test_damaged_table_is_measured_again(world: World, measured: list[str]) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        ("--lengths", "8,24,48"),
-        ("--bos", "none"),
-        ("--data", "other.txt"),
-        ("--trained-length", "16"),
+        ("--lengths", "8,24,48", "(protocol.lengths)"),
+        ("--bos", "none", "data.bos"),
+        ("--data", "other.txt", "(data.tokens_sha256)"),
+        ("--trained-length", "16", "(model.trained_length)"),
     ],
 )
 def test_another_run_in_the_folder_is_refused_unless_forced(
-    world: World, measured: list[str], change: tuple[str, str]
+    world: World, measured: list[str], change: tuple[str, str, str]
 ) -> None:
+    flag, value, differs = change
     write("other.txt", words(200, seed=1))
     world.eval("-s", "none")
     small = ["eval", "tiny", "--lengths", "8,48", "--windows", "2", "--data", "book.txt"]
-    changed = [*small, "-o", "out", "-s", "none", *change]
+    changed = [*small, "-o", "out", "-s", "none", flag, value]
     message = world.refused(*changed)
-    assert "out holds a run with another model, text or protocol; give another folder" in message
+    assert "out holds a run with another model, text or protocol (" in message
+    assert differs in message
     assert measured == ["none"]
     assert world(*changed, "--force")[0] == 0
     assert measured == ["none", "none"]

@@ -134,7 +134,7 @@ def jsonl_with_a_number(folder: Path) -> str:
 
 
 def jsonl_with_a_hole(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [{'text': 'one'}, {'text': ''}])}:text"
+    return f"{write_jsonl(folder / 'docs.jsonl', [{'text': 'one'}, {'text': None}])}:text"
 
 
 def jsonl_of_lists(folder: Path) -> str:

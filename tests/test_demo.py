@@ -158,4 +158,5 @@ def test_the_shipped_checkpoint_shows_what_the_field_is_about() -> None:
 
     trained, collapsed = fixed("none")
     assert collapsed > 3 * trained
-    assert fixed("yarn:8")[1] < 1.1 * trained
+    within, beyond = fixed("yarn:8")
+    assert beyond < 1.1 * within < 1.5 * trained

@@ -343,6 +343,9 @@ def test_bar_ends_exactly_full(
         def update(self, amount: float) -> None:
             self.done += amount
 
+        def set_description_str(self, text: str) -> None:
+            pass
+
     monkeypatch.setattr(ropex_eval.run, "tqdm", Bar)
     start(study, tmp_path, "none", "dynamic")
     start(study, tmp_path, "none", "dynamic", "yarn:4")

@@ -21,6 +21,8 @@ GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "strategies.json").read_text(encoding="utf-8")
 )
 LLAMA_2 = Rope.standard(128, 1e4, 4096)
+# A fixed length that is longer than what each rope below was trained at.
+LONGER = {"dynamic:length=128": "dynamic:length=16k"}
 ROPES = (LLAMA_2, Rope.standard(64, 1e4, 256), Rope.standard(80, 5e5, 8192))
 
 
@@ -94,7 +96,7 @@ def test_factor_one_changes_nothing(name: str, rope: Rope) -> None:
 def test_frequencies_stay_between_the_trained_and_the_interpolated_ones(
     text: str, rope: Rope
 ) -> None:
-    made = strategy(text)
+    made = strategy(LONGER.get(text, text))
     target = max(made.target_length(rope), rope.trained_length)
     inv_freq = made.plan(rope, target).inv_freq
     most = max(made.scale(rope), 1.0)
@@ -109,7 +111,7 @@ def test_frequencies_stay_between_the_trained_and_the_interpolated_ones(
 @pytest.mark.parametrize("text", ALL)
 def test_a_plan_leaves_the_rope_alone(text: str) -> None:
     before = LLAMA_2.inv_freq.clone()
-    made = strategy(text)
+    made = strategy(LONGER.get(text, text))
     first, second = made.plan(LLAMA_2, 9000), made.plan(LLAMA_2, 9000)
     assert torch.equal(LLAMA_2.inv_freq, before)
     assert torch.equal(first.inv_freq, second.inv_freq)
@@ -117,14 +119,14 @@ def test_a_plan_leaves_the_rope_alone(text: str) -> None:
 
 @pytest.mark.parametrize("text", ALL)
 def test_a_length_in_a_tensor_is_the_same_as_a_number(text: str) -> None:
-    made = strategy(text)
+    made = strategy(LONGER.get(text, text))
     number, tensor = made.plan(LLAMA_2, 9000), made.plan(LLAMA_2, torch.tensor(9000))
     assert torch.equal(number.inv_freq, tensor.inv_freq)
 
 
 @pytest.mark.parametrize("text", [*STATIC, "logn"])
 def test_a_static_plan_is_the_same_at_every_length(text: str) -> None:
-    made = strategy(text)
+    made = strategy(LONGER.get(text, text))
     assert made.length_class == "static"
     short, long = made.plan(LLAMA_2, 10), made.plan(LLAMA_2, 10**6)
     assert torch.equal(short.inv_freq, long.inv_freq)
@@ -133,7 +135,7 @@ def test_a_static_plan_is_the_same_at_every_length(text: str) -> None:
 
 @pytest.mark.parametrize("text", [*BY_LENGTH, "dynamic:4+logn", "linear:2+dynamic"])
 def test_dynamic_is_unscaled_up_to_the_trained_length_and_grows_beyond(text: str) -> None:
-    made = strategy(text)
+    made = strategy(LONGER.get(text, text))
     assert made.length_class == "per_length"
     tables = [made.plan(LLAMA_2, n).inv_freq[-1] for n in (1, 4096, 4097, 8192)]
     assert tables[0] == tables[1] > tables[2] > tables[3]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _DEMO_FACTOR = 16
 _DEMO = ("none", "dynamic", *(f"{name}:{_DEMO_FACTOR}" for name in (
-    "linear", "ntk", "ntk_by_parts", "llama3", "yarn")))  # fmt: skip
+    "linear", "ntk", "llama3", "yarn")))  # fmt: skip
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -106,7 +106,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from ropex.cli import build_parser
 
     strategies = [part for text in _DEMO for part in ("-s", text)]
-    options = ["--lengths", "64..4k", "--windows", "12", "--targets", "32"]
+    options = ["--lengths", "64..4k", "--windows", "7", "--targets", "48"]
     _eval(
         build_parser().parse_args(["eval", "demo", *strategies, *options, "-o", str(arguments.out)])
     )
