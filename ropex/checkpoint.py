@@ -66,19 +66,23 @@ def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = F
 
     Raises:
         OSError: There are no weights.
-        ValueError: They are damaged.
+        ValueError: They are damaged, or some are missing.
     """
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model, info = auto.from_pretrained(
             folder,
             config=_load_config(folder, trust_remote_code),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except SafetensorError as error:
         raise ValueError(f"the weights in {folder} are damaged: {error}") from error
+    if missing := sorted(info["missing_keys"]):  # transformers would make them up
+        raise ValueError(f"{folder} lacks {len(missing)} of the model's weights: {missing[0]}, ...")
     return model.eval()
 
 
@@ -133,6 +137,13 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
             f"{patch.strategy} cannot be written into a config that transformers reads alike; "
             "apply it after loading, with ropex.patch"
         )
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    whole, part = raw.get("model_type"), patch.model.config.model_type
+    if whole != part:
+        raise ValueError(
+            f"{folder} is a {whole} model, of which {part} is a part; ropex writes checkpoints of "
+            "plain language models"
+        )
     _check_out(folder, out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -140,12 +151,22 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
         built.mkdir()
         for source in sorted(path for path in folder.iterdir() if path.is_file()):
             _carry(source, built / source.name)
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _write_json(built / "config.json", both_notations(raw, patch.model.config))
         _raise_tokenizer_limit(built / "tokenizer_config.json", patch.target_length)
-        if out.exists():
-            os.replace(out, Path(temporary) / "replaced")
+        _put(built, out, Path(temporary) / "replaced")
+
+
+def _put(built: Path, out: Path, aside: Path) -> None:
+    """Move `built` to `out`, and what was there to `aside`; put it back if that fails."""
+    if not out.exists():
         os.replace(built, out)
+        return
+    os.replace(out, aside)
+    try:
+        os.replace(built, out)
+    except BaseException:
+        os.replace(aside, out)
+        raise
 
 
 def _check_out(folder: Path, out: Path, force: bool) -> None:
@@ -155,8 +176,16 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not force:
             raise FileExistsError(f"{out} exists; --force replaces it")
-        if not (out / "config.json").is_file():
+        if not _is_checkpoint(out):
             raise FileExistsError(f"{out} is not a checkpoint, so it is not replaced")
+
+
+def _is_checkpoint(out: Path) -> bool:
+    """Whether `out` holds a model's config and no folders, which no checkpoint of ropex has."""
+    if not (out / "config.json").is_file() or any(path.is_dir() for path in out.iterdir()):
+        return False
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    return isinstance(config, dict) and "model_type" in config
 
 
 def _carry(source: Path, target: Path) -> None:

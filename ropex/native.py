@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.rope_config import carrier, write_entry
+from ropex.rope_config import carrier, read_entry, write_entry
 from ropex.strategies.base import Strategy
 
 # transformers computes in float32, a plan in float64; a power of the base costs a few units in the
@@ -50,6 +50,10 @@ def realise(module: Any, strategy: Strategy, rope: Rope) -> Native:
         rope: What the module was trained with.
     """
     plan = strategy.plan(rope)
+    if read_entry(module.config).get("mscale_all_dim"):
+        # Attention scales its logits by this key and the old factor (DeepSeek), so that an entry
+        # with another factor would mean another model.
+        return _outside_config(strategy, rope, plan)
     if strategy.length_class != "static":
         return _by_length(module, strategy, rope, plan)
     for entry in (strategy.native(rope), _carrier(plan, rope, strategy.target_length(rope))):
@@ -58,7 +62,18 @@ def realise(module: Any, strategy: Strategy, rope: Rope) -> Native:
             table, scale = native_table(module, config)
             if close(table, plan.inv_freq) and abs(scale - plan.attention_scale) < 1e-9:
                 return Native(entry, table, None, scale)
-    return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
+    return _outside_config(strategy, rope, plan)
+
+
+def _outside_config(strategy: Strategy, rope: Rope, plan: Plan) -> Native:
+    """The plan itself, where no config entry stands for it."""
+    if strategy.length_class == "static":
+        return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
+
+    def planned(length: Tensor) -> Tensor:
+        return strategy.plan(rope, length).inv_freq.to(length.device, torch.float32)
+
+    return Native(None, None, planned, plan.attention_scale)
 
 
 def native_table(module: Any, config: Any) -> tuple[Tensor, float]:
@@ -80,9 +95,6 @@ def close(table: Tensor, wanted: Tensor) -> bool:
 
 
 def _by_length(module: Any, strategy: Strategy, rope: Rope, plan: Plan) -> Native:
-    def planned(length: Tensor) -> Tensor:
-        return strategy.plan(rope, length).inv_freq.to(length.device, torch.float32)
-
     entry = strategy.native(rope)
     config = _reloaded(module, entry, strategy, rope)
     if config is not None and entry and entry["rope_type"] == "dynamic":
@@ -97,7 +109,7 @@ def _by_length(module: Any, strategy: Strategy, rope: Rope, plan: Plan) -> Nativ
         probes = [torch.tensor(rope.trained_length * times) for times in (1, 2, 5)]
         if all(close(native(probe), strategy.plan(rope, probe).inv_freq) for probe in probes):
             return Native(entry, None, native, plan.attention_scale)
-    return Native(None, None, planned, plan.attention_scale)
+    return _outside_config(strategy, rope, plan)
 
 
 def _reloaded(module: Any, entry: dict[str, Any] | None, strategy: Strategy, rope: Rope) -> Any:

@@ -74,15 +74,18 @@ def probe_logits(model: nn.Module, length: int) -> Tensor:
     """Logits, `(8, vocabulary)`, float64, of eight tokens spread over `length` positions."""
     device = next(model.parameters()).device
     ids = torch.arange(1, _PROBES + 1, device=device)[None]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    output = model(
-        input_ids=ids,
-        position_ids=_positions(length).to(device),
-        attention_mask=torch.ones_like(ids),  # without it, jumps mean packed sequences
-        use_cache=False,
-    )
-    model.train(training)
+    try:
+        output = model(
+            input_ids=ids,
+            position_ids=_positions(length).to(device),
+            attention_mask=torch.ones_like(ids),  # without it, jumps mean packed sequences
+            use_cache=False,
+        )
+    finally:
+        for module, training in modes:
+            module.training = training
     logits: Tensor = output.logits
     return logits[0].double().cpu()
 

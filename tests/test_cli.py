@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_eval import (
     TRAINED,
     plain_nll,
@@ -299,6 +300,13 @@ def no_weights() -> list[str]:
     return evaluation()()
 
 
+def missing_weights() -> list[str]:
+    path = Path("tiny/model.safetensors")
+    kept = {name: tensor.clone() for name, tensor in load_file(path).items() if "up_" not in name}
+    save_file(kept, path, {"format": "pt"})
+    return evaluation()()
+
+
 def damaged_weights() -> list[str]:
     path = Path("tiny/model.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
@@ -359,6 +367,7 @@ REFUSALS = {
     "no type": (config_without_a_type, "tiny"),
     "no tokenizer": (no_tokenizer, "tiny holds no tokenizer that transformers reads"),
     "no weights": (no_weights, "model.safetensors"),
+    "missing weights": (missing_weights, "tiny lacks 2 of the model's weights: model.layers.0.mlp"),
     "damaged weights": (damaged_weights, "tiny"),
     "gpt2 eval": (gpt2("eval", "gpt2"), "looked for a module with an `inv_freq` buffer in GPT2LMH"),
     "gpt2 patch": (gpt2("patch", "gpt2", "-s", "yarn:4", "-o", "new"), "`inv_freq` buffer in GPT2"),
@@ -669,6 +678,31 @@ def test_patch_never_replaces_what_is_no_checkpoint(world: World, force: tuple[s
     for out in ("thesis", "book.txt"):
         message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
         assert ("is not a checkpoint" if force else "exists; --force replaces it") in message
+
+
+def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: World) -> None:
+    write("node/config.json", '{"port": 80}')
+    world("patch", "tiny", "-s", "yarn:4", "-o", "new")
+    write("new/runs/log.txt", "years of work")
+    for out in ("node", "new"):
+        message = world.refused("patch", "tiny", "-s", "linear:4", "-o", out, "--force")
+        assert "is not a checkpoint, so it is not replaced" in message
+
+
+def test_patch_that_fails_at_the_last_step_puts_back_what_was_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world("patch", "tiny", "-s", "yarn:4", "-o", "new")
+    real, before = os.replace, tree(Path("new"))
+
+    def full(source: Any, target: Any) -> None:
+        if Path(source).name == "checkpoint":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr("ropex.checkpoint.os.replace", full)
+    assert world("patch", "tiny", "-s", "linear:4", "-o", "new", "--force")[0] == 2
+    assert tree(Path("new")) == before
 
 
 @pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn"])
