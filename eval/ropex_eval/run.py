@@ -143,7 +143,7 @@ def run(
         length_classes(strategy, study.rope, study.protocol.lengths)
     begin()
     out.mkdir(parents=True, exist_ok=True)
-    if not results.strategies:
+    if force and not results.strategies:
         shutil.rmtree(out / "nll", ignore_errors=True)  # of a run that --force replaces
     results.save(out)
     found = {str(s): (s, _stored(out, str(s), key)) for s in strategies}
