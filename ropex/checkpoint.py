@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from ropex.patching import Patch
 from ropex.rope_config import both_notations, fold_version_5
 from ropex.shipped import demo_checkpoint
 
+_TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 
 
@@ -30,17 +34,29 @@ def find(model: str, *, weights: bool = True) -> Path:
         FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
     """
     folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
-    if not folder.is_dir():
+    if not (model and folder.is_dir()):
+        if _is_path(model):
+            raise FileNotFoundError(f"no such folder: {model!r}")
         try:
             folder = _download(model, weights)
         except Exception as error:  # no network, no such repository, not an id, no permission
-            reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
-                f"{model!r} is neither a folder nor a model of the hub ({reason})"
+                f"{model!r} is neither a folder nor a model of the hub ({_reason(error)})"
             ) from error
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
     return folder
+
+
+def _is_path(model: str) -> bool:
+    """Whether `model` can only be a folder: no id of the hub looks like it."""
+    return (
+        not model
+        or model.startswith((".", "~"))
+        or model.endswith("/")
+        or model.count("/") > 1
+        or Path(model).is_absolute()
+    )
 
 
 def _download(model: str, weights: bool) -> Path:
@@ -66,23 +82,27 @@ def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = F
 
     Raises:
         OSError: There are no weights.
-        ValueError: They are damaged, or some are missing.
+        ValueError: They are damaged, some are missing, or transformers cannot read them.
     """
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    try:
+    with _reading(folder):
         model, info = auto.from_pretrained(
             folder,
             config=_load_config(folder, trust_remote_code),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except SafetensorError as error:
-        raise ValueError(f"the weights in {folder} are damaged: {error}") from error
     if missing := sorted(info["missing_keys"]):  # transformers would make them up
         raise ValueError(f"{folder} lacks {len(missing)} of the model's weights: {missing[0]}, ...")
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise ValueError(
+            f"{folder}: {name} has the shape {tuple(stored)} in the weights, and "
+            f"{tuple(wanted)} by config.json"
+        )
     return model.eval()
 
 
@@ -91,6 +111,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: The checkpoint has none.
+        ValueError: Its tokenizer.json is damaged.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -99,21 +120,56 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     except Exception as error:  # of many kinds, by what is missing and by version
         # transformers 4 does not know the class that 5 writes; the file itself is the same.
         if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder)
+            with _reading(folder):
+                return PreTrainedTokenizerFast.from_pretrained(folder)
         raise FileNotFoundError(
-            f"{folder} holds no tokenizer that transformers reads ({error})"
+            f"{folder} holds no tokenizer that transformers reads ({_reason(error)})"
         ) from error
 
 
 def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The model of a checkpoint without its weights: enough to read and to plan, at any size."""
+    """The model of a checkpoint without its weights: enough to read and to plan, at any size.
+
+    Raises:
+        ValueError: transformers cannot make the model that the config describes.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights(include_buffers=False):
+    with _reading(folder), init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(
             _load_config(folder, trust_remote_code), trust_remote_code=trust_remote_code
         )
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Tell whatever transformers raises about a checkpoint in one sentence that names it."""
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # not about the content
+        raise
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"the weights in {folder} are damaged: {_reason(error)}") from error
+    except Exception as error:  # a config can be wrong in as many ways as Python has errors
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{folder} holds code of its own; --trust-remote-code runs it"
+            ) from error
+        raise ValueError(
+            f"{folder}: transformers cannot read this checkpoint: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, with the next where it only announces that one."""
+    if isinstance(error, pickle.UnpicklingError):  # goes on with how to run what the file holds
+        return str(error).split(". ")[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = next((index for index, line in enumerate(lines) if not line.endswith(":")), 0)
+    text = " ".join(lines[: last + 1])
+    bare = isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError))
+    return f"{type(error).__name__}: {text}" if bare or not text else text
 
 
 def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) -> None:
@@ -149,11 +205,45 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         built = Path(temporary) / "checkpoint"
         built.mkdir()
-        for source in sorted(path for path in folder.iterdir() if path.is_file()):
-            _carry(source, built / source.name)
+        for source in _files(folder):
+            _carry(source, built / source.relative_to(folder))
         _write_json(built / "config.json", both_notations(raw, patch.model.config))
         _raise_tokenizer_limit(built / "tokenizer_config.json", patch.target_length)
+        _check_written(built, patch)
         _put(built, out, Path(temporary) / "replaced")
+
+
+def _files(folder: Path) -> list[Path]:
+    """What belongs to a checkpoint: the files of its folder, and further chat templates.
+
+    Raises:
+        FileNotFoundError: There are no weights among them.
+    """
+    found = [path for path in folder.iterdir() if path.is_file()]
+    if not any(path.suffix in _WEIGHTS for path in found):
+        raise FileNotFoundError(f"{folder} holds no weights, so there is no checkpoint to write")
+    return sorted([*found, *folder.glob(f"{_TEMPLATES}/*.jinja")])
+
+
+def _check_written(built: Path, patch: Patch) -> None:
+    """Raise a ValueError unless the written config builds what the patched model computes."""
+    remote = type(patch.model).__module__.startswith("transformers_modules")
+    written = load_skeleton(built, trust_remote_code=remote)
+    for name, module in written.named_modules():
+        ours, theirs = (_numbers(each, patch) for each in (patch.model.get_submodule(name), module))
+        if ours != theirs:
+            raise ValueError(
+                f"{patch.strategy}: transformers builds {name} otherwise from the config that would "
+                "be written, so nothing is; apply the strategy after loading, with ropex.patch"
+            )
+
+
+def _numbers(module: Any, patch: Patch) -> dict[str, Any]:
+    """What a module of the model has read from the config, as far as a strategy reaches."""
+    numbers = {key: vars(module).get(key) for key in ("attention_scaling", "scaling")}
+    if patch.strategy.length_class == "static" and "inv_freq" in module._buffers:
+        numbers["inv_freq"] = module.inv_freq.tolist()
+    return numbers
 
 
 def _put(built: Path, out: Path, aside: Path) -> None:
@@ -181,8 +271,9 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
 
 
 def _is_checkpoint(out: Path) -> bool:
-    """Whether `out` holds a model's config and no folders, which no checkpoint of ropex has."""
-    if not (out / "config.json").is_file() or any(path.is_dir() for path in out.iterdir()):
+    """Whether `out` holds a model's config and no folders but the one that ropex carries over."""
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    if not (out / "config.json").is_file() or folders - {_TEMPLATES}:
         return False
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     return isinstance(config, dict) and "model_type" in config
@@ -190,6 +281,7 @@ def _is_checkpoint(out: Path) -> bool:
 
 def _carry(source: Path, target: Path) -> None:
     """Link a file of weights, copy any other, which a user may want to edit."""
+    target.parent.mkdir(exist_ok=True)
     if source.suffix in _WEIGHTS:
         try:
             os.link(source.resolve(), target)

@@ -24,15 +24,22 @@ class FixedTable:
     """
 
     def __init__(self, inv_freq: Tensor) -> None:
-        self.inv_freq = inv_freq
+        self.inv_freq = protected(inv_freq)
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the table where the module reads it, on the device of its input."""
         device = args[0].device if args else kwargs["x"].device
-        if self.inv_freq.device != device:
-            self.inv_freq = self.inv_freq.to(device)
-        if module.inv_freq is not self.inv_freq:
-            module.inv_freq = self.inv_freq
+        table = self.inv_freq  # one name for all lines, as replicas on other devices share the hook
+        if table.device != device:
+            table = self.inv_freq = protected(table.to(device))
+        if module.inv_freq is not table:
+            module.inv_freq = table
+
+
+def protected(table: Tensor) -> Tensor:
+    """The same tensor, marked so that transformers 5 does not initialise it again in place."""
+    table._is_hf_initialized = True  # type: ignore[attr-defined]
+    return table
 
 
 class LengthTable:
@@ -89,9 +96,7 @@ class CacheGuard:
         values = (*args, *kwargs.values())
         cache = next((value for value in values if hasattr(value, "get_seq_length")), None)
         past = 0 if cache is None else int(cache.get_seq_length())
-        names = ("input_ids", "inputs_embeds")
-        given = [kwargs[name] for name in names if kwargs.get(name) is not None] or args
-        if past and past + given[0].shape[1] > self.trained_length:
+        if past and _end(past, args, kwargs) > self.trained_length:
             raise RuntimeError(
                 f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
                 f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
@@ -99,22 +104,14 @@ class CacheGuard:
             )
 
 
-class RefuseSaving:
-    """Stands in for `save_pretrained` where no config can say what the model computes.
-
-    Args:
-        strategy: The strategy's text, for the message.
-    """
-
-    def __init__(self, strategy: str) -> None:
-        self.strategy = strategy
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Raise a ValueError."""
-        raise ValueError(
-            f"{self.strategy} cannot be written into a config, so the saved model would compute "
-            "something else; save it inside `with patch.suspended():` and patch it after loading"
-        )
+def _end(past: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Length of the longest sequence after this call: by its positions, else by its tokens."""
+    positions = kwargs.get("position_ids")
+    if positions is not None and not torch.compiler.is_compiling():
+        return int(positions.max()) + 1
+    names = ("input_ids", "inputs_embeds")
+    given = [kwargs[name] for name in names if kwargs.get(name) is not None] or args
+    return past + int(given[0].shape[1])
 
 
 def scaled_attention(base: str) -> str:
@@ -142,10 +139,16 @@ def scaled_attention(base: str) -> str:
                 )
             query = query * scale(positions)[:, None, :, None].to(query.dtype)
             function: Any = ALL_ATTENTION_FUNCTIONS.get(base)
-            if function is None:  # eager is a function of each modeling file
-                function = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+            if function is None:
+                function = _eager_of(type(module))
             return function(module, query, key, value, *args, **kwargs)
 
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return name
+
+
+def _eager_of(attention: type) -> Any:
+    """The eager attention function of the modeling file that a class, or a parent, comes from."""
+    files = [vars(sys.modules[cls.__module__]) for cls in attention.__mro__]
+    return next(f["eager_attention_forward"] for f in files if "eager_attention_forward" in f)

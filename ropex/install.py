@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ropex.errors import UnsupportedModel
-from ropex.hooks import FixedTable, LengthTable, scaled_attention
+from ropex.hooks import FixedTable, LengthTable, protected, scaled_attention
 from ropex.native import Native
 from ropex.rope import QueryScale
 
@@ -32,16 +31,6 @@ def set_attribute(module: Any, name: str, value: Any, undo: ExitStack) -> None:
     setattr(module, name, value)
 
 
-def own_config(model: nn.Module, rotary: Any, undo: ExitStack) -> Any:
-    """Give the modules of `model` copies of their configs; return the rotary module's."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        config = vars(module).get("config")
-        if hasattr(config, "model_type"):
-            set_attribute(module, "config", copy.deepcopy(config, memo), undo)
-    return rotary.config
-
-
 def install_rope(module: Any, native: Native, length: int, undo: ExitStack) -> None:
     """Make one rotary module compute `native`.
 
@@ -51,23 +40,25 @@ def install_rope(module: Any, native: Native, length: int, undo: ExitStack) -> N
         length: What the config now has as `max_position_embeddings`.
         undo: Where the way back is written.
     """
-    table = module.inv_freq
+    table, rope_type = module.inv_freq, "default"
     if native.table_at is not None:
+        # torch.compile notices a new type, but no new hooks. No type here updates its own table.
+        rope_type = "proportional" if module.rope_type == "default" else "default"
         by_length = LengthTable(native.table_at)
         before = module.register_forward_pre_hook(by_length.before, with_kwargs=True)
         undo.callback(before.remove)
         undo.callback(module.register_forward_hook(by_length.after, with_kwargs=True).remove)
     elif native.inv_freq is not None:
-        table = native.inv_freq.to(_device(module))
+        table = protected(native.inv_freq.to(_device(module), copy=True))
         fixed = module.register_forward_pre_hook(FixedTable(table), with_kwargs=True)
         undo.callback(fixed.remove)
-    rope_type = "default" if native.entry is None else native.entry["rope_type"]
+        if native.entry is not None and native.entry["rope_type"] != "longrope":
+            rope_type = native.entry["rope_type"]
     attributes = {
         "inv_freq": table,
         # Its own storage: transformers 4 has one for both, and would see changes to either.
         "original_inv_freq": table.clone(),
-        # A module of these two types would update its table by itself.
-        "rope_type": "default" if rope_type in ("dynamic", "longrope") else rope_type,
+        "rope_type": rope_type,
         "attention_scaling": native.attention_scale,
         "max_seq_len_cached": length,
         "original_max_seq_len": length,
@@ -76,20 +67,23 @@ def install_rope(module: Any, native: Native, length: int, undo: ExitStack) -> N
         set_attribute(module, name, value, undo)
 
 
-def install_query_scale(model: Any, config: Any, scale: QueryScale, undo: ExitStack) -> None:
-    """Send attention through a function that scales the queries first.
+def install_query_scale(
+    model: Any, configs: tuple[Any, ...], scale: QueryScale, undo: ExitStack
+) -> None:
+    """Send the attention that reads `configs` through a function that scales the queries first.
 
     Raises:
         UnsupportedModel: The model does not let its attention function be chosen.
     """
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
-            f"{config.model_type} does not call transformers' attention interface, so its queries "
-            "cannot be scaled"
+            f"{configs[0].model_type} does not call transformers' attention interface, so its "
+            "queries cannot be scaled"
         )
-    config._attn_implementation = scaled_attention(config._attn_implementation or "eager")
+    for config in configs:
+        config._attn_implementation = scaled_attention(config._attn_implementation or "eager")
     for module in model.modules():
-        if vars(module).get("config") is config:
+        if any(vars(module).get("config") is config for config in configs):
             set_attribute(module, "ropex_query_scale", scale, undo)
 
 

@@ -41,6 +41,10 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
             f"{family} has no rotary embedding that ropex knows: looked for a module with an "
             f"`inv_freq` buffer in {type(model).__name__} and found none"
         )
+    if getattr(found[0].module.config, "alibi", False):  # Falcon: the module is there, unused
+        raise UnsupportedModel(
+            f"{family} is built with ALiBi (config.alibi), not rotary embeddings"
+        )
     for site in found:
         if not _is_standard(site.module):
             raise UnsupportedModel(

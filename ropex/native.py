@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropex.errors import UnsupportedModel
 from ropex.rope import Plan, Rope
 from ropex.rope_config import carrier, read_entry, write_entry
 from ropex.strategies.base import Strategy
@@ -65,15 +66,38 @@ def realise(module: Any, strategy: Strategy, rope: Rope) -> Native:
     return _outside_config(strategy, rope, plan)
 
 
+@dataclass(frozen=True, eq=False)
+class PlannedTable:
+    """The table of each length, by the plan of a strategy."""
+
+    strategy: Strategy
+    rope: Rope
+
+    def __call__(self, length: Tensor) -> Tensor:
+        """Frequencies, `(dim // 2,)`, float32, where `length` is."""
+        return self.strategy.plan(self.rope, length).inv_freq.to(length.device, torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicTable:
+    """The table of each length, by transformers' own function for its `dynamic` type."""
+
+    config: Any
+    trained_length: int
+
+    def __call__(self, length: Tensor) -> Tensor:
+        """Frequencies, `(dim // 2,)`, float32, where `length` is."""
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        tokens: Any = length.clamp(min=self.trained_length)
+        return ROPE_INIT_FUNCTIONS["dynamic"](self.config, length.device, seq_len=tokens)[0]
+
+
 def _outside_config(strategy: Strategy, rope: Rope, plan: Plan) -> Native:
     """The plan itself, where no config entry stands for it."""
     if strategy.length_class == "static":
         return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
-
-    def planned(length: Tensor) -> Tensor:
-        return strategy.plan(rope, length).inv_freq.to(length.device, torch.float32)
-
-    return Native(None, None, planned, plan.attention_scale)
+    return Native(None, None, PlannedTable(strategy, rope), plan.attention_scale)
 
 
 def native_table(module: Any, config: Any) -> tuple[Tensor, float]:
@@ -82,9 +106,14 @@ def native_table(module: Any, config: Any) -> tuple[Tensor, float]:
     Returns:
         The frequencies, `(dim // 2,)`, float32, on the CPU, and the factor of cos and sin.
     """
-    with torch.device("cpu"):
-        built = type(module)(config)
+    built = _built(module, config)
     return built.inv_freq.detach().float(), float(built.attention_scaling)
+
+
+def _built(module: Any, config: Any) -> Any:
+    """A rotary module like `module`, for `config`."""
+    with torch.device("cpu"):
+        return type(module)(config)
 
 
 def close(table: Tensor, wanted: Tensor) -> bool:
@@ -95,20 +124,18 @@ def close(table: Tensor, wanted: Tensor) -> bool:
 
 
 def _by_length(module: Any, strategy: Strategy, rope: Rope, plan: Plan) -> Native:
+    if read_entry(module.config).get("mrope_section"):
+        raise UnsupportedModel(
+            f"{module.config.model_type} gives each token three positions, which do not tell the "
+            f"length of a sequence that {strategy} goes by; fix it (dynamic:length=32k)"
+        )
     entry = strategy.native(rope)
     config = _reloaded(module, entry, strategy, rope)
-    if config is not None and entry and entry["rope_type"] == "dynamic":
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-        def native(length: Tensor) -> Tensor:
-            table: Tensor = ROPE_INIT_FUNCTIONS["dynamic"](
-                config, length.device, seq_len=length.clamp(min=rope.trained_length)
-            )[0]
-            return table
-
+    if config is not None and _built(module, config).rope_type == "dynamic":
+        table = DynamicTable(config, rope.trained_length)
         probes = [torch.tensor(rope.trained_length * times) for times in (1, 2, 5)]
-        if all(close(native(probe), strategy.plan(rope, probe).inv_freq) for probe in probes):
-            return Native(entry, None, native, plan.attention_scale)
+        if all(close(table(probe), strategy.plan(rope, probe).inv_freq) for probe in probes):
+            return Native(entry, None, table, plan.attention_scale)
     return _outside_config(strategy, rope, plan)
 
 

@@ -10,16 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from ropex.hooks import CacheGuard, RefuseSaving
-from ropex.install import install_query_scale, install_rope, own_config, set_attribute
+from ropex.hooks import CacheGuard
+from ropex.install import install_query_scale, install_rope
 from ropex.models import Site, decoder_of, rope_of, sites
 from ropex.native import realise
+from ropex.own_config import keep_edits, own_configs
 from ropex.registry import strategy as parse_strategy
 from ropex.rope import Plan, Rope
 from ropex.rope_config import write_entry
+from ropex.saving import install_saving
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
-from ropex.verify import Verification, verify
+from ropex.verify import Verification, has_weights, verify
 from ropex.window import lift_window, warn_of_window
 
 
@@ -33,7 +35,8 @@ def patch(
     """Give every rotary embedding of `model` the frequencies of `strategy`, in place.
 
     Only this instance changes: no class, no other model. Its config is replaced by a changed copy,
-    so that `save_pretrained` writes what the model computes. The change lasts until
+    so that `save_pretrained` writes what the model computes; give the whole model and not a part
+    of it, as the rest keeps its config. The change lasts until
     `Patch.remove()`, or until the end of the `with` block if used as one.
 
     Args:
@@ -102,7 +105,7 @@ class Patch:
         """
         if self._undo is None:
             raise RuntimeError(f"{self.strategy} is removed; there is nothing to verify")
-        if any(parameter.is_meta for parameter in self.model.parameters()):
+        if not has_weights(self.model):
             raise RuntimeError("the model has no weights yet; load them and verify then")
         return verify(self)
 
@@ -124,11 +127,16 @@ class Patch:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """The model as it was before this patch, for the length of the block."""
+        """The model as it was before this patch, for the length of the block.
+
+        Patches made inside the block end with it.
+        """
         self.remove()
+        below = len(_stack(self.sites))
         try:
             yield
         finally:
+            _unwind(self.sites, below)
             self._apply()
 
     def __enter__(self) -> Patch:
@@ -140,7 +148,8 @@ class Patch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.remove()
+        if self._undo is not None:
+            _unwind(self.sites, [each.identity for each in _stack(self.sites)].index(id(self)))
 
     def __repr__(self) -> str:
         if self._undo is None:
@@ -176,30 +185,36 @@ class Patch:
     def _apply(self) -> None:
         with ExitStack() as undo:
             if self._changes_anything or self._lift:
-                config = own_config(self.model, self.sites[0].module, undo)
+                copies = own_configs(self.model, undo)
                 if self._lift:
-                    lift_window(config)
+                    for config in self._configs:
+                        lift_window(config)
                 if self.changes_rope:
-                    self._install_rope(config, undo)
+                    self._install_rope(undo)
                 if self.plan.query_scale is not None:
                     self.in_config = False
-                    install_query_scale(self.model, config, self.plan.query_scale, undo)
-                if not self.in_config:
-                    refuse = RefuseSaving(str(self.strategy))
-                    set_attribute(self.model, "save_pretrained", refuse, undo)
+                    install_query_scale(self.model, self._configs, self.plan.query_scale, undo)
+                refused = None if self.in_config else str(self.strategy)
+                install_saving(self.model, self._configs, refused, undo)
+                keep_edits(copies, undo)
             patches = _stack(self.sites)
             patches.append(_Applied.of(self))
             undo.callback(patches.pop)
             self._undo = undo.pop_all()
 
-    def _install_rope(self, config: Any, undo: ExitStack) -> None:
+    @property
+    def _configs(self) -> tuple[Any, ...]:
+        """The configs that the rotary modules read: one, but for an encoder and a decoder."""
+        return tuple({id(s.module.config): s.module.config for s in self.sites}.values())
+
+    def _install_rope(self, undo: ExitStack) -> None:
         native = realise(self.sites[0].module, self.strategy, self.rope)
-        if native.entry is None:
-            self.in_config = False
-        else:
-            write_entry(config, native.entry, self.rope.trained_length, self.target_length)
+        self.in_config = self.in_config and native.entry is not None
+        for config in self._configs:
+            if native.entry is not None:
+                write_entry(config, native.entry, self.rope.trained_length, self.target_length)
         for site in self.sites:
-            install_rope(site.module, native, config.max_position_embeddings, undo)
+            install_rope(site.module, native, site.module.config.max_position_embeddings, undo)
         if native.table_at is not None:
             guard = CacheGuard(str(self.strategy), self.rope.trained_length)
             decoder = decoder_of(self.model, self.sites[0])
@@ -215,12 +230,18 @@ class _Applied:
     by_length: bool
     scales_queries: bool
     in_config: bool
+    handle: Patch | None
 
     @classmethod
     def of(cls, patch: Patch) -> _Applied:
         by_length = patch.strategy.length_class != "static"
         scales = patch.plan.query_scale is not None
-        return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config)
+        return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config, patch)
+
+    def __reduce__(self) -> Any:
+        """A copied model stays patched, but the handle is the first model's."""
+        values = (self.strategy, self.by_length, self.scales_queries, self.in_config)
+        return _Applied, (0, *values, None)
 
 
 def _stack(found: tuple[Site, ...]) -> list[_Applied]:
@@ -230,3 +251,10 @@ def _stack(found: tuple[Site, ...]) -> list[_Applied]:
         module.ropex_patches = []
     patches: list[_Applied] = module.ropex_patches
     return patches
+
+
+def _unwind(found: tuple[Site, ...], below: int) -> None:
+    """Remove all patches but the first `below`, last first."""
+    for applied in reversed(_stack(found)[below:]):
+        assert applied.handle is not None  # a copy's are all below the patches made since
+        applied.handle.remove()

@@ -19,6 +19,11 @@ _TYPE_KEYS = frozenset({
     "short_mscale", "long_mscale", "original_max_position_embeddings", "alpha",
 })
 # fmt: on
+# Names that transformers 4 has for two keys in some families; it reads no other.
+_VERSION_4_NAMES = {
+    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+}
 # Rope types whose factor multiplies `max_position_embeddings`, which must stay as trained.
 _MULTIPLIES_MAX = ("linear", "dynamic")
 
@@ -71,10 +76,7 @@ def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -
     if _version_5() or hasattr(config, "rope_parameters"):
         config.rope_parameters = entry  # version 4 keeps it too, from a file with both notations
     if not _version_5():
-        scaling = _version_4(entry)
-        config.rope_theta, config.rope_scaling = scaling["rope_theta"], scaling["rope_scaling"]
-        if hasattr(config, "rotary_emb_base"):
-            config.rotary_emb_base = entry["rope_theta"]
+        _set_version_4(config, entry)
 
 
 def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -87,13 +89,12 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
     entry = read_entry(config)
     written = copy.deepcopy(raw)
     written["rope_parameters"] = entry
-    written.update(_version_4(entry))
+    written.update(_version_4(entry, config.model_type))
     written["max_position_embeddings"] = config.max_position_embeddings
-    for key in ("head_dim", "sliding_window", "use_sliding_window", "rotary_emb_base"):
-        if key in raw or key == "head_dim":
-            value = entry["rope_theta"] if key == "rotary_emb_base" else getattr(config, key, None)
-            if value is not None or key in raw:
-                written[key] = value
+    for key in ("head_dim", "sliding_window", "use_sliding_window"):
+        value = getattr(config, key, None)
+        if key in raw or (key == "head_dim" and value is not None):
+            written[key] = value
     # Read at the root by transformers 4 (longrope) and by converters (llama3).
     if entry["rope_type"] in ("llama3", "longrope"):
         written["original_max_position_embeddings"] = entry["original_max_position_embeddings"]
@@ -130,10 +131,8 @@ def fold_version_5(raw: dict[str, Any], config: Any) -> None:
     model with a base of 10000.
     """
     entry = raw.get("rope_parameters")
-    if _version_5() or "rope_theta" in raw or not isinstance(entry, dict):
-        return
-    for key, value in _version_4(entry).items():
-        setattr(config, key, value)
+    if not _version_5() and isinstance(entry, dict) and "rope_theta" not in raw:
+        _set_version_4(config, entry)
 
 
 def _version_5() -> bool:
@@ -142,10 +141,17 @@ def _version_5() -> bool:
     return int(transformers.__version__.split(".")[0]) >= 5
 
 
-def _version_4(entry: dict[str, Any]) -> dict[str, Any]:
+def _set_version_4(config: Any, entry: dict[str, Any]) -> None:
+    for key, value in _version_4(entry, config.model_type).items():
+        setattr(config, key, value)
+
+
+def _version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     """`entry` as transformers 4 has it: base, scaling and rotated share at the root."""
     separate = ("rope_theta", "partial_rotary_factor")
     scaling = {key: value for key, value in entry.items() if key not in separate}
     unscaled = entry.get("rope_type", "default") == "default"
     root = {key: entry[key] for key in separate if key in entry}
+    names = _VERSION_4_NAMES.get(model_type, {})
+    root.update({names[key]: value for key, value in root.items() if key in names})
     return {**root, "rope_scaling": None if unscaled else scaling}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,6 +54,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
     "phi3": {"original_max_position_embeddings": TRAINED},
 }
+
+
+def rope_settings(base: float = 1e4, **entry: Any) -> dict[str, Any]:
+    """Settings of a config with this rope entry, in the notation of the installed transformers."""
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return {"rope_parameters": {"rope_type": "default", **entry, "rope_theta": base}}
+    return {"rope_theta": base, "rope_scaling": entry or None}
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> Any:

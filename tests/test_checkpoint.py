@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_LENGTH, STATIC, TRAINED, logits, tiny_model, tokens
-from transformers import AutoConfig, AutoModelForCausalLM
+from cases import BY_LENGTH, STATIC, TRAINED, logits, rope_settings, tiny_model, tokens
+from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.checkpoint import find, load_model, load_skeleton, save_patched
@@ -161,11 +161,35 @@ def test_what_no_config_can_say_is_not_saved(folder: Path, tmp_path: Path, text:
     assert not (tmp_path / "out").exists()
     model = load_model(folder)
     with ropex.patch(model, text) as patch:
-        with pytest.raises(ValueError, match="cannot be written into a config"):
-            model.save_pretrained(tmp_path / "out")
+        for part in (model, model.model):
+            with pytest.raises(ValueError, match="cannot be written into a config"):
+                part.save_pretrained(tmp_path / "out")
         with patch.suspended():
             model.save_pretrained(tmp_path / "out")
     model.save_pretrained(tmp_path / "out")
+
+
+def test_a_config_that_builds_another_model_is_not_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ropex.checkpoint.both_notations", lambda raw, config: raw)
+    with pytest.raises(ValueError, match="transformers builds model.rotary_emb otherwise"):
+        write(folder, tmp_path / "out", "yarn:4")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_checkpoint_without_weights_is_not_written(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        write(folder, tmp_path / "out", "yarn:4")
+
+
+def test_further_chat_templates_come_along(folder: Path, tmp_path: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{x}}", encoding="utf-8")
+    for force in (False, True):
+        write(folder, tmp_path / "out", "yarn:4", force=force)
+        assert (tmp_path / "out" / "additional_chat_templates" / "tools.jinja").is_file()
 
 
 def test_the_window_can_be_lifted_in_a_checkpoint(tmp_path: Path) -> None:
@@ -197,12 +221,9 @@ def test_a_patch_of_a_skeleton_lives_on_when_weights_arrive(folder: Path) -> Non
 
 def test_a_file_of_version_5_alone_is_read_right(tmp_path: Path) -> None:
     theta = 5e5
-    if hasattr(AutoConfig.for_model("llama"), "rope_parameters"):
-        entry = {"rope_type": "default", "rope_theta": theta}
-        tiny_model("llama", rope_parameters=entry).save_pretrained(tmp_path)
-    else:
-        tiny_model("llama", rope_theta=theta).save_pretrained(tmp_path)
-        raw = config_of(tmp_path)
+    tiny_model("llama", **rope_settings(theta)).save_pretrained(tmp_path)
+    raw = config_of(tmp_path)
+    if "rope_theta" in raw:
         raw["rope_parameters"] = {"rope_type": "default", "rope_theta": raw.pop("rope_theta")}
         del raw["rope_scaling"]
         (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -258,7 +279,13 @@ for folder in sorted(Path(sys.argv[1]).glob("out-*")):
 """
 _TEXTS = ("none", "yarn:4", "linear:1.7", "ntk:4", "dynamic:4", "llama3:4", "linear:2+yarn:2")
 _OTHERS = ("mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "stablelm", "glm", "mixtral")
-_CASES = [*(("llama", text) for text in _TEXTS), *((kind, "yarn:4") for kind in _OTHERS)]
+_SAVED = ("yarn:4", "linear:1.7", "ntk:4", "linear:2+yarn:2")
+_CASES: list[tuple[str, str, str, dict[str, Any]]] = [
+    *(("llama", text, "written", {}) for text in _TEXTS),
+    *((kind, "yarn:4", "written", {}) for kind in _OTHERS),
+    *(("gpt_neox", "yarn:4", way, {"rotary_pct": 0.5}) for way in ("written", "saved")),
+    *(("llama", text, "saved", {}) for text in _SAVED),
+]
 
 
 @pytest.fixture(scope="module")
@@ -269,16 +296,21 @@ def loaded_by_other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert Path(OTHER) != Path(sys.executable)
     folder = tmp_path_factory.mktemp("both")
     torch.save(IDS, folder / "ids.pt")
-    for number, (kind, text) in enumerate(_CASES):
-        tiny_model(kind).save_pretrained(folder / f"model-{number}")
-        write(folder / f"model-{number}", folder / f"out-{number}", text)
+    for number, (kind, text, way, changes) in enumerate(_CASES):
+        model = tiny_model(kind, **changes)
+        model.save_pretrained(folder / f"model-{number}")
+        if way == "written":
+            write(folder / f"model-{number}", folder / f"out-{number}", text)
+        else:
+            ropex.patch(model, text)
+            model.save_pretrained(folder / f"out-{number}")
     subprocess.run([OTHER, "-c", _LOAD, str(folder)], check=True, capture_output=True)
     return folder
 
 
 @pytest.mark.parametrize(("number", "case"), list(enumerate(_CASES)), ids=str)
 def test_the_other_version_of_transformers_loads_the_same(
-    loaded_by_other: Path, number: int, case: tuple[str, str]
+    loaded_by_other: Path, number: int, case: tuple[str, str, str, dict[str, Any]]
 ) -> None:
     model = load_model(loaded_by_other / f"model-{number}")
     with ropex.patch(model, case[1]):

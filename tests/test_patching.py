@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import copy
 import gc
-import warnings
 from typing import Any
 
 import pytest
 import torch
 from cases import (
     ALL,
-    BY_LENGTH,
     FAMILIES,
-    LONG,
-    QUERY,
-    STATIC,
     TRAINED,
     logits,
+    rope_settings,
     tiny_config,
     tiny_model,
     tokens,
 )
-from torch import Tensor, nn
+from torch import nn
 
 import ropex
-from ropex.native import close
 
 IDS = tokens()
 
@@ -149,6 +144,19 @@ def test_a_patch_over_one_that_no_config_holds_is_not_in_the_config(llama: Any) 
         torch.testing.assert_close(logits(llama, IDS), both, rtol=0, atol=1e-5)
 
 
+def test_leaving_a_block_ends_the_patches_made_inside(llama: Any) -> None:
+    plain = logits(llama, IDS)
+    with ropex.patch(llama, "linear:2") as outer:
+        scaled = logits(llama, IDS)
+        with outer.suspended():
+            ropex.patch(llama, "ntk:2")
+            assert not torch.equal(logits(llama, IDS), plain)
+        assert torch.equal(logits(llama, IDS), scaled)
+        inner = ropex.patch(llama, "ntk:2")
+    assert torch.equal(logits(llama, IDS), plain)
+    assert repr(inner) == "Patch(ntk:2, removed)"
+
+
 def test_a_patch_outlives_its_handle(llama: Any) -> None:
     ropex.patch(llama, "yarn:4")
     patched = logits(llama, IDS)
@@ -175,6 +183,9 @@ def test_a_copy_of_a_patched_model_stays_patched_on_its_own(llama: Any) -> None:
         twin = copy.deepcopy(llama)
         patched = logits(llama, IDS)
     assert torch.equal(logits(twin, IDS), patched)
+    with ropex.patch(twin, "ntk:2"):
+        assert not torch.equal(logits(twin, IDS), patched)
+    assert torch.equal(logits(twin, IDS), patched)
     assert torch.equal(logits(llama, IDS), plain)
 
 
@@ -199,6 +210,27 @@ def test_a_model_without_rotary_embeddings_is_refused(kind: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ropex.UnsupportedModel, match=rf"{kind}.*looked for.*inv_freq.*found none"):
         ropex.patch(model, "yarn:4")
+
+
+def test_rotary_modules_that_nobody_calls_are_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("falcon", vocab_size=32, alibi=True, **sizes)
+    with pytest.raises(ropex.UnsupportedModel, match="falcon is built with ALiBi"):
+        ropex.patch(AutoModelForCausalLM.from_config(config), "yarn:4")
+
+
+def test_three_positions_a_token_have_no_length() -> None:
+    settings: dict[str, Any] = {
+        "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    }
+    if hasattr(tiny_config(), "rope_parameters"):
+        settings = {"rope_parameters": {**settings["rope_scaling"], "rope_theta": 1e4}}
+    model = tiny_model("qwen2", **settings)
+    with pytest.raises(ropex.UnsupportedModel, match="qwen2 gives each token three positions"):
+        ropex.patch(model, "dynamic:4")
+    assert ropex.patch(model, "dynamic:length=128").in_config
 
 
 def test_rotary_embeddings_that_differ_by_layer_are_refused() -> None:
@@ -229,6 +261,22 @@ def test_verify_catches_a_second_rotary_module(llama: Any) -> None:
     patch.verify()
 
 
+def test_verify_catches_an_attention_set_after_patching(llama: Any) -> None:
+    patch = ropex.patch(llama, "yarn:4+logn")
+    llama.set_attn_implementation("eager")
+    with pytest.raises(RuntimeError, match="set to eager after patching"):
+        patch.verify()
+
+
+@pytest.mark.parametrize("part", ["headless", "gpt_oss"])
+def test_verify_runs_models_of_other_shapes(part: str) -> None:
+    model = tiny_model("llama").model
+    if part == "gpt_oss":  # its attention sinks move the logits of position 0
+        layers = {"num_local_experts": 2, "layer_types": ["full_attention"] * 2}
+        model = tiny_model("gpt_oss", num_experts_per_tok=1, **layers, **rope_settings())
+    assert ropex.patch(model, "yarn:4").verify().logit_change > 0
+
+
 def test_verify_after_removal_is_an_error(llama: Any) -> None:
     patch = ropex.patch(llama, "yarn:4")
     patch.remove()
@@ -251,256 +299,6 @@ def test_rope_of_reads_what_the_model_was_built_with() -> None:
     wanted = Rope.standard(4, 1e4, TRAINED)
     assert (rope.dim, rope.base, rope.trained_length) == (4, 1e4, TRAINED)
     torch.testing.assert_close(rope.inv_freq, wanted.inv_freq, rtol=1e-6, atol=0)
-
-
-# 4. Equal to transformers' own implementation, to the last bit.
-
-
-def native_entry(text: str) -> dict[str, Any]:
-    """The config entry that a reader of transformers' documentation would write."""
-    return {
-        "linear:4": {"rope_type": "linear", "factor": 4.0},
-        "linear:1.7": {"rope_type": "linear", "factor": 1.7},
-        "dynamic": {"rope_type": "dynamic", "factor": 1.0},
-        "dynamic:4": {"rope_type": "dynamic", "factor": 4.0},
-        "yarn:4": {
-            "rope_type": "yarn",
-            "factor": 4.0,
-            "original_max_position_embeddings": TRAINED,
-        },
-        "yarn:factor=3,beta_fast=16,truncate=false": {
-            "rope_type": "yarn",
-            "factor": 3.0,
-            "beta_fast": 16.0,
-            "truncate": False,
-            "original_max_position_embeddings": TRAINED,
-        },
-        "llama3:4": {
-            "rope_type": "llama3",
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": TRAINED,
-        },
-    }[text]
-
-
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize(
-    "text",
-    [
-        "linear:4",
-        "linear:1.7",
-        "dynamic",
-        "dynamic:4",
-        "yarn:4",
-        "yarn:factor=3,beta_fast=16,truncate=false",
-        "llama3:4",
-    ],
-)
-def test_equal_to_a_model_that_transformers_scales(kind: str, text: str) -> None:
-    model = tiny_model(kind)
-    entry = native_entry(text)
-    config = tiny_config(kind)
-    if hasattr(config, "rope_parameters"):
-        native = tiny_model(kind, rope_parameters={**entry, "rope_theta": 10000.0})
-    else:
-        native = tiny_model(kind, rope_scaling=entry)
-    assert not torch.equal(logits(model, IDS), logits(native, IDS))
-    with ropex.patch(model, text):
-        assert torch.equal(logits(model, IDS), logits(native, IDS))
-
-
-def test_ntk_is_equal_to_a_model_with_the_larger_base() -> None:
-    base = 10000.0 * 4 ** (16 / 14)
-    config = tiny_config("llama")
-    if hasattr(config, "rope_parameters"):
-        entry = {"rope_type": "default", "rope_theta": base}
-        native = tiny_model("llama", rope_parameters=entry)
-    else:
-        native = tiny_model("llama", rope_theta=base)
-    model = tiny_model("llama")
-    with ropex.patch(model, "ntk:4"):
-        assert torch.equal(logits(model, IDS), logits(native, IDS))
-
-
-@pytest.mark.parametrize("text", STATIC)
-@pytest.mark.parametrize("base", [1e4, 5e5, 1e7])
-def test_the_stored_table_is_the_float64_plan(text: str, base: float) -> None:
-    settings: dict[str, Any] = {"rope_theta": base}
-    if hasattr(tiny_config(), "rope_parameters"):
-        settings = {"rope_parameters": {"rope_type": "default", "rope_theta": base}}
-    model = tiny_model("llama", head_dim=64, **settings)
-    with ropex.patch(model, text) as patch:
-        table = model.model.rotary_emb.inv_freq
-        assert table.dtype == torch.float32
-        assert close(table, patch.plan.inv_freq)
-        assert patch.in_config
-
-
-# 5. Tables survive what happens to models.
-
-
-@pytest.mark.parametrize("text", ["yarn:4", "linear:1.7"])
-@pytest.mark.parametrize("cast", ["bfloat16", "half", "rebuilt"])
-def test_tables_survive_casts_and_re_initialisation(llama: Any, text: str, cast: str) -> None:
-    rotary = llama.model.rotary_emb
-    with ropex.patch(llama, text) as patch:
-        wanted = rotary.inv_freq.clone()
-        if cast == "rebuilt":
-            llama.to_empty(device="cpu")
-        else:
-            getattr(llama, cast)()
-        llama.float()
-        logits(llama, IDS)
-        assert torch.equal(rotary.inv_freq, wanted)
-        assert rotary.inv_freq.dtype == torch.float32
-        assert patch.in_config
-
-
-def test_rounding_before_patching_does_not_reach_the_plan(llama: Any) -> None:
-    exact = ropex.rope_of(llama).inv_freq
-    llama.to(torch.bfloat16)
-    assert torch.equal(ropex.rope_of(llama).inv_freq, exact)
-
-
-def test_a_later_re_initialisation_reproduces_the_patch(llama: Any) -> None:
-    rotary = llama.model.rotary_emb
-    with ropex.patch(llama, "yarn:4"):
-        rebuilt = type(rotary)(rotary.config)
-        assert torch.equal(rebuilt.inv_freq, rotary.inv_freq)
-        assert rebuilt.rope_type == rotary.rope_type
-        assert rebuilt.attention_scaling == rotary.attention_scaling
-
-
-def enable_checkpointing(model: Any) -> None:
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable()
-    else:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-@pytest.mark.parametrize("text", ["yarn:4", "dynamic:4", "logn"])
-def test_gradient_checkpointing_computes_the_same_gradients(text: str) -> None:
-    gradients = []
-    for checkpointed in (False, True):
-        model = tiny_model("llama").train()
-        ropex.patch(model, text)
-        if checkpointed:
-            enable_checkpointing(model)
-        model(IDS, labels=IDS, use_cache=False).loss.backward()
-        gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("text", ["yarn:4", "dynamic:4", "yarn:4+logn"])
-def test_compiles_to_one_graph(llama: Any, text: str) -> None:
-    class Counting:
-        graphs = 0
-
-        def __call__(self, graph: Any, inputs: Any) -> Any:
-            self.graphs += 1
-            return graph
-
-    counting = Counting()
-    ropex.patch(llama, text)
-    wanted = logits(llama, IDS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, while it traces
-        compiled: Any = torch.compile(llama, backend=counting, fullgraph=True)
-        with torch.no_grad():
-            output = compiled(IDS, use_cache=False).logits
-    assert counting.graphs == 1
-    torch.testing.assert_close(output, wanted, rtol=0, atol=1e-5)
-
-
-# 6. Prefill equals decode.
-
-
-@torch.no_grad()
-def in_steps(model: Any, ids: Tensor, steps: list[int], mask: Tensor | None = None) -> Tensor:
-    """Logits of `ids` fed in pieces through the key-value cache."""
-    outputs, cache, done = [], None, 0
-    for step in steps:
-        inputs: dict[str, Any] = {}
-        if mask is not None:
-            seen = mask[:, : done + step]
-            positions = (seen.cumsum(1) - 1).clamp(min=0)[:, done:]
-            inputs = {"attention_mask": seen, "position_ids": positions}
-        piece = ids[:, done : done + step]
-        result = model(piece, past_key_values=cache, use_cache=True, **inputs)
-        outputs.append(result.logits)
-        cache, done = result.past_key_values, done + step
-    return torch.cat(outputs, 1)
-
-
-@pytest.mark.parametrize("text", ["none", *STATIC, *QUERY])
-@pytest.mark.parametrize("steps", [[40, *[1] * 10], [16, 16, 16, 2]])
-def test_decoding_equals_prefill(llama: Any, text: str, steps: list[int]) -> None:
-    ids = IDS[:, :50]
-    with ropex.patch(llama, text):
-        torch.testing.assert_close(
-            in_steps(llama, ids, steps), logits(llama, ids), rtol=0, atol=2e-5
-        )
-
-
-@pytest.mark.parametrize("text", ["yarn:4", "yarn:4+logn", *BY_LENGTH])
-def test_left_padding_changes_nothing(llama: Any, text: str) -> None:
-    long, short = tokens(60, seed=1), tokens(45, seed=2)
-    batch = torch.cat([long, torch.cat([torch.zeros(1, 15, dtype=torch.long), short], 1)])
-    mask = torch.ones_like(batch)
-    mask[1, :15] = 0
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with ropex.patch(llama, text):
-        both = logits(llama, batch, attention_mask=mask, position_ids=positions)
-        torch.testing.assert_close(both[:1], logits(llama, long), rtol=0, atol=2e-5)
-        torch.testing.assert_close(both[1:, 15:], logits(llama, short), rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("text", BY_LENGTH)
-def test_dynamic_does_not_depend_on_what_the_model_saw_before(llama: Any, text: str) -> None:
-    lengths = (LONG, TRAINED, TRAINED + 1, 60, LONG, 8)
-    with ropex.patch(llama, text):
-        seen = [logits(llama, IDS[:, :n]) for n in lengths]
-    for length, output in zip(lengths, seen, strict=True):
-        with ropex.patch(tiny_model("llama"), text) as fresh:
-            assert torch.equal(logits(fresh.model, IDS[:, :length]), output)
-
-
-@pytest.mark.parametrize("text", [*BY_LENGTH, "dynamic:4+logn"])
-def test_dynamic_refuses_a_cache_that_it_cannot_continue(llama: Any, text: str) -> None:
-    with ropex.patch(llama, text):
-        within = in_steps(llama, IDS[:, :TRAINED], [20, *[1] * 12])
-        torch.testing.assert_close(within, logits(llama, IDS[:, :TRAINED]), rtol=0, atol=2e-5)
-        with pytest.raises(RuntimeError, match=r"fix the length .dynamic:length=32k. or pass"):
-            in_steps(llama, IDS[:, : TRAINED + 1], [20, 13])
-        with pytest.raises(RuntimeError, match="use_cache=False"):
-            llama.generate(IDS[:, :20], max_new_tokens=20, do_sample=False)
-        llama.generate(IDS[:, :20], max_new_tokens=20, do_sample=False, use_cache=False)
-
-
-@pytest.mark.parametrize("text", ["yarn:4", "dynamic:length=128", "yarn:4+logn"])
-def test_generation_is_the_same_with_and_without_a_cache(llama: Any, text: str) -> None:
-    with ropex.patch(llama, text):
-        cached, plain = (
-            llama.generate(IDS[:, :20], max_new_tokens=30, do_sample=False, use_cache=use)
-            for use in (True, False)
-        )
-    assert torch.equal(cached, plain)
-
-
-# transformers uses parts of torch that torch deprecates, to set flex attention up.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
-def test_logn_scales_queries_under_each_attention(attention: str) -> None:
-    model = tiny_model("llama", head_dim=16)
-    model.set_attn_implementation(attention)
-    reference = tiny_model("llama")
-    scale = (torch.arange(1, LONG + 1).float().log() / torch.log(torch.tensor(32.0))).clamp(min=1)
-    for layer in reference.model.layers:  # a linear map commutes with rotation
-        layer.self_attn.q_proj.register_forward_hook(lambda _m, _i, out: out * scale[None, :, None])
-    with ropex.patch(model, "logn"):
-        torch.testing.assert_close(logits(model, IDS), logits(reference, IDS), rtol=0, atol=5e-5)
 
 
 # Sliding windows.
