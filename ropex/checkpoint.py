@@ -98,11 +98,9 @@ def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = F
         )
     if missing := sorted(info["missing_keys"]):  # transformers would make them up
         raise ValueError(f"{folder} lacks {len(missing)} of the model's weights: {missing[0]}, ...")
-    for name, stored, wanted in sorted(info["mismatched_keys"]):
-        raise ValueError(
-            f"{folder}: {name} has the shape {tuple(stored)} in the weights, and "
-            f"{tuple(wanted)} by config.json"
-        )
+    found = info["mismatched_keys"]  # names in transformers 4, names with shapes in 5
+    if other := sorted(key if isinstance(key, str) else key[0] for key in found):
+        raise ValueError(f"{folder}: {other[0]} has another shape than config.json asks for")
     return model.eval()
 
 
@@ -233,8 +231,8 @@ def _check_written(built: Path, patch: Patch) -> None:
         ours, theirs = (_numbers(each, patch) for each in (patch.model.get_submodule(name), module))
         if ours != theirs:
             raise ValueError(
-                f"{patch.strategy}: transformers builds {name} otherwise from the config that would "
-                "be written, so nothing is; apply the strategy after loading, with ropex.patch"
+                f"{patch.strategy}: transformers builds {name} otherwise from the new config, so "
+                "nothing was written; apply the strategy after loading, with ropex.patch"
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ropex.errors import UnsupportedModel
 from ropex.native import native_table
 from ropex.rope import Rope
-from ropex.rope_config import read_entry
+from ropex.rope_config import reach, read_entry
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
             f"{module.config.model_type} switches its frequencies by length (longrope); "
             "a strategy needs one set to start from"
         )
-    length = trained_length
-    if length is None:
-        length = getattr(module.config, "max_position_embeddings", None)
+    length = reach(module.config, entry) if trained_length is None else trained_length
     if length is None:
         raise ValueError(
             f"the config of {module.config.model_type} does not say the trained length "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ropex.native import realise
 from ropex.own_config import keep_edits, own_configs
 from ropex.registry import strategy as parse_strategy
 from ropex.rope import Plan, Rope
-from ropex.rope_config import write_entry
+from ropex.rope_config import scaling_of, write_entry
 from ropex.saving import install_saving
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
@@ -60,6 +61,8 @@ def patch(
     handle = Patch(model, parse_strategy(strategy), trained_length, lift_sliding_window)
     if not lift_sliding_window:
         warn_of_window(model, handle.target_length)
+    if handle.changes_rope:
+        _warn_of_scaling(handle)
     return handle
 
 
@@ -72,6 +75,7 @@ class Patch:
         rope: The rotary embedding as it was before.
         plan: The float64 plan; where it depends on the length, the one at the trained length.
         sites: The rotary modules.
+        scaled_by: How the checkpoint itself was scaled (`yarn, factor 4`); None if it was not.
         target_length: Tokens that the patched model is meant to reach.
         in_config: Whether the model's config says all that the patch does, so that a saved
             checkpoint computes the same without ropex.
@@ -85,6 +89,7 @@ class Patch:
         self.sites: tuple[Site, ...] = sites(model)
         self.rope: Rope = rope_of(model, trained_length)
         self.plan: Plan = strategy.plan(self.rope)
+        self.scaled_by: str | None = scaling_of(self.sites[0].module.config)
         self.target_length: int = strategy.target_length(self.rope)
         self._check_nesting()
         self.in_config: bool = all(earlier.in_config for earlier in _stack(self.sites))
@@ -219,6 +224,17 @@ class Patch:
             guard = CacheGuard(str(self.strategy), self.rope.trained_length)
             decoder = decoder_of(self.model, self.sites[0])
             undo.callback(decoder.register_forward_pre_hook(guard, with_kwargs=True).remove)
+
+
+def _warn_of_scaling(patch: Patch) -> None:
+    """Warn if the checkpoint itself was scaled, so that the strategy comes on top of it."""
+    scaled = patch.scaled_by
+    if scaled is not None and len(_stack(patch.sites)) == 1:
+        warnings.warn(
+            f"the checkpoint is scaled already ({scaled}); {patch.strategy} comes on top, counted "
+            f"from {format_size(patch.rope.trained_length)} tokens",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,36 @@ def read_entry(config: Any) -> dict[str, Any]:
     return entry
 
 
+def reach(config: Any, entry: dict[str, Any]) -> int | None:
+    """Tokens that a model is made for by its config, its own scaling included; None if unsaid.
+
+    `max_position_embeddings` stays at the length before scaling in the `linear` type, and in many
+    files of the `yarn` type, as model cards and engines read them.
+    """
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        return None
+    factor = float(entry.get("factor") or 1)
+    if entry["rope_type"] == "linear":
+        return round(length * factor)
+    if entry["rope_type"] == "yarn":
+        original = entry.get("original_max_position_embeddings") or length / factor
+        return max(length, round(original * factor))
+    return length
+
+
+def scaling_of(config: Any) -> str | None:
+    """The type and factor of a config's own scaling, in words.
+
+    `llama3` is None as well: Llama 3.1 was trained with it at its full length.
+    """
+    entry = read_entry(config)
+    if entry["rope_type"] in ("default", "llama3"):
+        return None
+    factor = entry.get("factor")
+    return entry["rope_type"] + (f", factor {factor:g}" if factor else "")
+
+
 def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -> None:
     """Put `entry` and the lengths that belong to it into `config`, in place.
 

@@ -324,3 +324,39 @@ def test_a_window_that_reaches_the_target_is_quiet() -> None:
 def test_lifting_what_is_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="no sliding window"):
         ropex.patch(tiny_model("llama"), "yarn:4", lift_sliding_window=True)
+
+
+# Checkpoints that are scaled already.
+
+
+@pytest.mark.parametrize(
+    ("entry", "trained", "scaled"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 4 * TRAINED, "linear, factor 4"),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED},
+            4 * TRAINED,
+            "yarn, factor 4",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED // 4},
+            TRAINED,
+            "yarn, factor 4",
+        ),
+        ({"rope_type": "dynamic", "factor": 2.0}, TRAINED, "dynamic, factor 2"),
+    ],
+)
+def test_a_scaled_checkpoint_says_so(entry: dict[str, Any], trained: int, scaled: str) -> None:
+    model = tiny_model("llama", **rope_settings(**entry))
+    assert ropex.rope_of(model).trained_length == trained
+    with pytest.warns(UserWarning, match=rf"scaled already \({scaled}\); ntk:2 comes on top"):
+        patch = ropex.patch(model, "ntk:2")
+    assert patch.verify().logit_change > 0
+
+
+def test_llama3_is_how_a_model_was_trained() -> None:
+    entry = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    settings = rope_settings(**entry, original_max_position_embeddings=8)
+    model = tiny_model("llama", **settings)
+    assert ropex.rope_of(model).trained_length == TRAINED
+    ropex.patch(model, "ntk:2")
