@@ -240,7 +240,8 @@ def _numbers(module: Any, patch: Patch) -> dict[str, Any]:
     """What a module of the model has read from the config, as far as a strategy reaches."""
     numbers = {key: vars(module).get(key) for key in ("attention_scaling", "scaling")}
     if patch.strategy.length_class == "static" and "inv_freq" in module._buffers:
-        numbers["inv_freq"] = module.inv_freq.tolist()
+        # A pair that does not turn has an immense divisor in the file, and no phase anywhere.
+        numbers["inv_freq"] = (module.inv_freq * (module.inv_freq > 1e-20)).tolist()
     return numbers
 
 
@@ -270,8 +271,9 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
 
 def _is_checkpoint(out: Path) -> bool:
     """Whether `out` holds a model's config and no folders but the one that ropex carries over."""
-    folders = {path.name for path in out.iterdir() if path.is_dir()}
-    if not (out / "config.json").is_file() or folders - {_TEMPLATES}:
+    if not (out / "config.json").is_file():
+        return False
+    if {path.name for path in out.iterdir() if path.is_dir()} - {_TEMPLATES}:
         return False
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     return isinstance(config, dict) and "model_type" in config

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
 
 from torch import Tensor
 
+from ropex.attention import patched_attention
 from ropex.errors import UnsupportedModel
-from ropex.hooks import FixedTable, LengthTable, protected, scaled_attention
+from ropex.exact import ExactTables, layout_of
+from ropex.hooks import FixedTable, LengthTable, Rotation, TableAt, Tables, protected
 from ropex.native import Native
-from ropex.rope import QueryScale
 
 _MISSING = object()
 
@@ -31,29 +33,63 @@ def set_attribute(module: Any, name: str, value: Any, undo: ExitStack) -> None:
     setattr(module, name, value)
 
 
-def install_rope(module: Any, native: Native, length: int, undo: ExitStack) -> None:
+@dataclass(frozen=True)
+class Options:
+    """How a patch computes, apart from what.
+
+    Attributes:
+        precision: `parity` computes cos and sin in float32, as transformers and engines do;
+            `exact` in float64.
+        cache: Whether key-value caches hold `rotated` keys, as ever, or `unrotated` ones.
+    """
+
+    precision: Literal["parity", "exact"] = "parity"
+    cache: Literal["rotated", "unrotated"] = "rotated"
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if getattr(self, name) not in get_args(kind):
+                allowed = " or ".join(map(repr, get_args(kind)))
+                raise ValueError(f"{name} is {getattr(self, name)!r}, it must be {allowed}")
+
+
+def install_rope(
+    module: Any, native: Native, exact_at: TableAt, options: Options, length: int, undo: ExitStack
+) -> Tables:
     """Make one rotary module compute `native`.
 
     Args:
         module: The rotary module.
         native: Its tables.
+        exact_at: The float64 table of a length.
+        options: How to compute.
         length: What the config now has as `max_position_embeddings`.
         undo: Where the way back is written.
+
+    Returns:
+        Its tables as they are installed.
     """
+    by_length = native.table_at is not None
     table, rope_type = module.inv_freq, "default"
+    tables: Tables
     if native.table_at is not None:
         # torch.compile notices a new type, but no new hooks. No type here updates its own table.
         rope_type = "proportional" if module.rope_type == "default" else "default"
-        by_length = LengthTable(native.table_at)
-        before = module.register_forward_pre_hook(by_length.before, with_kwargs=True)
-        undo.callback(before.remove)
-        undo.callback(module.register_forward_hook(by_length.after, with_kwargs=True).remove)
-    elif native.inv_freq is not None:
+        tables = LengthTable(native.table_at)
+    else:
+        assert native.inv_freq is not None
         table = protected(native.inv_freq.to(_device(module), copy=True))
-        fixed = module.register_forward_pre_hook(FixedTable(table), with_kwargs=True)
-        undo.callback(fixed.remove)
+        tables = FixedTable(table)
         if native.entry is not None and native.entry["rope_type"] != "longrope":
             rope_type = native.entry["rope_type"]
+    if options.precision == "exact":
+        tables = ExactTables(tables.before, exact_at, by_length, layout_of(module))
+    hook = module.register_forward_pre_hook(tables.before, with_kwargs=True)
+    undo.callback(hook.remove)
+    if by_length or options != Options():
+        each_row = by_length and options.precision == "parity"
+        rotation = Rotation(tables, each_row, options.cache == "unrotated")
+        undo.callback(module.register_forward_hook(rotation, with_kwargs=True).remove)
     attributes = {
         "inv_freq": table,
         # Its own storage: transformers 4 has one for both, and would see changes to either.
@@ -65,12 +101,19 @@ def install_rope(module: Any, native: Native, length: int, undo: ExitStack) -> N
     }
     for name, value in attributes.items():
         set_attribute(module, name, value, undo)
+    return tables
 
 
-def install_query_scale(
-    model: Any, configs: tuple[Any, ...], scale: QueryScale, undo: ExitStack
+def install_attention(
+    model: Any, configs: tuple[Any, ...], attributes: dict[str, Any], undo: ExitStack
 ) -> None:
-    """Send the attention that reads `configs` through a function that scales the queries first.
+    """Send the attention that reads `configs` through ropex's function.
+
+    Args:
+        model: The model.
+        configs: What its rotary modules read.
+        attributes: What the function finds on each attention module; see `ropex.attention`.
+        undo: Where the way back is written.
 
     Raises:
         UnsupportedModel: The model does not let its attention function be chosen.
@@ -78,13 +121,16 @@ def install_query_scale(
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
             f"{configs[0].model_type} does not call transformers' attention interface, so its "
-            "queries cannot be scaled"
+            "queries cannot be scaled nor its keys kept un-rotated"
         )
     for config in configs:
-        config._attn_implementation = scaled_attention(config._attn_implementation or "eager")
+        config._attn_implementation = patched_attention(config._attn_implementation or "eager")
     for module in model.modules():
         if any(vars(module).get("config") is config for config in configs):
-            set_attribute(module, "ropex_query_scale", scale, undo)
+            for name, value in attributes.items():
+                first = getattr(value, "first_layer", 0)
+                if getattr(module, "layer_idx", first) >= first:
+                    set_attribute(module, name, value, undo)
 
 
 def _device(module: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,13 +32,14 @@ class Native:
     Attributes:
         entry: The config entry that stands for it; None where no entry can.
         inv_freq: The table, `(dim // 2,)`, float32; None for a strategy that depends on length.
-        table_at: Length (0-dimensional tensor) to table, for a strategy that depends on length.
-        attention_scale: What cos and sin are multiplied by.
+        table_at: Length (0-dimensional tensor) to table and attention scale, for a strategy that
+            depends on length.
+        attention_scale: What cos and sin are multiplied by, at the trained length.
     """
 
     entry: dict[str, Any] | None
     inv_freq: Tensor | None
-    table_at: Callable[[Tensor], Tensor] | None
+    table_at: Callable[[Tensor], tuple[Tensor, Any]] | None
     attention_scale: float
 
 
@@ -61,6 +62,7 @@ def realise(module: Any, strategy: Strategy, rope: Rope) -> Native:
         config = _reloaded(module, entry, strategy, rope)
         if config is not None:
             table, scale = native_table(module, config)
+            table = table * (plan.inv_freq != 0)  # a file has no infinite divisor, only a large one
             if close(table, plan.inv_freq) and abs(scale - plan.attention_scale) < 1e-9:
                 return Native(entry, table, None, scale)
     return _outside_config(strategy, rope, plan)
@@ -72,10 +74,14 @@ class PlannedTable:
 
     strategy: Strategy
     rope: Rope
+    dtype: torch.dtype = torch.float32
 
-    def __call__(self, length: Tensor) -> Tensor:
-        """Frequencies, `(dim // 2,)`, float32, where `length` is."""
-        return self.strategy.plan(self.rope, length).inv_freq.to(length.device, torch.float32)
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, and the attention scale, where `length` is."""
+        rope = replace(self.rope, inv_freq=self.rope.inv_freq.to(length.device))
+        with torch.device(length.device):
+            plan = self.strategy.plan(rope, length)
+        return plan.inv_freq.to(self.dtype), plan.attention_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +91,32 @@ class DynamicTable:
     config: Any
     trained_length: int
 
-    def __call__(self, length: Tensor) -> Tensor:
-        """Frequencies, `(dim // 2,)`, float32, where `length` is."""
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
+        tokens = length.clamp(min=self.trained_length)
+        table, scale = _rope_function("dynamic")(self.config, length.device, seq_len=tokens)
+        return table, scale
 
-        tokens: Any = length.clamp(min=self.trained_length)
-        return ROPE_INIT_FUNCTIONS["dynamic"](self.config, length.device, seq_len=tokens)[0]
+
+@dataclass(frozen=True, eq=False)
+class TwoTables:
+    """The table of short sequences and that of long ones, by transformers' `longrope` function."""
+
+    config: Any
+    trained_length: int
+
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
+        function, switch = _rope_function("longrope"), self.trained_length
+        short, scale = function(self.config, length.device, seq_len=switch)
+        long, _ = function(self.config, length.device, seq_len=switch + 1)
+        return torch.where(length > switch, long, short), scale
+
+
+def _rope_function(rope_type: str) -> Any:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    return ROPE_INIT_FUNCTIONS[rope_type]
 
 
 def _outside_config(strategy: Strategy, rope: Rope, plan: Plan) -> Native:
@@ -131,12 +157,16 @@ def _by_length(module: Any, strategy: Strategy, rope: Rope, plan: Plan) -> Nativ
         )
     entry = strategy.native(rope)
     config = _reloaded(module, entry, strategy, rope)
-    if config is not None and _built(module, config).rope_type == "dynamic":
-        table = DynamicTable(config, rope.trained_length)
-        probes = [torch.tensor(rope.trained_length * times) for times in (1, 2, 5)]
-        if all(close(table(probe), strategy.plan(rope, probe).inv_freq) for probe in probes):
-            return Native(entry, None, table, plan.attention_scale)
-    return _outside_config(strategy, rope, plan)
+    kinds: dict[str, Any] = {"dynamic": DynamicTable, "longrope": TwoTables}
+    made = None if config is None else kinds.get(_built(module, config).rope_type)
+    if made is None:
+        return _outside_config(strategy, rope, plan)
+    table_at, planned = made(config, rope.trained_length), PlannedTable(strategy, rope)
+    for tokens in (rope.trained_length, rope.trained_length + 1, 5 * rope.trained_length):
+        (table, scale), (wanted, factor) = (at(torch.tensor(tokens)) for at in (table_at, planned))
+        if not close(table, wanted.double()) or abs(scale - factor) > 1e-9:
+            return _outside_config(strategy, rope, plan)
+    return Native(entry, None, table_at, plan.attention_scale)
 
 
 def _reloaded(module: Any, entry: dict[str, Any] | None, strategy: Strategy, rope: Rope) -> Any:
@@ -158,4 +188,5 @@ def _reloaded(module: Any, entry: dict[str, Any] | None, strategy: Strategy, rop
 
 def _carrier(plan: Plan, rope: Rope, target: int) -> dict[str, Any]:
     unscaled = Rope.standard(rope.dim, rope.base, rope.trained_length).inv_freq
-    return carrier((unscaled / plan.inv_freq).tolist(), plan.attention_scale, target)
+    divisors = (unscaled / plan.inv_freq).clamp(max=1e30)  # of a pair that does not turn: infinite
+    return carrier(divisors.tolist(), plan.attention_scale, target)

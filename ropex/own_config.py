@@ -39,6 +39,6 @@ def keep_edits(copies: Copies, undo: ExitStack) -> None:
                 old = vars(original).get(key)
                 theirs = not hasattr(now, "model_type") and then.get(key) == old
                 if theirs and now != old:
-                    vars(original)[key] = now
+                    original.__dict__[key] = now
 
     undo.callback(carry_back)

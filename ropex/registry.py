@@ -8,15 +8,15 @@ import math
 import pkgutil
 import re
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import MISSING
 from fnmatch import fnmatchcase
 from functools import cache
-from types import MappingProxyType
-from typing import Any, get_args, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import ropex.strategies
 from ropex.sizes import parse_size
-from ropex.strategies.base import Strategy
+from ropex.strategies.base import Strategy, parameters
 from ropex.strategies.composed import Composed
 
 
@@ -79,14 +79,15 @@ def _parse(text: str) -> Strategy:
     name, _, arguments = text.partition(":")
     cls = _lookup(name.strip().lower())
     values: dict[str, Any] = {}
-    names = [field.name for field in fields(cls)]
+    known = parameters(cls)
+    names = [each.name for each in known]
     if arguments.strip() and not names:
         raise ValueError(f"{text!r}: {cls.name} takes no parameters")
     for index, argument in enumerate(arguments.split(",") if arguments.strip() else ()):
         key, equals, value = (part.strip() for part in argument.partition("="))
         if not key:
             raise ValueError(f"{text!r} has an empty parameter")
-        if not equals and index == 0 and key not in names:
+        if not equals and index == 0 and key not in names and not known[0].kw_only:
             key, value = names[0], key
         elif not equals:
             raise ValueError(f"{text!r}: write {key!r} as KEY=VALUE")
@@ -95,6 +96,9 @@ def _parse(text: str) -> Strategy:
         if key in values:
             raise ValueError(f"{text!r} gives {key} twice")
         values[key] = _convert(cls, key, value)
+    lacking = [f.name for f in known if f.default is MISSING and f.name not in values]
+    if lacking:
+        raise ValueError(f"{cls.name} takes {lacking[0]}: {cls.name}:{lacking[0]}=VALUE")
     return cls(**values)
 
 
@@ -117,16 +121,35 @@ def _hint(given: str, names: Iterable[str], shown: Iterable[str] | None = None) 
 def _convert(cls: type[Strategy], key: str, value: str) -> Any:
     """`value` as the type that the field declares."""
     hint = get_type_hints(cls)[key]
-    kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
+    if get_origin(hint) in (Union, UnionType):  # a type or None, which is said by leaving it out
+        hint = next(arg for arg in get_args(hint) if arg is not type(None))
     try:
-        if kind is bool:
+        if get_origin(hint) is Literal:
+            return {choice: choice for choice in get_args(hint)}[value.lower()]
+        if get_origin(hint) is tuple:
+            return tuple(_number(float, part) for part in value.split("/"))
+        if hint is bool:
             return {"true": True, "false": False}[value.lower()]
-        if not re.fullmatch(r"[-+.\w]+", value, re.ASCII) or "_" in value:
-            raise ValueError
-        number = parse_size(value) if kind is int else float(value)
+        return _number(hint, value)
     except (KeyError, ValueError):
-        allowed = {bool: "true or false", int: "a length such as 32k", float: "a number"}[kind]
+        allowed = _allowed(hint, key)
         raise ValueError(f"{cls.name}: {key} is {value!r}, it must be {allowed}") from None
+
+
+def _number(kind: type[int] | type[float], text: str) -> float:
+    if not re.fullmatch(r"[-+.\w]+", text, re.ASCII) or "_" in text:
+        raise ValueError(text)
+    number = parse_size(text) if kind is int else float(text)
     if math.isnan(number):
-        raise ValueError(f"{cls.name}: {key} is not a number")
+        raise ValueError(text)
     return number
+
+
+def _allowed(hint: Any, key: str) -> str:
+    if get_origin(hint) is Literal:
+        *most, last = get_args(hint)
+        return f"{', '.join(most)} or {last}"
+    if get_origin(hint) is tuple:
+        return "numbers with slashes between them, 1/1.5/4"
+    whole = "a length such as 32k" if key.endswith("length") else "a whole number"
+    return {bool: "true or false", int: whole, float: "a number"}[hint]

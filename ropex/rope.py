@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Rope:
 class QueryScale(Protocol):
     """A factor for each query, as a function of where it stands."""
 
+    @property
+    def first_layer(self) -> int:
+        """Layers before this one are left alone."""
+
     def __call__(self, positions: Tensor) -> Tensor:
         """Factors of the queries at `positions`, same shape, float32."""
 
@@ -50,12 +54,13 @@ class Plan:
 
     Attributes:
         inv_freq: Radians per position of each pair of dimensions, `(dim // 2,)`, float64.
-        attention_scale: Multiplies cos and sin, hence attention logits by its square.
+        attention_scale: Multiplies cos and sin, hence attention logits by its square; a tensor
+            without dimensions where it follows the length inside a compiled forward.
         query_scale: Multiplies each query by a function of its position; None changes nothing.
     """
 
     inv_freq: Tensor
-    attention_scale: float = 1.0
+    attention_scale: Any = 1.0
     query_scale: QueryScale | None = None
 
     @classmethod

@@ -75,10 +75,10 @@ def scaling_of(config: Any) -> str | None:
     `llama3` is None as well: Llama 3.1 was trained with it at its full length.
     """
     entry = read_entry(config)
-    if entry["rope_type"] in ("default", "llama3"):
+    kind, factor = entry["rope_type"], entry.get("factor")
+    if kind in ("default", "llama3"):
         return None
-    factor = entry.get("factor")
-    return entry["rope_type"] + (f", factor {factor:g}" if factor else "")
+    return f"{kind}, factor {factor:g}" if factor else str(kind)
 
 
 def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -> None:

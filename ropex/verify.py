@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ropex.attention import PREFIX
 from ropex.native import close
 
 if TYPE_CHECKING:
@@ -94,12 +95,13 @@ def probe_logits(model: nn.Module, length: int) -> Tensor:
 
 
 def _check_attention(patch: Patch) -> None:
-    """Raise a RuntimeError if the queries no longer go through the scale."""
+    """Raise a RuntimeError if attention no longer goes through ropex's function."""
     attention = patch.sites[0].module.config._attn_implementation
-    if patch.plan.query_scale is not None and not attention.startswith("ropex_"):
+    needed = patch.plan.query_scale is not None or patch.options.cache == "unrotated"
+    if needed and not attention.startswith(PREFIX):
         raise RuntimeError(
             f"{patch.strategy}: the attention implementation was set to {attention} after "
-            "patching, so the queries are not scaled; set it before"
+            "patching, so ropex's is no longer called; set it before"
         )
 
 

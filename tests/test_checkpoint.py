@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_LENGTH, STATIC, TRAINED, logits, rope_settings, tiny_model, tokens
+from cases import BY_LENGTH_IN_CONFIG, STATIC, TRAINED, logits, rope_settings, tiny_model, tokens
 from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.checkpoint import find, load_model, load_skeleton, save_patched
 
 IDS = tokens()
-SAVED = (*STATIC, *BY_LENGTH)
+SAVED = (*STATIC, *BY_LENGTH_IN_CONFIG)
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_force_does_not_replace_what_is_no_checkpoint(folder: Path, tmp_path: Pa
     assert (tmp_path / "home" / "thesis.tex").read_text(encoding="utf-8") == "years of work"
 
 
-@pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn"])
+@pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn", "dynamic_yarn"])
 def test_what_no_config_can_say_is_not_saved(folder: Path, tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="cannot be written into a config"):
         write(folder, tmp_path / "out", text)
@@ -278,9 +278,18 @@ for folder in sorted(Path(sys.argv[1]).glob("out-*")):
     with torch.no_grad():
         torch.save(model(ids, use_cache=False).logits, folder / "logits.pt")
 """
-_TEXTS = ("none", "yarn:4", "linear:1.7", "ntk:4", "dynamic:4", "llama3:4", "linear:2+yarn:2")
+_TEXTS = (
+    "none",
+    "yarn:4",
+    "linear:1.7",
+    "ntk:4",
+    "dynamic:4",
+    "llama3:4",
+    "linear:2+yarn:2",
+    "clip:4",
+)
 _OTHERS = ("mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "stablelm", "glm", "mixtral")
-_SAVED = ("yarn:4", "linear:1.7", "ntk:4", "linear:2+yarn:2")
+_SAVED = ("proportional", "clip:4", "yarn:4", "linear:1.7", "ntk:4", "linear:2+yarn:2")
 _CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     *(("llama", text, "written", {}) for text in _TEXTS),
     *((kind, "yarn:4", "written", {}) for kind in _OTHERS),

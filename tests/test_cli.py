@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,15 +24,16 @@ from tiny_eval import (
     tiny_causal,
     tiny_tokenizer,
     tree,
+    watch_measuring,
     words,
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
-import ropex_eval.run
 from ropex.cli import evaluate, main
+from ropex.cli.common import _says_trained_length
 from ropex.registry import registry
-from ropex_eval.measure import measure
+from ropex_eval.nll import Scorer
 from ropex_eval.report import render
 from ropex_eval.results import Results
 
@@ -92,19 +94,6 @@ def world(
         (tmp_path / "tiny" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "book.txt").write_text(words(200), encoding="utf-8")
     return World(tmp_path, capsys)
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Texts of the strategies that are measured from now on."""
-    calls: list[str] = []
-
-    def counted(scorer: Any, corpus: Any, protocol: Any, strategy: Any, **others: Any) -> Any:
-        calls.append(str(strategy))
-        return measure(scorer, corpus, protocol, strategy, **others)
-
-    monkeypatch.setattr(ropex_eval.run, "measure", counted)
-    return calls
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -191,9 +180,38 @@ def test_wrong_usage_is_one_line(world: World, arguments: tuple[str, ...], messa
     assert message in world.refused(*arguments)
 
 
-def test_traceback_is_shown_only_on_request(world: World) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2, 4])
+def test_traceback_is_shown_only_on_request(world: World, place: int) -> None:
+    command = ["show", "tiny", "-s", "nothing"]
     with pytest.raises(ValueError, match="unknown strategy"):
-        world("--traceback", "show", "tiny", "-s", "nothing")
+        world(*command[:place], "--traceback", *command[place:])
+
+
+def test_a_bug_is_not_taken_for_a_mistake(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(pattern: str) -> list[str]:
+        raise KeyError(pattern)
+
+    monkeypatch.setattr("ropex.registry.list_strategies", broken)
+    with pytest.raises(KeyError):
+        world("strategies")
+
+
+def test_libraries_are_quiet(world: World) -> None:
+    hub = logging.getLogger("huggingface_hub")
+    hub.setLevel(logging.WARNING)
+    assert world("show", "tiny")[0] == 0
+    assert not hub.isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize("model", ["", "./my-lama", "../my-lama", "~/my-lama", "/no/my-lama",
+                                   "models/llama/8b", "my-lama/", ".my-lama"])  # fmt: skip
+def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
+    world: World, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("ropex.checkpoint._download", lambda name, weights: asked.append(name))
+    assert f"no such folder: '{model}'" in world.refused("show", model)
+    assert not asked
 
 
 # Refusals. Each function prepares the folder and returns the command.
@@ -279,9 +297,14 @@ def damaged_config() -> list[str]:
     return evaluation()()
 
 
-def config_of_an_unknown_type() -> list[str]:
-    change_config(Path("tiny"), model_type="nothing-of-that-name", architectures=["Nothing"])
-    return evaluation()()
+def with_config(command: Callable[[], list[str]], **changes: Any) -> Callable[[], list[str]]:
+    """A command on a model whose config.json says something else."""
+
+    def prepare() -> list[str]:
+        change_config(Path("tiny"), **changes)
+        return command()
+
+    return prepare
 
 
 def config_without_a_type() -> list[str]:
@@ -307,11 +330,28 @@ def missing_weights() -> list[str]:
     return evaluation()()
 
 
+def damaged_tokenizer() -> list[str]:
+    write("tiny/tokenizer.json", "{}")
+    return evaluation()()
+
+
+def damaged_old_weights() -> list[str]:
+    Path("tiny/model.safetensors").unlink()
+    write("tiny/pytorch_model.bin", b"no weights" * 100)
+    return evaluation()()
+
+
 def damaged_weights() -> list[str]:
     path = Path("tiny/model.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     return evaluation()()
 
+
+UNREADABLE = "tiny: transformers cannot read this checkpoint: "
+SHOW, PATCH = command("show", "tiny"), command("patch", "tiny", "-s", "yarn:4", "-o", "new")
+CODE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+ZIGZAG = {"rope_type": "zigzag", "factor": 2.0, "rope_theta": 1e4}
+NO_LENGTH = "tiny/config.json does not say the trained length"
 
 REFUSALS = {
     "unknown strategy": (
@@ -352,23 +392,50 @@ REFUSALS = {
         command("eval", "none/of-that-name"),
         "neither a folder nor a model of the hub",
     ),
-    "no such folder": (
-        command("eval", "./no/such/folder"),
-        "neither a folder nor a model of the hub",
-    ),
-    "no model name": (command("eval", ""), "holds no config.json, so it is not a checkpoint"),
+    "no such folder": (command("eval", "./no/such/folder"), "no such folder: './no/such/folder'"),
+    "no model name": (command("eval", ""), "no such folder: ''"),
     "folder without config": (
         command("eval", "."),
         "holds no config.json, so it is not a checkpoint",
     ),
     "model is a file": (command("eval", "book.txt"), "neither a folder nor a model of the hub"),
     "damaged config": (damaged_config, "config.json"),
-    "unknown type": (config_of_an_unknown_type, "nothing-of-that-name"),
+    "unknown type": (
+        with_config(evaluation(), model_type="nothing-of-that-name"),
+        "nothing-of-that-nam",
+    ),
+    "size in words": (with_config(SHOW, hidden_size="many"), UNREADABLE),
+    "no heads": (with_config(SHOW, num_attention_heads=0), UNREADABLE),
+    "unknown rope type": (
+        with_config(SHOW, rope_scaling=ZIGZAG, rope_parameters=ZIGZAG),
+        f"{UNREADABLE}KeyError: 'zigzag'",
+    ),
+    "unknown dtype": (with_config(PATCH, torch_dtype="float99", dtype="float99"), UNREADABLE),
+    "quantised": (
+        with_config(evaluation(), quantization_config={"quant_method": "gptq", "bits": 4}),
+        UNREADABLE,
+    ),
+    "code of its own": (
+        with_config(SHOW, model_type="own", auto_map=CODE),
+        "tiny holds code of its own; --trust-remote-code runs it",
+    ),
+    "no length, eval": (with_config(evaluation(), max_position_embeddings=None), NO_LENGTH),
+    "no length, show": (with_config(SHOW, max_position_embeddings=None), "give --trained-length N"),
+    "no length, patch": (
+        with_config(PATCH, max_position_embeddings=None),
+        "llama would be a guess",
+    ),
     "no type": (config_without_a_type, "tiny"),
     "no tokenizer": (no_tokenizer, "tiny holds no tokenizer that transformers reads"),
+    "damaged tokenizer": (damaged_tokenizer, UNREADABLE),
     "no weights": (no_weights, "model.safetensors"),
     "missing weights": (missing_weights, "tiny lacks 2 of the model's weights: model.layers.0.mlp"),
-    "damaged weights": (damaged_weights, "tiny"),
+    "damaged weights": (damaged_weights, "the weights in tiny are damaged: "),
+    "damaged old weights": (damaged_old_weights, "tiny"),
+    "weights of other shape": (
+        with_config(evaluation(), vocab_size=299),
+        "tiny: lm_head.weight has another shape than config.json asks for",
+    ),
     "gpt2 eval": (gpt2("eval", "gpt2"), "looked for a module with an `inv_freq` buffer in GPT2LMH"),
     "gpt2 patch": (gpt2("patch", "gpt2", "-s", "yarn:4", "-o", "new"), "`inv_freq` buffer in GPT2"),
     "gpt2 show": (gpt2("show", "gpt2"), "gpt2 has no rotary embedding that ropex knows"),
@@ -400,6 +467,32 @@ def test_mistake_is_one_line_and_changes_no_file(
     world: World, prepare: Callable[[], list[str]], message: str
 ) -> None:
     assert message in world.refused(*prepare())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"max_position_embeddings": 64}, True),
+        ({"n_positions": 64}, True),
+        ({"text_config": {"max_position_embeddings": 64}}, True),
+        ({}, False),
+        ({"max_position_embeddings": None, "text_config": None}, False),
+        ({"max_position_embeddings": "64"}, False),
+        ({"vision_config": {"max_position_embeddings": 64}}, False),
+    ],
+)
+def test_trained_length_is_looked_for_under_the_names_that_a_family_gives_it(
+    tmp_path: Path, content: dict[str, Any], says: bool
+) -> None:
+    write(str(tmp_path / "config.json"), json.dumps(content))
+    assert _says_trained_length(tmp_path, AutoConfig.for_model("gpt2")) == says
+
+
+def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World) -> None:
+    change_config(Path("tiny"), max_position_embeddings=None)
+    status, out, _ = world("show", "tiny", "--trained-length", "32")
+    assert status == 0
+    assert "trained at 32 tokens" in out
 
 
 # ropex eval
@@ -520,16 +613,57 @@ def test_another_run_in_the_folder_is_refused_unless_forced(
 def test_interrupted_eval_keeps_what_is_finished(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*given: Any, **others: Any) -> Any:
-        if str(given[3]) == "yarn:4":
-            raise KeyboardInterrupt
-        return measure(*given, **others)
-
-    monkeypatch.setattr(ropex_eval.run, "measure", interrupted)
+    watch_measuring(monkeypatch, {"yarn:4": KeyboardInterrupt()})
     status, out, err = world.eval("-s", "none", "-s", "yarn:4")
     assert (status, out) == (130, "")
     assert err.endswith("ropex: interrupted; what is finished is kept\n")
     assert list(Results.load(Path("out")).strategies) == ["none"]
+
+
+CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError(CPU_IS_FULL), MemoryError()]
+)
+def test_eval_says_where_memory_ran_out_and_keeps_what_is_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    world.eval("-s", "none")
+    real = Scorer.nll
+
+    def small(self: Scorer, ids: torch.Tensor, *last: int) -> torch.Tensor:
+        if len(ids) == 48:
+            raise error
+        return real(self, ids, *last)
+
+    monkeypatch.setattr(Scorer, "nll", small)
+    status, out, err = world.eval("-s", "none", "-s", "yarn:4")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        "ropex: error: out of memory at 48 tokens under yarn:4; smaller --lengths or --dtype "
+        "bfloat16 need less, and what is finished is kept"
+    )
+    assert list(Results.load(Path("out")).strategies) == ["none"]
+
+
+def test_eval_says_that_a_model_is_too_large_for_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **others: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("ropex.checkpoint.load_model", full)
+    message = world.refused(*evaluation("--device", "cpu")())
+    assert "out of memory loading the model onto cpu; --dtype bfloat16 needs less" in message
+
+
+def test_eval_takes_no_other_error_for_a_lack_of_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch_measuring(monkeypatch, {"none": RuntimeError("shapes differ")})
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        world.eval("-s", "none")
 
 
 @pytest.mark.parametrize("bos", ["none", "</s>"])
@@ -562,13 +696,13 @@ def test_eval_reads_the_standard_library_unless_told(world: World) -> None:
     assert "text   stdlib: 16 windows of 48 tokens from 12 documents\n" in err
 
 
-@pytest.mark.parametrize("metrics", ["prefix", "local,prefix", "fixed,fixed,local"])
+@pytest.mark.parametrize("metrics", ["prefix", "local, prefix", "fixed,fixed,local"])
 def test_eval_has_every_number_that_is_asked_for_once(world: World, metrics: str) -> None:
     status, _, _ = world.eval("-s", "none", "--metrics", metrics)
     if status == 2 and metrics.count("fixed") == 2:
         return  # to refuse a repetition is as good as to see through it
     rows = [(row.metric, row.length) for row in Results.load(Path("out")).results]
-    assert rows == list(dict.fromkeys((m, n) for m in metrics.split(",") for n in (8, 48)))
+    assert rows == list(dict.fromkeys((m.strip(), n) for m in metrics.split(",") for n in (8, 48)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -743,6 +877,11 @@ def test_show_lists_every_pair_and_what_becomes_of_it(world: World) -> None:
     assert lines[8].startswith("linear:4 at 128 tokens: 0 pairs kept, 0 between, 4 at x 4")
     assert "cos and sin x 1.1386" in lines[9]
     assert "cannot be saved in a config" in lines[10]
+
+
+def test_show_counts_a_single_pair(world: World) -> None:
+    out = world("show", "tiny", "-s", "ntk:4")[1]
+    assert "ntk:4 at 128 tokens: 1 pair kept, 2 between, 1 at x 4" in out
 
 
 def test_show_as_json_is_for_programs(world: World) -> None:

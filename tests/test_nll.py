@@ -40,16 +40,6 @@ def sequence(length: int = LONG, seed: int = 0) -> Tensor:
 IDS = sequence()
 
 
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return tiny_causal()
-
-
-@pytest.fixture(scope="module")
-def scorer(llama: Any) -> Scorer:
-    return Scorer(llama)
-
-
 def rows_per_call(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that the rows of each later call of `module` are added to."""
     seen: list[int] = []

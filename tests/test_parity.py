@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import STATIC, TRAINED, logits, rope_settings, tiny_model, tokens
+from cases import STATIC, TRAINED, fitted, logits, rope_settings, tiny_model, tokens
 
 import ropex
 from ropex.native import close
@@ -75,7 +75,7 @@ def test_ntk_is_equal_to_a_model_with_the_larger_base() -> None:
 @pytest.mark.parametrize("base", [1e4, 5e5, 1e7])
 def test_the_stored_table_is_the_float64_plan(text: str, base: float) -> None:
     model = tiny_model("llama", head_dim=64, **rope_settings(base))
-    with ropex.patch(model, text) as patch:
+    with ropex.patch(model, fitted(text, 32)) as patch:
         table = model.model.rotary_emb.inv_freq
         assert table.dtype == torch.float32
         assert close(table, patch.plan.inv_freq)

@@ -272,7 +272,7 @@ def test_verify_catches_an_attention_set_after_patching(llama: Any) -> None:
 def test_verify_runs_models_of_other_shapes(part: str) -> None:
     model = tiny_model("llama").model
     if part == "gpt_oss":  # its attention sinks move the logits of position 0
-        layers = {"num_local_experts": 2, "layer_types": ["full_attention"] * 2}
+        layers: dict[str, Any] = {"num_local_experts": 2, "layer_types": ["full_attention"] * 2}
         model = tiny_model("gpt_oss", num_experts_per_tok=1, **layers, **rope_settings())
     assert ropex.patch(model, "yarn:4").verify().logit_change > 0
 
@@ -355,7 +355,12 @@ def test_a_scaled_checkpoint_says_so(entry: dict[str, Any], trained: int, scaled
 
 
 def test_llama3_is_how_a_model_was_trained() -> None:
-    entry = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    entry: dict[str, Any] = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     settings = rope_settings(**entry, original_max_position_embeddings=8)
     model = tiny_model("llama", **settings)
     assert ropex.rope_of(model).trained_length == TRAINED

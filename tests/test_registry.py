@@ -70,7 +70,7 @@ def test_every_length_survives_its_text(length: int) -> None:
     ("text", "message"),
     [
         ("yran:4", "unknown strategy 'yran'; did you mean 'yarn'?"),
-        ("zzz", "unknown strategy 'zzz'; known: dynamic, linear, "),
+        ("zzz", "unknown strategy 'zzz'; known: clip, dynamic, "),
         ("", "a strategy has no name; write yarn:4, or yarn:4+logn for two"),
         ("yarn:4+", "a strategy has no name"),
         ("yarn:4,", "'yarn:4,' has an empty parameter"),
@@ -81,7 +81,7 @@ def test_every_length_survives_its_text(length: int) -> None:
         ("yarn:4,length=8k", "yarn takes a factor or a target length, one of the two"),
         ("yarn:0.5", "yarn: factor is 0.5, it must be from 1 to 1048576"),
         ("yarn:inf", "yarn: factor is inf, it must be from 1 to 1048576"),
-        ("yarn:nan", "yarn: factor is not a number"),
+        ("yarn:nan", "yarn: factor is 'nan', it must be a number"),
         ("yarn:x", "yarn: factor is 'x', it must be a number"),
         ("yarn:length=1", "yarn: length is 1, it must be at least 2"),
         ("yarn:length=1.5k", "yarn: length is '1.5k', it must be a length such as 32k"),
@@ -89,13 +89,37 @@ def test_every_length_survives_its_text(length: int) -> None:
         ("yarn:4,betafast=2", "yarn has no parameter 'betafast'; did you mean 'beta_fast'?"),
         ("yarn:4,beta_fast=0.5", "yarn: beta_fast is 0.5, it must be above beta_slow, 1.0"),
         ("yarn:4,beta_slow=0", "yarn: beta_slow is 0.0, it must be above 0"),
-        ("yarn:4,attention_factor=0", "yarn: attention_factor is 0.0, it must be above 0"),
+        (
+            "yarn:4,attention_factor=0",
+            "yarn: attention_factor is 0.0, it must be above 0 and finite",
+        ),
         ("yarn:factor=4,factor=2", "'yarn:factor=4,factor=2' gives factor twice"),
         ("yarn:4,2", "'yarn:4,2': write '2' as KEY=VALUE"),
         ("none:4", "'none:4': none takes no parameters"),
         ("llama3:8,alpha=4", "llama3: beta is 4.0, it must be above alpha, 4.0"),
         ("dynamic:0", "dynamic: factor is 0.0, it must be from 1 to 1048576"),
         ("dynamic:length=1", "dynamic: length is 1, it must be at least 2"),
+        ("yarn:4,ramp=turns", "yarn: ramp is 'turns', it must be index or rotations"),
+        ("yarn:4,ramp=rotations,truncate=false", "yarn: a ramp in rotations has no bounds"),
+        ("yarn:4,mscale=1", "yarn: mscale and mscale_all_dim are given together"),
+        (
+            "yarn:4,mscale=1,mscale_all_dim=1,attention_factor=1",
+            "yarn: attention_factor would overrule mscale; give one",
+        ),
+        ("yarn:4,range_length=0", "yarn: range_length is 0, it must be above 0 and finite"),
+        ("mrrope:4,radix=x", "mrrope: radix is 'x', it must be progressive, uniform or degressive"),
+        ("longrope:4", "longrope: long_factor is (), it must be given: one divisor for each pair"),
+        ("longrope:4,long_factor=1/0", "longrope: long_factor is (1.0, 0.0), it must be made of"),
+        ("longrope:4,long_factor=1/x", "longrope: long_factor is '1/x', it must be numbers with"),
+        ("theta", "theta takes base: theta:base=VALUE"),
+        ("theta:1", "theta: base is 1.0, it must be above 1 and finite"),
+        ("proportional:0", "proportional: p is 0.0, it must be above 0 and at most 1"),
+        ("clip:0", "clip: pairs is 0, it must be at least 1"),
+        ("clip:x", "clip: pairs is 'x', it must be a whole number"),
+        ("temperature:0", "temperature: factor is 0.0, it must be above 0 and finite"),
+        ("dynamic_linear:32k", "'dynamic_linear:32k': write '32k' as KEY=VALUE"),
+        ("resonance+yarn:4", "resonance+yarn:4: yarn would change the frequencies that resonance"),
+        ("dynamic+dynamic_yarn", "dynamic+dynamic_yarn: each of two target lengths would be"),
         ("logn:1", "logn: length is 1, it must be at least 2"),
     ],
 )
@@ -105,9 +129,11 @@ def test_a_mistake_is_told_with_what_to_write(text: str, message: str) -> None:
 
 
 def test_wildcards_match_names_and_aliases() -> None:
-    assert list_strategies("*ntk*") == ["dynamic", "ntk", "ntk_by_parts"]
+    assert list_strategies("*ntk*") == [
+        "dynamic", "dynamic_qwen", "ntk", "ntk_by_parts", "ntk_fixed", "ntk_mixed",
+    ]  # fmt: skip
     assert list_strategies("pi") == ["linear"]
-    assert list_strategies("Y*") == ["yarn"]
+    assert list_strategies("Y*") == ["mrrope", "yarn", "yarn_log", "yarn_pose"]
     assert list_strategies("zzz*") == []
     assert list_strategies() == sorted(registry())
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from tiny_eval import (
     BY_LENGTH,
@@ -27,6 +28,7 @@ from tiny_eval import (
     strict_json,
     tiny_causal,
     tree,
+    watch_measuring,
 )
 
 import ropex
@@ -47,16 +49,6 @@ SMALL = Protocol.of((8, 48))
 
 
 @pytest.fixture(scope="module")
-def llama() -> Any:
-    return tiny_causal()
-
-
-@pytest.fixture(scope="module")
-def scorer(llama: Any) -> Scorer:
-    return Scorer(llama)
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("run") / "tiny")
 
@@ -70,19 +62,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def study(checkpoint: Path, scorer: Scorer, tmp_path_factory: pytest.TempPathFactory) -> Study:
     small = corpus_of(tmp_path_factory.mktemp("small"), SMALL.longest)
     return Study("tiny", checkpoint, scorer, small, SMALL)
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Texts of the strategies that are measured from now on, one entry a measurement."""
-    calls: list[str] = []
-
-    def counted(scorer: Any, corpus: Any, protocol: Any, strategy: Any, **others: Any) -> NllTable:
-        calls.append(str(strategy))
-        return measure(scorer, corpus, protocol, strategy, **others)
-
-    monkeypatch.setattr(ropex_eval.run, "measure", counted)
-    return calls
 
 
 def start(study: Study, out: Path, *texts: str, force: bool = False) -> Results:
@@ -103,6 +82,12 @@ def truncated(corpus: Corpus, length: int) -> Corpus:
     tokens = length if corpus.bos is None else length - 1
     windows = [dataclasses.replace(window, ids=window.ids[:tokens]) for window in corpus.windows]
     return dataclasses.replace(corpus, windows=tuple(windows))
+
+
+def measured_alone(scorer: Scorer, corpus: Corpus, length: int, text: str) -> NllTable:
+    """The table of one length, as a run of no other lengths has it."""
+    protocol = Protocol.of((length,), 4)
+    return measure(scorer, truncated(corpus, length), protocol, ropex.strategy(text))
 
 
 # The protocol.
@@ -233,11 +218,10 @@ def test_numbers_are_the_definitions(
 def test_one_pass_for_all_lengths_equals_separate_passes(
     scorer: Scorer, corpus: Corpus, text: str
 ) -> None:
-    strategy = ropex.strategy(text)
-    together = measure(scorer, corpus, PROTOCOL, strategy)
+    together = measure(scorer, corpus, PROTOCOL, ropex.strategy(text))
     assert list(together.prefix) == [LONG]
     for length in LENGTHS:
-        alone = measure(scorer, truncated(corpus, length), Protocol.of((length,), 4), strategy)
+        alone = measured_alone(scorer, corpus, length, text)
         served = together.prefix[LONG][:, : length - 1]
         torch.testing.assert_close(served, alone.prefix[length], rtol=0, atol=1e-5)
 
@@ -246,11 +230,10 @@ def test_one_pass_for_all_lengths_equals_separate_passes(
 def test_length_with_a_plan_of_its_own_has_exactly_its_own_pass(
     scorer: Scorer, corpus: Corpus, text: str
 ) -> None:
-    strategy = ropex.strategy(text)
-    together = measure(scorer, corpus, PROTOCOL, strategy)
+    together = measure(scorer, corpus, PROTOCOL, ropex.strategy(text))
     assert sorted(together.prefix) == [24, 48, 96]
     for length in (24, 48, 96):
-        alone = measure(scorer, truncated(corpus, length), Protocol.of((length,), 4), strategy)
+        alone = measured_alone(scorer, corpus, length, text)
         assert torch.equal(together.prefix[length], alone.prefix[length])
         if length < LONG:  # else one pass would have done
             cut = together.prefix[LONG][:, : length - 1]
@@ -459,6 +442,18 @@ def test_added_strategy_is_measured_alone_and_joins_the_others(
     assert all(table_path(tmp_path, text).read_bytes() == old for text, old in stored.items())
 
 
+def test_what_another_process_adds_meanwhile_is_kept(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*given: Any, **others: Any) -> NllTable:
+        monkeypatch.setattr(ropex_eval.run, "measure", measure)
+        start(study, tmp_path, "none")
+        return measure(*given, **others)
+
+    monkeypatch.setattr(ropex_eval.run, "measure", slow)
+    assert list(start(study, tmp_path, "yarn:4").strategies) == ["none", "yarn:4"]
+
+
 def test_continued_run_equals_one_that_was_never_stopped(study: Study, tmp_path: Path) -> None:
     for text in ("none", "dynamic", "yarn:4"):
         start(study, tmp_path / "parts", text)
@@ -472,21 +467,15 @@ def test_continued_run_equals_one_that_was_never_stopped(study: Study, tmp_path:
 def test_interrupted_run_keeps_what_is_finished(
     study: Study, tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*given: Any, **others: Any) -> NllTable:
-        if str(given[3]) == "yarn:4":
-            raise KeyboardInterrupt
-        measured.append(str(given[3]))
-        return measure(*given, **others)
-
     with monkeypatch.context() as patched:
-        patched.setattr(ropex_eval.run, "measure", interrupted)
+        before = watch_measuring(patched, {"yarn:4": KeyboardInterrupt()})
         with pytest.raises(KeyboardInterrupt):
             start(study, tmp_path, "none", "yarn:4", "linear:4")
     kept = Results.load(tmp_path)
     assert list(kept.strategies) == ["none"]
-    assert measured == ["none"]
+    assert before == ["none"]
     start(study, tmp_path, "none", "yarn:4", "linear:4")
-    assert measured == ["none", "yarn:4", "linear:4"]
+    assert measured == ["yarn:4", "linear:4"]
 
 
 def cut_off(path: Path) -> None:
@@ -729,10 +718,12 @@ def test_fingerprint_follows_config_and_weights_alone(tmp_path: Path) -> None:
 # What a person sees.
 
 
-def results_of(values: dict[str, dict[str, list[float]]], lengths: list[int]) -> Results:
+def results_of(
+    values: dict[str, dict[str, list[float]]], lengths: list[int], trained: int = TRAINED
+) -> Results:
     """Results from metric to strategy to perplexities."""
     about = {
-        "model": {"id": "tiny", "trained_length": TRAINED},
+        "model": {"id": "tiny", "trained_length": trained},
         "protocol": {"lengths": lengths, "targets": 4, "metrics": list(values)},
     }
     rows = [
@@ -753,13 +744,13 @@ def test_table_has_strategies_down_and_lengths_across() -> None:
     assert shown == (
         "local: perplexity of the last 4 of the first L tokens\n"
         "L =        8     1k  1536\n"
-        "none    9.88  12346   inf\n"
+        "none    9.88  12300   inf\n"
         "yarn:4  10.0   11.0   2e6\n"
         "\n"
         "prefix: perplexity of all of the first L tokens\n"
-        "L =        8     1k  1536\n"
-        "none    1.00  100.0   123\n"
-        "yarn:4  1.50   2.00  3.00"
+        "L =        8    1k  1536\n"
+        "none    1.00   100   123\n"
+        "yarn:4  1.50  2.00  3.00"
     )
 
 
@@ -767,10 +758,18 @@ def test_table_has_strategies_down_and_lengths_across() -> None:
     ("value", "shown"),
     [
         (1.0, "1.00"),
+        (0.9996, "1.00"),
         (5.678, "5.68"),
+        (9.994, "9.99"),
+        (9.996, "10.0"),
         (12.34, "12.3"),
+        (99.94, "99.9"),
+        (99.96, "100"),
         (123.4, "123"),
-        (999_999.0, "999999"),
+        (999.6, "1000"),
+        (12_345.6, "12300"),
+        (994_999.0, "995000"),
+        (999_999.0, "1e6"),
         (1e6, "1e6"),
         (2.6e9, "3e9"),
         (1e100, "1e100"),
@@ -794,6 +793,8 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
         {"local": {"none": [3.0, math.inf], "yarn:4": [3.5, 3.6]}},
         {"local": {"none": [math.inf, math.inf]}},
         {"local": {"none": [math.nan, 3.0]}},
+        {"local": {"none": [math.nan, math.nan]}},
+        {"local": {"none": [1e300, 3.0]}},
         {"local": {"none": [3.0, 3.0]}},
     ],
 )
@@ -807,11 +808,8 @@ def test_picture_is_drawn_whatever_the_numbers(
     assert [path.name for path in tmp_path.iterdir()] == ["ppl.png"]
 
 
-def test_picture_shows_every_strategy_and_the_trained_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.figure import Figure
-
+def picture(results: Results, folder: Path) -> Figure:
+    """The figure that is saved."""
     drawn: list[Figure] = []
     save = Figure.savefig
 
@@ -819,11 +817,21 @@ def test_picture_shows_every_strategy_and_the_trained_length(
         drawn.append(self)
         save(self, *given, **others)
 
-    monkeypatch.setattr(Figure, "savefig", remembered)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", remembered)
+        plot(results, folder / "ppl.png")
+    return drawn[0]
+
+
+def labels(axis: Any) -> list[str]:
+    return [label.get_text() for label in axis.get_xticklabels()]
+
+
+def test_picture_shows_every_strategy_and_the_trained_length(tmp_path: Path) -> None:
     values = {"local": {"none": [3.0, 40.0], "yarn:4": [3.5, 3.6]}, "prefix": {"none": [3.0, 9.0]}}
     values["prefix"]["yarn:4"] = [3.4, 3.5]
-    plot(results_of(values, [16, 64]), tmp_path / "ppl.png")
-    for axis, metric in zip(drawn[0].axes, values, strict=True):
+    figure = picture(results_of(values, [16, 64]), tmp_path)
+    for axis, metric in zip(figure.axes, values, strict=True):
         lines = {str(line.get_label()): line for line in axis.get_lines()}
         for text, perplexities in values[metric].items():
             assert np.asarray(lines[text].get_xdata()).tolist() == [16, 64]
@@ -832,4 +840,71 @@ def test_picture_shows_every_strategy_and_the_trained_length(
             np.asarray(line.get_xdata()).tolist() for line in axis.get_lines()
         ]
         assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["16", "64"]
+        assert labels(axis) == ["16", "64"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shown"),
+    [
+        ([1000, 1500, 2500], ["1000", "1500", "2500"]),
+        ([1024 * n for n in range(1, 17)], ["1k", "2k", "4k", "8k", "16k"]),
+        ([2**n for n in range(6, 21)], ["64", "256", "1k", "4k", "16k", "64k", "256k", "1M"]),
+        ([24], ["24"]),
+    ],
+)
+def test_picture_names_lengths_that_were_measured(
+    tmp_path: Path, lengths: list[int], shown: list[str]
+) -> None:
+    figure = picture(results_of({"local": {"none": [3.0] * len(lengths)}}, lengths), tmp_path)
+    assert labels(figure.axes[0]) == shown
+
+
+@pytest.mark.parametrize(
+    "ends", [(3.1, 3.15), (3.0, 3.0), (9.7, 9.9), (1.0, 70.0), (3.0, 9e5), (99.0, 101.0)]
+)
+def test_picture_has_some_perplexities_to_read_off(
+    tmp_path: Path, ends: tuple[float, float]
+) -> None:
+    axis = picture(results_of({"local": {"none": [*ends]}}, [24, 96]), tmp_path).axes[0]
+    low, high = axis.get_ylim()
+    assert low < ends[0] <= ends[1] < high
+    assert 3 <= sum(low <= tick <= high for tick in axis.get_yticks()) <= 10
+    assert all(label.get_text() for label in axis.get_yticklabels())
+
+
+@pytest.mark.parametrize("huge", [math.inf, 1e6, 1e300])
+def test_picture_marks_what_is_above_it(tmp_path: Path, huge: float) -> None:
+    values = {"local": {"none": [3.0, 4.0], "yarn:4": [3.5, huge]}}
+    figure = picture(results_of(values, [24, 96]), tmp_path)
+    top = figure.axes[0].get_ylim()[1]
+    assert top < 10
+    (marks,) = (line for line in figure.axes[0].get_lines() if line.get_marker() == "^")
+    assert np.asarray(marks.get_xydata()).tolist() == [[96, top]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "1e6 or more"
+
+
+def test_picture_names_strategies_beside_the_curves_and_as_they_are(tmp_path: Path) -> None:
+    names = ["none", "a$x_1$", "yarn:factor=4,beta_fast=16,beta_slow=2,truncate=false+logn"]
+    names += [f"linear:{n}" for n in range(2, 32)]
+    values = {metric: {name: [3.0, 4.0] for name in names} for metric in METRICS}
+    figure = picture(results_of(values, [24, 96]), tmp_path)
+    figure.draw_without_rendering()  # at the resolution that boxes are asked for in
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert not any(text.get_parse_math() for text in legend.get_texts())
+    box = legend.get_window_extent()
+    assert box.x0 > max(axis.bbox.x1 for axis in figure.axes)
+    assert (box.x1, box.y1) < (figure.bbox.x1, figure.bbox.y1)
+    assert box.y0 > 0
+
+
+@pytest.mark.parametrize(("trained", "shown"), [(8, False), (16, True), (160, True), (4096, False)])
+def test_picture_is_not_stretched_to_a_trained_length_far_away(
+    tmp_path: Path, trained: int, shown: bool
+) -> None:
+    results = results_of({"local": {"none": [3.0, 4.0]}}, [24, 96], trained)
+    figure = picture(results, tmp_path)
+    low, high = figure.axes[0].get_xlim()
+    assert 24 / 2.2 < low < 24 < 96 < high < 96 * 2.2
+    assert (low < trained < high) == shown
+    assert figure.get_suptitle().endswith("(dotted)") == shown

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import ropex_eval.run
 from ropex_eval.corpus import Corpus, load_corpus
+from ropex_eval.measure import measure
+from ropex_eval.table import NllTable
 
 TRAINED = 32
 LENGTHS = (8, 24, 48, 96)  # two within the trained length, two beyond
@@ -102,6 +107,27 @@ def plain_nll(model: Any, ids: Tensor) -> Tensor:
     logits = model(ids[None]).logits[0].double()
     rows = [logits[p - 1].logsumexp(0) - logits[p - 1, ids[p]] for p in range(1, len(ids))]
     return torch.stack(rows)
+
+
+def watch_measuring(
+    monkeypatch: pytest.MonkeyPatch, broken: Mapping[str, BaseException] | None = None
+) -> list[str]:
+    """A list that each strategy is added to that a run measures from now on.
+
+    Args:
+        monkeypatch: Ends the watch.
+        broken: Strategies that raise instead.
+    """
+    seen: list[str] = []
+
+    def watched(scorer: Any, corpus: Any, protocol: Any, strategy: Any, **others: Any) -> NllTable:
+        if error := (broken or {}).get(str(strategy)):
+            raise error
+        seen.append(str(strategy))
+        return measure(scorer, corpus, protocol, strategy, **others)
+
+    monkeypatch.setattr(ropex_eval.run, "measure", watched)
+    return seen
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ EXPLANATIONS = {
     "fixed": "perplexity of the same {targets} tokens, read after ever more text before them",
     "prefix": "perplexity of all of the first L tokens",
 }
+
+_HUGE = 1e6  # nobody reads digits from here on, nor a curve
+_HUGE_STYLE: dict[str, Any] = {"marker": "^", "markersize": 7, "linestyle": "none"}
 
 
 def render(results: Results) -> str:
@@ -46,63 +49,143 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def format_perplexity(value: float) -> str:
     """Three significant digits, and powers of ten where nobody reads digits any more."""
-    if not math.isfinite(value) or value >= 1e6:
+    rounded = float(f"{value:.2e}")
+    if not math.isfinite(rounded) or rounded >= _HUGE:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
-    digits = max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:.{min(digits, 3)}f}"
+    digits = 2 - math.floor(math.log10(rounded))
+    return f"{rounded:.{max(0, digits)}f}"
 
 
 def plot(results: Results, path: Path) -> None:
-    """Perplexity against length, one line a strategy, the trained length marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Perplexity against length, one line a strategy, the trained length marked.
 
-    protocol, model = results.about["protocol"], results.about["model"]
-    metrics = protocol["metrics"]
-    figure = Figure(figsize=(1.2 + 4.9 * len(metrics), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
-    for axis, metric in zip(axes, metrics, strict=True):
-        _draw(axis, results.of(metric), protocol["lengths"], model["trained_length"])
-        axis.set_title(metric, fontsize=11, fontweight="bold", pad=18)
-        explanation = EXPLANATIONS[metric].format(targets=protocol["targets"])
-        axis.annotate(explanation, (0.5, 1), (0, 6), "axes fraction", "offset points",
-                      ha="center", fontsize=8)  # fmt: skip
-    axes[0].set_ylabel("perplexity")
-    axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    name = Path(model["id"]).name
-    figure.suptitle(f"{name}, trained at {format_size(model['trained_length'])} tokens (dotted)")
+    What is infinite, or too large to be read, is a triangle at the upper edge.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        figure = _picture(results)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150)
     temporary.replace(path)
 
 
+def _picture(results: Results) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    protocol, model = results.about["protocol"], results.about["model"]
+    tables = {metric: results.of(metric) for metric in protocol["metrics"]}
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+    low, high = _range(
+        value for t in tables.values() for row in t.values() for value in row.values()
+    )
+    for axis, (metric, table) in zip(axes, tables.items(), strict=True):
+        _draw(axis, table, protocol["lengths"], high)
+        _scale_lengths(axis, protocol["lengths"], model["trained_length"])
+        axis.set_title(metric, fontsize=11, fontweight="bold", pad=18)
+        explanation = EXPLANATIONS[metric].format(targets=protocol["targets"])
+        axis.annotate(explanation, (0.5, 1), (0, 6), "axes fraction", "offset points",
+                      ha="center", fontsize=8)  # fmt: skip
+    _scale_perplexities(axes[0], low, high)
+    figure.suptitle(_title(model, protocol["lengths"]))
+    _add_legend(figure, axes)
+    return figure
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    """Ends of the axis of perplexities, with a margin."""
+    known = [value for value in values if value > 0]  # not a number is not
+    shown = [value for value in known if value < _HUGE] or [1.0, 10.0]
+    low, high = min(shown), max(shown)
+    margin = math.exp(max(0.05 * math.log(high / low), 0.02))
+    return low / margin, high * (margin**3 if any(value >= _HUGE for value in known) else margin)
+
+
 def _draw(
-    axis: Any, table: dict[str, dict[int, float]], lengths: Sequence[int], trained: int
+    axis: Any, table: dict[str, dict[int, float]], lengths: Sequence[int], top: float
 ) -> None:
-    axis.axvline(trained, color="0.6", linewidth=1, linestyle=":")
     others = [text for text in table if text != "none"]
     for text, values in table.items():
         style = {"color": "0.25", "linestyle": "--"} if text == "none" else _style(others, text)
-        axis.plot(
-            lengths, [values[n] for n in lengths], marker="o", markersize=3, label=text, **style
-        )
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    ticks = [n for n in lengths if math.log2(n / lengths[0]).is_integer()] or list(lengths)
-    axis.set_xticks(ticks, [format_size(n) for n in ticks])
-    low, high = axis.get_ylim()
-    steps = [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)]
-    shown = [value for value in steps if low <= value <= high]
-    axis.set_yticks(shown, [f"{value:g}" for value in shown])
-    axis.minorticks_off()
+        shown = [min(values[n], top) for n in lengths]
+        axis.plot(lengths, shown, marker="o", markersize=3, label=text, **style)
+        if huge := [n for n in lengths if values[n] >= _HUGE]:
+            axis.plot(huge, [top] * len(huge), **_HUGE_STYLE, color=style["color"], clip_on=False)
     axis.set_xlabel("length L in tokens")
     axis.grid(alpha=0.2)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _style(texts: Sequence[str], text: str) -> dict[str, str]:
     """A colour for each strategy, and other dashes once the ten colours are used up."""
     turn, colour = divmod(texts.index(text), 10)
     return {"color": f"C{colour}", "linestyle": ("-", "-.", ":")[turn % 3]}
+
+
+def _scale_lengths(axis: Any, lengths: Sequence[int], trained: int) -> None:
+    """Ticks at lengths that were measured, and the trained length where it is near them."""
+    first, last = lengths[0], lengths[-1]
+    margin = max((last / first) ** 0.04, 1.02)
+    axis.set_xscale("log", base=2)
+    axis.minorticks_off()
+    axis.set_xticks(_apart(lengths), map(format_size, _apart(lengths)))
+    if _near(trained, lengths):
+        axis.axvline(trained, color="0.6", linewidth=1, linestyle=":", zorder=0)
+        first, last = min(first, trained), max(last, trained)
+    axis.set_xlim(first / margin, last * margin)
+
+
+def _near(trained: int, lengths: Sequence[int]) -> bool:
+    return lengths[0] <= 2 * trained and trained <= 2 * lengths[-1]
+
+
+def _apart(lengths: Sequence[int]) -> list[int]:
+    """Lengths whose labels have room side by side: doublings, where these go far enough."""
+    doubled = [n for n in lengths if math.log2(n / lengths[0]).is_integer()]
+    chosen = [lengths[0]]
+    for length in doubled if 2 * doubled[-1] > lengths[-1] else lengths:
+        if length > chosen[-1] * (lengths[-1] / lengths[0]) ** (1 / 8):
+            chosen.append(length)
+    return chosen
+
+
+def _scale_perplexities(axis: Any, low: float, high: float) -> None:
+    """Three ticks or more, however narrow the range, and powers of ten alone if it is wide."""
+    from matplotlib.ticker import MaxNLocator
+
+    steps = [m * 10.0**e for e in range(-1, 6) for m in (1, 2, 5)]
+    shown = [value for value in steps if low <= value <= high]
+    if len(shown) > 10:
+        shown = [value for value in shown if math.log10(value).is_integer()]
+    elif len(shown) < 3:
+        fine = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+        shown = [value for value in fine if low <= value <= high]
+    axis.set_yscale("log")
+    axis.minorticks_off()
+    axis.set_yticks(shown, [f"{value:g}" for value in shown])
+    axis.set_ylim(low, high)
+    axis.set_ylabel("perplexity")
+
+
+def _title(model: dict[str, Any], lengths: Sequence[int]) -> str:
+    name, trained = Path(model["id"]).name, model["trained_length"]
+    short = name if len(name) <= 36 else f"{name[:35]}…"
+    marked = " (dotted)" if _near(trained, lengths) else ""
+    return f"{short}, trained at {format_size(trained)} tokens{marked}"
+
+
+def _add_legend(figure: Any, axes: Sequence[Any]) -> None:
+    """Name the lines to the right of all axes, in a figure that has room for them."""
+    from matplotlib.lines import Line2D
+
+    lines = [line for axis in axes for line in axis.get_lines()]
+    handles = [line for line in axes[0].get_lines() if not line.get_label().startswith("_")]
+    if any(line.get_marker() == _HUGE_STYLE["marker"] for line in lines):
+        handles.append(Line2D([], [], **_HUGE_STYLE, color="0.5", label="1e6 or more"))
+    legend = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
+    box = legend.get_window_extent(figure.canvas.get_renderer())
+    width, height = box.width / figure.dpi, box.height / figure.dpi
+    figure.set_size_inches(0.7 + 4.7 * len(axes) + width, max(4.4, height + 0.5))

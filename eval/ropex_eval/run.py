@@ -134,6 +134,7 @@ def run(
 
     Raises:
         FileExistsError: `out` holds a run with another model, text or protocol.
+        MemoryError: A pass was too large; the strategies before it are kept.
         ValueError: A strategy does not fit the model.
     """
     check_out(out, force)
@@ -147,29 +148,75 @@ def run(
         shutil.rmtree(out / "nll", ignore_errors=True)  # of a run that --force replaces
     results.save(out)
     found = {str(s): (s, _stored(out, str(s), key)) for s in strategies}
-    todo = [s for s, table in found.values() if table is None]
-    with _progress(study, todo) as bar:
-        for text, (strategy, table) in found.items():
-            results = Results.load(out)  # another process may have added to it
-            seconds = results.strategies.get(text, {}).get("seconds", 0.0)
-            if table is None:
-                began = time.perf_counter()
-                bar.set_description_str(text)
-                table = measure(
-                    study.scorer,
-                    study.corpus,
-                    study.protocol,
-                    strategy,
-                    trained_length=study.trained_length,
-                    lift_sliding_window=study.lift_sliding_window,
-                    advance=lambda length: bar.update(cost(study.scorer.model.config, length)),
-                )
-                seconds = round(time.perf_counter() - began, 2)
-                table.save(table_path(out, text), {"key": key, "strategy": text})
-            about = {**_about_strategy(study, strategy), "seconds": seconds}
-            results = results.including(text, about, _rows(study.protocol, text, table))
-            results.save(out)
+    with _progress(study, [s for s, table in found.values() if table is None]) as bar:
+        for strategy, table in found.values():
+            results = _add(study, strategy, table, out, key, bar)
     return results
+
+
+def _add(
+    study: Study, strategy: Strategy, table: NllTable | None, out: Path, key: str, bar: Any
+) -> Results:
+    """Measure a strategy that has no table yet, and add its numbers to the results in `out`."""
+    text, seconds = str(strategy), None
+    if table is None:
+        began = time.perf_counter()
+        table = _measured(study, strategy, bar)
+        seconds = round(time.perf_counter() - began, 2)
+        table.save(table_path(out, text), {"key": key, "strategy": text})
+    results = Results.load(out)  # another process may have added to it meanwhile
+    if seconds is None:
+        seconds = results.strategies.get(text, {}).get("seconds", 0.0)
+    about = {**_about_strategy(study, strategy), "seconds": seconds}
+    results = results.including(text, about, _rows(study.protocol, text, table))
+    results.save(out)
+    return results
+
+
+def _measured(study: Study, strategy: Strategy, bar: Any) -> NllTable:
+    """The table of a strategy; `bar` moves on with every pass."""
+    lengths = [length for _, length in passes(strategy, study.rope, study.protocol)]
+    finished = 0
+
+    def advance(length: int) -> None:
+        nonlocal finished
+        finished += 1
+        bar.update(cost(study.scorer.model.config, length))
+
+    def where() -> str:
+        return (
+            f"at {lengths[finished % len(lengths)]} tokens under {strategy}; smaller --lengths or "
+            "--dtype bfloat16 need less, and what is finished is kept"
+        )
+
+    bar.set_description_str(str(strategy))
+    with enough_memory(where):
+        return measure(
+            study.scorer,
+            study.corpus,
+            study.protocol,
+            strategy,
+            trained_length=study.trained_length,
+            lift_sliding_window=study.lift_sliding_window,
+            advance=advance,
+        )
+
+
+@contextmanager
+def enough_memory(where: Callable[[], str]) -> Iterator[None]:
+    """Tell where memory ran out, and what needs less, in one sentence.
+
+    Raises:
+        MemoryError: That of a CPU or an accelerator is too small.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        signs = ("out of memory", "can't allocate memory")  # MPS, CPU: plain errors of torch
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and not any(sign in str(error) for sign in signs):
+            raise
+        raise MemoryError(f"out of memory {where()}") from error
 
 
 def table_path(out: Path, text: str) -> Path:

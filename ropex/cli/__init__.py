@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import ropex
 from ropex.cli import checkpoints, evaluate, listing
+from ropex.cli.common import add_traceback
 from ropex.errors import UnsupportedModel
 
 
@@ -24,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = _Parser(prog="ropex", description=ropex.__doc__)
     parser.add_argument("--version", action="version", version=f"ropex {ropex.__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    add_traceback(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     for module in (evaluate, checkpoints, listing):
         module.add_verbs(verbs)
@@ -43,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, UnsupportedModel) as error:
+    except (ValueError, OSError, MemoryError, UnsupportedModel) as error:  # others are bugs
         if arguments.traceback:
             raise
-        print(f"ropex: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"ropex: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ropex: interrupted; what is finished is kept", file=sys.stderr)

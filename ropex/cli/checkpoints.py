@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet
+from ropex.cli.common import Verbs, add_model, add_verb, count, quiet, read_model
 from ropex.sizes import format_size
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _patch(arguments: argparse.Namespace) -> None:
-    from ropex.checkpoint import find, load_skeleton, save_patched
+    from ropex.checkpoint import save_patched
     from ropex.patching import patch
     from ropex.registry import strategy
 
-    chosen, folder = strategy(arguments.strategy), find(arguments.model)
+    chosen = strategy(arguments.strategy)
     quiet()
-    model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
+    folder, model, _ = read_model(arguments)
     patched = patch(
         model,
         chosen,
@@ -65,16 +65,12 @@ def _patch(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from ropex.checkpoint import find, load_skeleton
-    from ropex.models import rope_of
     from ropex.patching import patch
     from ropex.registry import strategy
 
     strategies = [strategy(text) for text in arguments.strategy]
-    folder = find(arguments.model, weights=False)
     quiet()
-    model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
-    rope = rope_of(model, arguments.trained_length)
+    _, model, rope = read_model(arguments, weights=False)
     shown = []
     for chosen in strategies:
         with patch(model, chosen, trained_length=arguments.trained_length) as patched:
@@ -136,7 +132,9 @@ def _summary(shown: dict[str, Any]) -> str:
     most = max(stretch)
     kept = sum(value <= 1 + 1e-6 for value in stretch)
     full = sum(value >= most * (1 - 1e-6) for value in stretch) if most > 1 + 1e-6 else 0
-    parts = [f"{kept} pairs kept, {len(stretch) - kept - full} between, {full} at x {most:.3g}"]
+    parts = [
+        f"{count(kept, 'pair')} kept, {len(stretch) - kept - full} between, {full} at x {most:.3g}"
+    ]
     if shown["attention_scale"] != 1:
         parts.append(f"cos and sin x {shown['attention_scale']:.4f}")
     if shown["query_scale"]:

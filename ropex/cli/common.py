@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ropex.sizes import parse_size
+
+if TYPE_CHECKING:
+    from ropex.rope import Rope
 
 Verbs: TypeAlias = Any
 """What `ArgumentParser.add_subparsers` returns; argparse does not name it publicly."""
@@ -25,7 +31,15 @@ def add_verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
+    add_traceback(parser, default=argparse.SUPPRESS)  # else it would undo one before the verb
     return parser
+
+
+def add_traceback(parser: argparse.ArgumentParser, **settings: Any) -> None:
+    """Add `--traceback`, which goes before a verb or after it."""
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error came from", **settings
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +68,53 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def quiet() -> None:
-    """Keep transformers' and datasets' bars and advice off the user's terminal; warnings short."""
-    import datasets
-    from transformers.utils import logging
+def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[Path, Any, Rope]:
+    """The folder of MODEL, the model without its weights, and its rotary embedding.
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    Args:
+        arguments: What `add_model` added.
+        weights: As for `ropex.checkpoint.find`.
+
+    Raises:
+        UnsupportedModel: It has no rotary embedding that ropex can patch.
+        ValueError: Neither its config nor the user says the trained length.
+    """
+    from ropex.checkpoint import find, load_skeleton
+    from ropex.models import rope_of, sites
+
+    folder = find(arguments.model, weights=weights)
+    model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
+    sites(model)  # nobody is asked for the trained length of a model that will be refused
+    if arguments.trained_length is None and not _says_trained_length(folder, model.config):
+        raise ValueError(
+            f"{folder / 'config.json'} does not say the trained length in a number "
+            f"(max_position_embeddings), and the default of {model.config.model_type} would be a "
+            "guess; give --trained-length N"
+        )
+    return folder, model, rope_of(model, arguments.trained_length)
+
+
+def _says_trained_length(folder: Path, config: Any) -> bool:
+    """Whether the file itself has the value, under the name that the family gives it."""
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = "max_position_embeddings"
+    names = (name, config.attribute_map.get(name, name))
+    parts = (raw, raw.get("text_config") or {})
+    return any(isinstance(part.get(name), (int, float)) for part in parts for name in names)
+
+
+def count(number: int, thing: str) -> str:
+    """`1 pair`, `2 pairs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def quiet() -> None:
+    """Keep the libraries' bars and advice off the user's terminal; warnings short."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it retries aloud
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.formatwarning = lambda message, *_, **__: f"ropex: warning: {message}\n"

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet, size
+from ropex.cli.common import Verbs, add_model, add_verb, count, quiet, read_model, size
 from ropex.sizes import format_size, parse_sizes
 
 if TYPE_CHECKING:
     from ropex.strategies.base import Strategy
-    from ropex_eval.results import Results
+    from ropex_eval.measure import Protocol
+    from ropex_eval.run import Study
 
 _DEMO_FACTOR = 16
 _DEMO = ("none", "dynamic", *(f"{name}:{_DEMO_FACTOR}" for name in (
@@ -29,7 +30,18 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex eval ./llama -s none -s yarn:4 --lengths 1k..16k --data book.txt -o runs/llama",
     )
     add_model(parser)
-    parser.add_argument(
+    _add_what(parser)
+    _add_text(parser)
+    _add_where(parser)
+    demo = add_verb(
+        verbs, "demo", _demo, "see it work on a small model that ropex ships", "ropex demo"
+    )
+    demo.add_argument("-o", "--out", type=Path, default=Path("ropex-demo"), metavar="DIR")
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is measured")
+    group.add_argument(
         "-s",
         "--strategy",
         action="append",
@@ -38,61 +50,67 @@ def add_verbs(verbs: Verbs) -> None:
         help="a strategy, such as yarn:4; may be repeated (default: none, and yarn to the longest "
         "length); ropex strategies lists them",
     )
-    parser.add_argument(
+    group.add_argument(
         "--lengths",
         type=_lengths,
         metavar="L",
         help="256,1k,4k or 256..4k (doubling) or 1k..8k:1k (steps); default: a quarter of the "
         "trained length to four times as much",
     )
-    parser.add_argument(
-        "--data",
-        default="stdlib",
-        metavar="TEXT",
-        help="a text file, a folder of them, FILE.jsonl:FIELD, hf:NAME[:SPLIT[:FIELD]], or stdlib: "
-        "modules of Python's own library (default)",
+    group.add_argument(
+        "--metrics",
+        type=_names,
+        default="local,fixed,prefix",
+        metavar="M",
+        help="which of local, fixed and prefix (default: all)",
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/MODEL")
-    parser.add_argument(
-        "--windows", type=int, default=16, metavar="N", help="pieces of text to read (default: 16)"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--targets",
         type=size,
         metavar="N",
         help="tokens that local and fixed-target perplexity are taken over (default: 64, or half "
         "of a shortest length below 128)",
     )
-    parser.add_argument(
-        "--metrics",
-        default="local,fixed,prefix",
-        metavar="M",
-        help="which of local, fixed and prefix (default: all)",
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on which text")
+    group.add_argument(
+        "--data",
+        default="stdlib",
+        metavar="TEXT",
+        help="a text file, a folder of them, FILE.jsonl:FIELD, hf:NAME[:SPLIT[:FIELD]], or stdlib: "
+        "modules of Python's own library (default)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--windows", type=int, default=16, metavar="N", help="pieces of text to read (default: 16)"
+    )
+    group.add_argument(
         "--bos",
         default="auto",
         metavar="TOKEN",
         help="the token in front of each piece: auto for the tokenizer's own, none, or a token",
     )
-    parser.add_argument(
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("how the model runs")
+    how.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
         help="auto is the checkpoint's on an accelerator, float32 on a CPU",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument(
+    how.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    how.add_argument(
         "--lift-sliding-window",
         action="store_true",
         help="let every token see all before it, in a model whose attention has a window",
     )
-    parser.add_argument("--force", action="store_true", help="replace another run in DIR")
-    parser.add_argument("--json", action="store_true", help="print results.json, and no table")
-    demo = add_verb(
-        verbs, "demo", _demo, "see it work on a small model that ropex ships", "ropex demo"
-    )
-    demo.add_argument("-o", "--out", type=Path, default=Path("ropex-demo"), metavar="DIR")
+    where = parser.add_argument_group("where the results go")
+    where.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/MODEL")
+    where.add_argument("--force", action="store_true", help="replace another run in DIR")
+    where.add_argument("--json", action="store_true", help="print results.json, and no table")
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -100,6 +118,10 @@ def _lengths(text: str) -> tuple[int, ...]:
         return parse_sizes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -120,25 +142,24 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     import ropex
-    from ropex.checkpoint import find, load_skeleton
 
     strategies = [ropex.strategy(text) for text in arguments.strategy]
-    folder = find(arguments.model)
     out = arguments.out or Path("runs") / _name_of(arguments.model)
     quiet()
-    from ropex_eval.run import check_out
+    from ropex_eval.report import plot, render
+    from ropex_eval.run import check_out, run
 
     check_out(out, arguments.force)
-    skeleton = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
-    rope = ropex.rope_of(skeleton, arguments.trained_length)
+    folder, skeleton, rope = read_model(arguments)
     lift = arguments.lift_sliding_window
     for chosen in strategies:  # what does not fit the model is told before any work
         ropex.patch(
             skeleton, chosen, trained_length=arguments.trained_length, lift_sliding_window=lift
         ).remove()
-    results = _measure(arguments, folder, out, strategies, rope.trained_length)
-    from ropex_eval.report import plot, render
-
+    protocol = _protocol(arguments, rope.trained_length)
+    strategies = strategies or _usual(rope.trained_length, protocol.longest)
+    study = _study(arguments, folder, protocol)
+    results = run(study, strategies, out, force=arguments.force, begin=lambda: _say(_header(study)))
     plot(results, out / "ppl.png")
     if arguments.json:
         print((out / "results.json").read_text(encoding="utf-8"), end="")
@@ -147,60 +168,65 @@ def _eval(arguments: argparse.Namespace) -> None:
     _say(f"\n{out}/results.json  {out}/results.csv  {out}/ppl.png  {out}/nll/")
 
 
-def _measure(
-    arguments: argparse.Namespace,
-    folder: Path,
-    out: Path,
-    strategies: list[Strategy],
-    trained: int,
-) -> Results:
+def _protocol(arguments: argparse.Namespace, trained: int) -> Protocol:
+    from ropex_eval.measure import Protocol
+
+    lengths = arguments.lengths or tuple(n for n in _around(trained) if n >= 2)
+    return Protocol.of(lengths, arguments.targets, arguments.metrics)
+
+
+def _usual(trained: int, longest: int) -> list[Strategy]:
+    """What is compared unless the user says: no scaling, and YaRN where that may help."""
     import ropex
+
+    texts = ["none", f"yarn:length={longest}"] if longest > trained else ["none"]
+    return [ropex.strategy(text) for text in texts]
+
+
+def _study(arguments: argparse.Namespace, folder: Path, protocol: Protocol) -> Study:
+    """Read the text, then the weights, which take longer."""
     from ropex.checkpoint import load_model, load_tokenizer
     from ropex_eval.corpus import load_corpus
-    from ropex_eval.measure import Protocol
     from ropex_eval.nll import Scorer
-    from ropex_eval.run import Study, run
+    from ropex_eval.run import Study, enough_memory
 
     if arguments.windows < 1:
         raise ValueError(f"--windows is {arguments.windows}, it must be at least 1")
-    lengths = arguments.lengths or tuple(n for n in _around(trained) if n >= 2)
-    protocol = Protocol.of(lengths, arguments.targets, arguments.metrics.split(","))
-    if not strategies:
-        longest = f"yarn:length={protocol.longest}"
-        strategies = [ropex.strategy("none")]
-        strategies += [ropex.strategy(longest)] if protocol.longest > trained else []
     tokenizer = load_tokenizer(folder, trust_remote_code=arguments.trust_remote_code)
     bos = _bos(tokenizer, arguments.bos, arguments.model)
     corpus = load_corpus(arguments.data, tokenizer, bos, protocol.longest, arguments.windows)
     device, dtype = _placement(arguments.device, arguments.dtype)
-    model = load_model(folder, dtype=dtype, trust_remote_code=arguments.trust_remote_code)
-    study = Study(
+    with enough_memory(lambda: f"loading the model onto {device}; --dtype bfloat16 needs less"):
+        model = load_model(folder, dtype=dtype, trust_remote_code=arguments.trust_remote_code)
+        model.to(device)
+    return Study(
         arguments.model,
         folder,
-        Scorer(model.to(device)),
+        Scorer(model),
         corpus,
         protocol,
         arguments.trained_length,
         arguments.lift_sliding_window,
     )
+
+
+def _header(study: Study) -> str:
+    """What is measured, on what."""
+    model, corpus = study.scorer.model, study.corpus
     left_out = f" ({corpus.too_short} too short)" if corpus.too_short else ""
-    header = (
-        f"model  {arguments.model}: {model.config.model_type}, trained at {format_size(trained)} "
-        f"tokens, {str(model.dtype).removeprefix('torch.')} on {device}\n"
-        f"text   {arguments.data}: {_count(len(corpus.windows), 'window')} of "
-        f"{format_size(protocol.longest)} tokens from {_count(len(corpus.documents), 'document')}"
-        f"{left_out}"
+    return (
+        f"model  {study.model_id}: {model.config.model_type}, trained at "
+        f"{format_size(study.rope.trained_length)} tokens, "
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device}\n"
+        f"text   {corpus.source}: {count(len(corpus.windows), 'window')} of "
+        f"{format_size(study.protocol.longest)} tokens from "
+        f"{count(len(corpus.documents), 'document')}{left_out}"
     )
-    return run(study, strategies, out, force=arguments.force, begin=lambda: _say(header))
 
 
 def _name_of(model: str) -> str:
     """What to call a run of `model`: the last part of a folder's path or of a hub id."""
     return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _around(trained: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import TYPE_CHECKING
 
 from ropex.cli.common import Verbs, add_verb
@@ -56,9 +56,11 @@ def summary(cls: type[Strategy]) -> str:
 
 def parameters(cls: type[Strategy]) -> list[str]:
     """Parameters, with their defaults where they have one that is not worked out."""
+    from ropex.strategies.base import parameters as known_parameters
+
     return [
         field.name
         if field.default in (MISSING, None)
         else f"{field.name}={str(field.default).lower().removesuffix('.0')}"
-        for field in fields(cls)
+        for field in known_parameters(cls)
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
@@ -29,11 +31,15 @@ class Strategy(ABC):
         name: The name in text forms, results and listings.
         aliases: Other names that mean the same.
         paper: Where the formula comes from.
+        changes_frequencies: Whether it does, or changes only how sharp attention is.
+        comes_last: Whether no later strategy may change the frequencies that it leaves.
     """
 
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str]
+    changes_frequencies: ClassVar[bool] = True
+    comes_last: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
@@ -72,17 +78,22 @@ class Strategy(ABC):
 
     def __str__(self) -> str:
         """The text form; it parses back to an equal strategy."""
+        known = parameters(type(self))
         given = {
-            field.name: _format(field.name, getattr(self, field.name))
-            for field in fields(self)
-            if field.default is MISSING or getattr(self, field.name) != field.default
+            each.name: _format(each.name, getattr(self, each.name))
+            for each in known
+            if each.default is MISSING or getattr(self, each.name) != each.default
         }
         if not given:
             return self.name
-        first = fields(self)[0].name
-        if list(given) == [first]:
-            return f"{self.name}:{given[first]}"
+        if list(given) == [known[0].name] and not known[0].kw_only:
+            return f"{self.name}:{given[known[0].name]}"
         return f"{self.name}:" + ",".join(f"{key}={value}" for key, value in given.items())
+
+
+def parameters(cls: type[Strategy]) -> tuple[Field[Any], ...]:
+    """The parameters of a strategy, in the order of its text form."""
+    return tuple(sorted(fields(cls), key=lambda each: bool(each.kw_only)))
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,41 @@ class Scaled(Strategy):
         return self.length / rope.trained_length
 
 
+@dataclass(frozen=True)
+class PerLength(Strategy):
+    """A strategy that goes by the length of each sequence, unless one length is fixed for all.
+
+    Args:
+        length: Treat every sequence as one of this many tokens.
+    """
+
+    length: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.length is not None:
+            require(self, "length", self.length >= 2, "at least 2")
+
+    @property
+    def length_class(self) -> LengthClass:
+        """Its own plan for each length, unless one length is fixed for all."""
+        return "per_length" if self.length is None else "static"
+
+    def growth(self, rope: Rope, length: Length) -> Tensor:
+        """Length over trained length, at least 1; 0-dimensional, float64.
+
+        Raises:
+            ValueError: The fixed length is shorter than the trained length.
+        """
+        if self.length is not None:
+            require_longer(self, self.length, rope)
+        tokens = torch.as_tensor(self.length or length, dtype=torch.float64)
+        return tokens.clamp(min=rope.trained_length) / rope.trained_length
+
+    def scale(self, rope: Rope) -> float:
+        """The fixed length over the trained length; 1 if every sequence has its own."""
+        return 1.0 if self.length is None else self.length / rope.trained_length
+
+
 def require_factor(strategy: Strategy, factor: float) -> None:
     """Raise a ValueError unless a factor is one that a float32 table can hold."""
     require(strategy, "factor", 1 <= factor <= 2**20, "from 1 to 1048576")
@@ -135,6 +181,13 @@ def require_longer(strategy: Strategy, length: int, rope: Rope) -> None:
         )
 
 
+def require_positive(strategy: Strategy, *names: str) -> None:
+    """Raise a ValueError unless these parameters, where given, are finite and above 0."""
+    for name in names:
+        value = getattr(strategy, name)
+        require(strategy, name, value is None or 0 < value < math.inf, "above 0 and finite")
+
+
 def require(strategy: Strategy, field: str, condition: bool, allowed: str) -> None:
     """Raise a ValueError that names the field, what it is and what is allowed."""
     if not condition:
@@ -142,10 +195,14 @@ def require(strategy: Strategy, field: str, condition: bool, allowed: str) -> No
         raise ValueError(f"{strategy.name}: {field} is {value}, it must be {allowed}")
 
 
-def _format(field: str, value: Any) -> str:
+def _format(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int) and field.endswith("length"):
+    if isinstance(value, str):
+        return value
+    if isinstance(value, tuple):
+        return "/".join(_format(name, each) for each in value)
+    if isinstance(value, int) and name.endswith("length"):
         return format_size(value)
     # Shortest text that reads back; "+" separates strategies, so it cannot stand in a number.
     return repr(float(value)).removesuffix(".0").replace("e+", "e")

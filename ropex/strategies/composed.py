@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, LengthClass, Scaled, Strategy
+from ropex.strategies.base import Length, LengthClass, PerLength, Scaled, Strategy
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,20 @@ class Composed(Strategy):
     parts: tuple[Strategy, ...]
 
     def __post_init__(self) -> None:
-        stated = [part for part in self.parts if isinstance(part, Scaled) and part.length]
-        if len(stated) > 1:
+        stated = [p for p in self.parts if isinstance(p, (Scaled, PerLength)) and p.length]
+        growing = [p for p in self.parts if p.length_class == "per_length"]
+        if len(stated) > 1 or len(growing) > 1:
             raise ValueError(
                 f"{self}: each of two target lengths would be reached on top of the other; "
                 "give factors"
             )
+        for place, part in enumerate(self.parts):
+            later = [p for p in self.parts[place + 1 :] if p.changes_frequencies]
+            if part.comes_last and later:
+                raise ValueError(
+                    f"{self}: {later[0].name} would change the frequencies that {part.name} "
+                    f"leaves; put {part.name} last"
+                )
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Give each strategy the plan of the one before it."""

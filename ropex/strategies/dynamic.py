@@ -8,19 +8,12 @@ from typing import Any, ClassVar
 import torch
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import (
-    Length,
-    LengthClass,
-    Strategy,
-    require,
-    require_factor,
-    require_longer,
-)
+from ropex.strategies.base import Length, PerLength, require_factor
 from ropex.strategies.ntk import ntk_base, ntk_ratio
 
 
 @dataclass(frozen=True)
-class Dynamic(Strategy):
+class Dynamic(PerLength):
     """Enlarge the base as the sequence grows, and not at all within the trained length.
 
     emozilla, "Dynamically Scaled RoPE" (2023), and Peng et al. (arXiv:2309.00071), section 3.3:
@@ -44,34 +37,19 @@ class Dynamic(Strategy):
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.00071"
 
     factor: float = 1.0
-    length: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_factor(self, self.factor)
-        if self.length is not None:
-            require(self, "length", self.length >= 2, "at least 2")
-
-    @property
-    def length_class(self) -> LengthClass:
-        """Its own plan for each length, unless one length is fixed for all."""
-        return "per_length" if self.length is None else "static"
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Stretch as NTK-aware scaling does, by the growth at `length` tokens.
-
-        Raises:
-            ValueError: The fixed length is shorter than the trained length.
-        """
-        if self.length is not None:
-            require_longer(self, self.length, rope)
-        growth = self.growth(rope, length if self.length is None else self.length)
-        ratio = ntk_ratio(rope.dim, growth).to(plan.inv_freq.device)
+        """Stretch as NTK-aware scaling does, by the alpha of `length` tokens."""
+        ratio = ntk_ratio(rope.dim, self.alpha(rope, length))
         return replace(plan, inv_freq=plan.inv_freq * ratio)
 
-    def growth(self, rope: Rope, length: Length) -> torch.Tensor:
+    def alpha(self, rope: Rope, length: Length) -> torch.Tensor:
         """Stretch of the slowest pair for sequences of `length` tokens, float64, at least 1."""
-        tokens = torch.as_tensor(length, dtype=torch.float64).clamp(min=rope.trained_length)
-        return self.factor * tokens / rope.trained_length - (self.factor - 1)
+        return self.factor * self.growth(rope, length) - (self.factor - 1)
 
     def scale(self, rope: Rope) -> float:
         """The fixed length over the trained length, or the factor."""
@@ -81,5 +59,5 @@ class Dynamic(Strategy):
         """The `dynamic` type, or the larger base if the length is fixed."""
         if self.length is None:
             return {"rope_type": "dynamic", "factor": float(self.factor)}
-        growth = float(self.growth(rope, self.length))
-        return {"rope_type": "default", "rope_theta": ntk_base(rope, growth)}
+        alpha = float(self.alpha(rope, self.length))
+        return {"rope_type": "default", "rope_theta": ntk_base(rope, alpha)}

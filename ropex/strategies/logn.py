@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ropex.rope import Plan, Rope
+from ropex.rope import Plan, QueryScale, Rope
 from ropex.strategies.base import Length, Strategy, require
 
 
@@ -28,6 +28,7 @@ class LogN(Strategy):
     name: ClassVar[str] = "logn"
     aliases: ClassVar[tuple[str, ...]] = ("log_n",)
     paper: ClassVar[str] = "https://kexue.fm/archives/8823"
+    changes_frequencies: ClassVar[bool] = False
 
     length: int | None = None
 
@@ -36,28 +37,35 @@ class LogN(Strategy):
             require(self, "length", self.length >= 2, "at least 2")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Add the scale of the queries.
-
-        Raises:
-            ValueError: Another strategy has set one already.
-        """
-        if plan.query_scale is not None:
-            raise ValueError("logn: the queries are scaled already; give one such strategy")
-        return replace(plan, query_scale=LogScale(self.length or rope.trained_length))
+        """Add the scale of the queries."""
+        return scale_queries(self, plan, LogScale(self.length or rope.trained_length))
 
     def native(self, rope: Rope) -> dict[str, Any]:
         """The frequencies stay as they are."""
         return {}
 
 
+def scale_queries(strategy: Strategy, plan: Plan, scale: QueryScale) -> Plan:
+    """`plan` with scaled queries.
+
+    Raises:
+        ValueError: They are scaled already.
+    """
+    if plan.query_scale is not None:
+        raise ValueError(f"{strategy.name}: the queries are scaled already; give one such strategy")
+    return replace(plan, query_scale=scale)
+
+
 @dataclass(frozen=True)
 class LogScale:
-    """`max(1, ln(position + 1) / ln(length))`."""
+    """`max(1, ln(position + 1) / ln(length))`, from layer `first_layer` on."""
 
     length: int
+    first_layer: int = 0
 
     def __str__(self) -> str:
-        return f"ln(position + 1) / ln({self.length})"
+        where = f" from layer {self.first_layer}" if self.first_layer else ""
+        return f"ln(position + 1) / ln({self.length}){where}"
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Factors of the queries at `positions`, same shape, float32."""

@@ -19,6 +19,7 @@ class Unscaled(Strategy):
     name: ClassVar[str] = "none"
     aliases: ClassVar[tuple[str, ...]] = ("default",)
     paper: ClassVar[str] = "https://arxiv.org/abs/2104.09864"
+    changes_frequencies: ClassVar[bool] = False
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Return `plan` as it is."""

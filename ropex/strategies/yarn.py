@@ -1,15 +1,16 @@
-"""YaRN: by-parts interpolation and a temperature."""
+"""YaRN: by-parts interpolation and a temperature, in every convention that is in use."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Scaled, require
+from ropex.strategies.base import Length, Scaled, require, require_positive
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,10 @@ class Yarn(Scaled):
     """Interpolate the slow pairs, keep the fast ones, and sharpen attention.
 
     Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models"
-    (arXiv:2309.00071), sections 3.2 and 3.4, in the convention of the authors' code and of
-    transformers: the ramp is linear in the index of the pair, between bounds that are floored and
-    ceiled, and blends frequencies. (`ntk_by_parts` has the ramp that the paper defines.)
+    (arXiv:2309.00071), sections 3.2 and 3.4. The defaults are the convention of the authors' code
+    and of transformers: a ramp that is linear in the index of the pair, between bounds that are
+    floored and ceiled, and a blend of frequencies. The other parameters name what other
+    implementations do; by them "YaRN" means vectors that differ by up to 87 % in the middle.
 
     Args:
         factor: Target length over trained length, at least 1.
@@ -28,7 +30,16 @@ class Yarn(Scaled):
             frequency.
         beta_slow: Pairs that make fewer turns than this are divided by the factor.
         truncate: Round the bounds of the ramp to whole pairs; gpt-oss does not.
-        attention_factor: Multiplies cos and sin; by default `0.1 ln(factor) + 1`.
+        ramp: In which the share of interpolation grows linearly: the `index` of the pair (code), or
+            its `rotations` over the trained length (the paper's definition 2).
+        blend: What is mixed: `frequency` (code), `wavelength` (the paper's footnote 4, PoSE), or
+            the `log` of either (Grok, MrRoPE).
+        clamp: Upper limit of the ramp's end: `dim` - 1 (code), or the last of the `pairs`.
+        range_length: Tokens that turns are counted over, if not the trained length.
+        attention_factor: What cos and sin are multiplied by; by default `0.1 ln(factor) + 1`.
+        mscale: With `mscale_all_dim`, cos and sin are multiplied by
+            `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`, as in DeepSeek.
+        mscale_all_dim: See `mscale`.
     """
 
     name: ClassVar[str] = "yarn"
@@ -38,43 +49,67 @@ class Yarn(Scaled):
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float | None = None
+    ramp: Literal["index", "rotations"] = "index"
+    blend: Literal["frequency", "wavelength", "log"] = "frequency"
+    clamp: Literal["dim", "pairs"] = "dim"
+    range_length: int | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "beta_slow", self.beta_slow > 0, "above 0")
-        above = f"above beta_slow, {self.beta_slow}"
-        require(self, "beta_fast", self.beta_slow < self.beta_fast < math.inf, above)
-        if self.attention_factor is not None:
-            require(self, "attention_factor", 0 < self.attention_factor < math.inf, "above 0")
+        require_positive(self, "attention_factor", "mscale", "mscale_all_dim", "range_length")
+        require_band(self)
+        if self.ramp == "rotations" and (not self.truncate or self.clamp != "dim"):
+            raise ValueError(
+                f"{self.name}: a ramp in rotations has no bounds in pairs to round or clamp"
+            )
+        if (self.mscale is None) != (self.mscale_all_dim is None):
+            raise ValueError(f"{self.name}: mscale and mscale_all_dim are given together")
+        if self.mscale is not None and self.attention_factor is not None:
+            raise ValueError(f"{self.name}: attention_factor would overrule mscale; give one")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Blend each frequency with its interpolation, by index, and multiply the temperature."""
-        low, high = self.bounds(rope)
-        pairs = torch.arange(rope.dim // 2, dtype=torch.float64)
-        interpolated = ((pairs - low) / (high - low)).clamp(0, 1)
-        blend = interpolated / self.scale(rope) + (1 - interpolated)
+        """Blend each frequency with its interpolation, and multiply the temperature."""
         return replace(
             plan,
-            inv_freq=plan.inv_freq * blend,
+            inv_freq=plan.inv_freq * self.ratio(rope, plan),
             attention_scale=plan.attention_scale * self.temperature(rope),
         )
 
+    def ratio(self, rope: Rope, plan: Plan) -> Tensor:
+        """New frequency over old one of each pair, `(dim // 2,)`, float64."""
+        share, scale = self.interpolated(rope, plan), self.scale(rope)
+        if self.blend == "log":
+            return scale**-share
+        if self.blend == "wavelength":
+            return 1 / (share * scale + (1 - share))
+        return share / scale + (1 - share)
+
+    def interpolated(self, rope: Rope, plan: Plan) -> Tensor:
+        """Share of interpolation of each pair: 0 keeps it, 1 divides it by the factor."""
+        if self.ramp == "index":
+            return linear_ramp(*self.bounds(rope), rope.dim)
+        turns = plan.inv_freq * (self.range_length or rope.trained_length) / (2 * math.pi)
+        return 1 - ((turns - self.beta_slow) / (self.beta_fast - self.beta_slow)).clamp(0, 1)
+
     def bounds(self, rope: Rope) -> tuple[float, float]:
-        """First and last pair of the ramp, as indices, with the authors' clamps."""
-        low, high = (pair_of(rope, turns) for turns in (self.beta_fast, self.beta_slow))
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, rope.dim - 1)
-        return low, high if low != high else high + 0.001
+        """First and last pair of the ramp, as indices; see `band`."""
+        length = self.range_length or rope.trained_length
+        low, high = band(rope, self.beta_fast, self.beta_slow, self.truncate, length)
+        return low, min(high, rope.dim // 2 - 1) if self.clamp == "pairs" else high
 
     def temperature(self, rope: Rope) -> float:
         """Factor of cos and sin (the paper's `sqrt(1 / t)`, equation 22)."""
         if self.attention_factor is not None:
             return float(self.attention_factor)
-        return 0.1 * math.log(self.scale(rope)) + 1
+        growth = math.log(self.scale(rope))
+        if self.mscale is not None and self.mscale_all_dim is not None:
+            return (0.1 * self.mscale * growth + 1) / (0.1 * self.mscale_all_dim * growth + 1)
+        return 0.1 * growth + 1
 
     def native(self, rope: Rope) -> dict[str, Any]:
-        """The `yarn` type."""
+        """The `yarn` type; it is taken only where it says the same."""
         entry: dict[str, Any] = {
             "rope_type": "yarn",
             "factor": self.scale(rope),
@@ -84,13 +119,44 @@ class Yarn(Scaled):
         }
         if not self.truncate:
             entry["truncate"] = False
-        if self.attention_factor is not None:
-            entry["attention_factor"] = float(self.attention_factor)
+        for key in ("attention_factor", "mscale", "mscale_all_dim"):
+            if getattr(self, key) is not None:
+                entry[key] = float(getattr(self, key))
         return entry
 
 
-def pair_of(rope: Rope, turns: float) -> float:
-    """Index, with a fraction, of the pair that makes `turns` over the trained length."""
-    return (
-        rope.dim * math.log(rope.trained_length / (2 * math.pi * turns)) / (2 * math.log(rope.base))
-    )
+def require_band(strategy: Any) -> None:
+    """Raise a ValueError unless `beta_slow` and `beta_fast` bound a band."""
+    require(strategy, "beta_slow", strategy.beta_slow > 0, "above 0")
+    above = f"above beta_slow, {strategy.beta_slow}"
+    require(strategy, "beta_fast", strategy.beta_slow < strategy.beta_fast < math.inf, above)
+
+
+def band(
+    rope: Rope, beta_fast: float, beta_slow: float, truncate: bool, length: int
+) -> tuple[float, float]:
+    """Indices of the pairs that make `beta_fast` and `beta_slow` turns, with the authors' clamps.
+
+    Args:
+        rope: Gives base and dim.
+        beta_fast: Turns at the first pair of the band.
+        beta_slow: Turns at the last.
+        truncate: Round outwards to whole pairs.
+        length: Tokens that turns are counted over.
+    """
+    low, high = (pair_of(rope, turns, length) for turns in (beta_fast, beta_slow))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    return max(low, 0), min(high, rope.dim - 1)
+
+
+def linear_ramp(low: float, high: float, dim: int) -> Tensor:
+    """From 0 at pair `low` to 1 at pair `high`, `(dim // 2,)`, float64."""
+    if low == high:
+        high += 0.001  # as in the authors' code: a step, and no division by 0
+    return ((torch.arange(dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+
+
+def pair_of(rope: Rope, turns: float, length: int) -> float:
+    """Index, with a fraction, of the pair that makes `turns` over `length` tokens."""
+    return rope.dim * math.log(length / (2 * math.pi * turns)) / (2 * math.log(rope.base))

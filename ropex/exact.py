@@ -1,0 +1,66 @@
+"""cos and sin from phases in float64, where float32 is off by 3e-3 at position 131,072."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropex.errors import UnsupportedModel
+from ropex.hooks import TableAt
+
+# How the output of a rotary module is made of the phases of the pairs, `(..., dim // 2)`.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "halves": lambda phases: torch.cat([phases, phases], dim=-1),
+    "interleaved": lambda phases: phases.repeat_interleave(2, dim=-1),
+    "pairs": lambda phases: phases,
+}
+
+
+class ExactTables:
+    """Tables whose phases are products and cosines in float64.
+
+    Args:
+        before: Pre-hook that puts a float32 table where the module reads it.
+        table_at: The table of a length, float64.
+        by_length: Whether it depends on the length.
+        layout: One of `LAYOUTS`.
+    """
+
+    def __init__(self, before: Any, table_at: TableAt, by_length: bool, layout: str) -> None:
+        self.before, self.table_at = before, table_at
+        self.by_length, self.layout = by_length, layout
+
+    def rotation(self, module: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cos and sin at `positions`, `(batch, length, dim)`, in the dtype of `x`."""
+        rows = torch.split(positions, 1) if self.by_length else (positions,)
+        made = [self._rows(row) for row in rows]
+        cos, sin = (torch.cat(parts).to(x.dtype) for parts in zip(*made, strict=True))
+        return cos, sin
+
+    def _rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        inv_freq, scale = self.table_at(positions.max() + 1)
+        phases = LAYOUTS[self.layout](positions[..., None].double() * inv_freq)
+        return phases.cos() * scale, phases.sin() * scale
+
+
+def layout_of(module: Any) -> str:
+    """How a rotary module arranges the pairs, found by calling it.
+
+    Raises:
+        UnsupportedModel: In no way that ropex knows.
+    """
+    positions = torch.arange(3, device=module.inv_freq.device)[None]
+    output = module.forward(torch.zeros(1, 3, 1, device=positions.device), positions)
+    phases = positions[..., None] * module.inv_freq.float()
+    if isinstance(output, tuple) and len(output) == 2:
+        for name, arrange in LAYOUTS.items():
+            wanted = arrange(phases).cos() * module.attention_scaling
+            if wanted.shape == output[0].shape and torch.allclose(output[0], wanted, atol=1e-4):
+                return name
+    raise UnsupportedModel(
+        f"{module.config.model_type}: {type(module).__name__} returns cos and sin in an order that "
+        'ropex does not know, so precision="exact" is not available for it'
+    )

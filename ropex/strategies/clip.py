@@ -1,0 +1,54 @@
+"""CoPE: the slowest pairs fade out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, Strategy, require
+
+
+@dataclass(frozen=True)
+class Clip(Strategy):
+    """Fade the slowest pairs out: their frequencies fall to 0 along half a cosine.
+
+    "CoPE: Clipped RoPE" (arXiv:2602.05258) and the authors' code. It takes away the pairs that see
+    angles beyond the trained ones; combine it with a scaling, as in `ntk:2+clip:20`. (Another CoPE,
+    contextual position encoding, has nothing to do with it.)
+
+    Args:
+        pairs: How many, from the slowest; the authors take 20 of 64.
+        hard: Set them all to 0 instead, with a step (HardClip).
+    """
+
+    name: ClassVar[str] = "clip"
+    aliases: ClassVar[tuple[str, ...]] = ("cope",)
+    paper: ClassVar[str] = "https://arxiv.org/abs/2602.05258"
+
+    pairs: int = 20
+    hard: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, "pairs", self.pairs >= 1, "at least 1")
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Multiply the last `pairs` frequencies by `(1 + cos(pi j / (pairs - 1))) / 2`, or by 0.
+
+        Raises:
+            ValueError: The model does not rotate so many pairs.
+        """
+        kept = rope.dim // 2 - self.pairs
+        if kept < 0:
+            raise ValueError(
+                f"{self}: the model rotates {rope.dim // 2} pairs, so it cannot lose {self.pairs}"
+            )
+        fading = (
+            1 + torch.cos(math.pi * torch.linspace(0, 1, self.pairs, dtype=torch.float64))
+        ) / 2
+        fading = fading.clamp(min=0) * (not self.hard)
+        window = torch.cat([torch.ones(kept, dtype=torch.float64), fading])
+        return replace(plan, inv_freq=plan.inv_freq * window)

@@ -1,0 +1,64 @@
+"""The power and the truncated basis of Giraffe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, Strategy, require, require_positive
+
+
+@dataclass(frozen=True)
+class GiraffePower(Strategy):
+    """Multiply pair `i` by `(1 - 2 i / dim) ** power`, so that the slow pairs are slowed most.
+
+    Pal et al., "Giraffe: Adventures in Expanding Context Lengths in LLMs" (arXiv:2308.10882),
+    section 3, power scaling. Made for fine-tuning.
+
+    Args:
+        power: `k`, above 0.
+    """
+
+    name: ClassVar[str] = "giraffe_power"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2308.10882"
+
+    power: float
+
+    def __post_init__(self) -> None:
+        require_positive(self, "power")
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Multiply by the power of what is left of the dimensions."""
+        left = 1 - torch.arange(0, rope.dim, 2, dtype=torch.float64) / rope.dim
+        return replace(plan, inv_freq=plan.inv_freq * left**self.power)
+
+
+@dataclass(frozen=True)
+class GiraffeTruncated(Strategy):
+    """Keep the fast pairs, give the middle ones one slow frequency, and stop the slow ones.
+
+    Pal et al., "Giraffe: Adventures in Expanding Context Lengths in LLMs" (arXiv:2308.10882),
+    section 3, truncated basis, with the constants of the authors' code. Made for fine-tuning.
+
+    Args:
+        length: Wavelength in tokens up to which pairs are kept. Those of up to 8 times as much get
+            a wavelength of 16 times as much, slower ones do not turn.
+    """
+
+    name: ClassVar[str] = "giraffe_truncated"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2308.10882"
+
+    length: int
+
+    def __post_init__(self) -> None:
+        require(self, "length", self.length >= 2, "at least 2")
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Keep, replace or stop each pair by its frequency."""
+        cutoff, inv_freq = 2 * math.pi / self.length, plan.inv_freq
+        slow = torch.where(inv_freq >= cutoff / 8, cutoff / 16, 0.0)
+        return replace(plan, inv_freq=torch.where(inv_freq >= cutoff, inv_freq, slow))

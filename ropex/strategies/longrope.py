@@ -1,0 +1,95 @@
+"""LongRoPE: a factor of its own for each pair, one list for short sequences and one for long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, LengthClass, Scaled, require, require_positive
+
+
+@dataclass(frozen=True)
+class LongRope(Scaled):
+    """Divide each pair by a factor of its own, which a search has found.
+
+    Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens"
+    (arXiv:2402.13753), as transformers has it for Phi-3: sequences longer than the trained length
+    take the long list, others the short one, both with one temperature. The lists belong to one
+    model; take them from its authors, or from a search.
+
+    Args:
+        factor: Target length over trained length, at least 1.
+        length: Target length in tokens, instead of `factor`.
+        long_factor: A divisor for each pair, from the fastest to the slowest: `1/1.2/3.5/...`.
+        short_factor: The same for sequences within the trained length; by default all 1.
+        attention_factor: What cos and sin are multiplied by; by default
+            `sqrt(1 + ln(factor) / ln(trained length))`.
+    """
+
+    name: ClassVar[str] = "longrope"
+    aliases: ClassVar[tuple[str, ...]] = ("su",)
+    paper: ClassVar[str] = "https://arxiv.org/abs/2402.13753"
+
+    long_factor: tuple[float, ...] = ()
+    short_factor: tuple[float, ...] | None = None
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "attention_factor")
+        require(self, "long_factor", len(self.long_factor) > 0, "given: one divisor for each pair")
+        for name in ("long_factor", "short_factor"):
+            values = getattr(self, name) or ()
+            above = all(0 < value < math.inf for value in values)
+            require(self, name, above, "made of numbers above 0")
+
+    @property
+    def length_class(self) -> LengthClass:
+        """One plan within the trained length and one beyond, unless the two lists are equal."""
+        return "static" if self.short_factor == self.long_factor else "two"
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Divide by the list that `length` takes.
+
+        Raises:
+            ValueError: A list has not one divisor for each pair.
+        """
+        short, long = self.divisors(rope, self.short_factor), self.divisors(rope, self.long_factor)
+        beyond = torch.as_tensor(length) > rope.trained_length
+        return replace(
+            plan,
+            inv_freq=plan.inv_freq / torch.where(beyond, long, short),
+            attention_scale=plan.attention_scale * self.temperature(rope),
+        )
+
+    def divisors(self, rope: Rope, given: tuple[float, ...] | None) -> Tensor:
+        """A list as a tensor, `(dim // 2,)`, float64; ones if it is not given."""
+        values = (1.0,) * (rope.dim // 2) if given is None else given
+        if len(values) != rope.dim // 2:
+            raise ValueError(
+                f"{self.name}: {len(values)} factors are given, and the model rotates "
+                f"{rope.dim // 2} pairs"
+            )
+        return torch.tensor(values, dtype=torch.float64)
+
+    def temperature(self, rope: Rope) -> float:
+        """Factor of cos and sin (section 3.2 of the code's `attention_factor`)."""
+        if self.attention_factor is not None:
+            return float(self.attention_factor)
+        return math.sqrt(1 + math.log(self.scale(rope)) / math.log(rope.trained_length))
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The `longrope` type."""
+        entry: dict[str, Any] = {
+            "rope_type": "longrope",
+            "factor": self.scale(rope),
+            "original_max_position_embeddings": rope.trained_length,
+            "short_factor": self.divisors(rope, self.short_factor).tolist(),
+            "long_factor": self.divisors(rope, self.long_factor).tolist(),
+        }
+        return {**entry, "attention_factor": self.temperature(rope)}

@@ -1,0 +1,99 @@
+"""Another base: given, or the one at which the critical pair turns once over the target."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Length, Scaled, Strategy, require, require_longer
+
+
+@dataclass(frozen=True)
+class Theta(Strategy):
+    """Use a given base (`rope_theta`), as models do that are trained on with a larger one.
+
+    "Adjusted base frequency" of Xiong et al., "Effective Long-Context Scaling of Foundation Models"
+    (arXiv:2309.16039), section 2.1: 500,000 for Llama 2 at 32k. Made for further training: an
+    untrained model takes a large base worse than `yarn`.
+
+    Args:
+        base: The new base, above 1.
+        length: Tokens that the model is to reach with it; by default as many as before.
+    """
+
+    name: ClassVar[str] = "theta"
+    aliases: ClassVar[tuple[str, ...]] = ("abf", "base")
+    paper: ClassVar[str] = "https://arxiv.org/abs/2309.16039"
+
+    base: float
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self, "base", 1 < self.base < math.inf, "above 1 and finite")
+        if self.length is not None:
+            require(self, "length", self.length >= 2, "at least 2")
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Multiply pair `i` by `(base / old base) ** (-2 i / dim)`."""
+        return replace(plan, inv_freq=plan.inv_freq * base_ratio(rope, self.base))
+
+    def scale(self, rope: Rope) -> float:
+        """The stated length over the trained length; 1 if none is stated."""
+        if self.length is None:
+            return 1.0
+        require_longer(self, self.length, rope)
+        return self.length / rope.trained_length
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The `default` type with this base."""
+        return {"rope_type": "default", "rope_theta": float(self.base)}
+
+
+@dataclass(frozen=True)
+class ThetaScale(Scaled):
+    """Enlarge the base so that the critical pair, which turned once, turns once over the target.
+
+    Liu et al., "Scaling Laws of RoPE-based Extrapolation" (arXiv:2310.05209), section 4:
+    `base ** (ln(L' / 2 pi) / ln(L / 2 pi))`. Also in the code of Grok-1.
+
+    Args:
+        factor: Target length over trained length, at least 1.
+        length: Target length in tokens, instead of `factor`.
+    """
+
+    name: ClassVar[str] = "theta_scale"
+    aliases: ClassVar[tuple[str, ...]] = ("critical_base",)
+    paper: ClassVar[str] = "https://arxiv.org/abs/2310.05209"
+
+    def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
+        """Multiply pair `i` by `(base / old base) ** (-2 i / dim)`."""
+        return replace(plan, inv_freq=plan.inv_freq * base_ratio(rope, self.base(rope)))
+
+    def base(self, rope: Rope) -> float:
+        """The enlarged base.
+
+        Raises:
+            ValueError: The trained length is shorter than the fastest pair's wavelength.
+        """
+        trained = rope.trained_length
+        if trained <= 2 * math.pi:
+            raise ValueError(
+                f"{self}: needs a trained length above 2 pi tokens, and the model has {trained}"
+            )
+        turns = self.scale(rope) * trained / (2 * math.pi)
+        return float(rope.base ** (math.log(turns) / math.log(trained / (2 * math.pi))))
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The `default` type with the larger base."""
+        return {"rope_type": "default", "rope_theta": self.base(rope)}
+
+
+def base_ratio(rope: Rope, base: float) -> Tensor:
+    """Frequency at `base` over frequency at the base of `rope`, `(dim // 2,)`, float64."""
+    exponents = torch.arange(0, rope.dim, 2, dtype=torch.float64) / rope.dim
+    return (base / rope.base) ** -exponents
