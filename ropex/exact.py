@@ -1,4 +1,4 @@
-"""cos and sin from phases in float64, where float32 is off by 3e-3 at position 131,072."""
+"""Cos and sin from phases in float64, where float32 is off by 3e-3 at position 131,072."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropex.errors import UnsupportedModel
-from ropex.hooks import TableAt
+from ropex.hooks import TableAt, by_row
 
 # How the output of a rotary module is made of the phases of the pairs, `(..., dim // 2)`.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,15 +33,17 @@ class ExactTables:
         self.before, self.table_at = before, table_at
         self.by_length, self.layout = by_length, layout
 
-    def rotation(self, module: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(
+        self, module: Any, x: Tensor, positions: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Cos and sin at `positions`, `(batch, length, dim)`, in the dtype of `x`."""
-        rows = torch.split(positions, 1) if self.by_length else (positions,)
-        made = [self._rows(row) for row in rows]
+        rows = by_row(positions, lengths) if self.by_length else [(positions, positions.max() + 1)]
+        made = [self._row(row, length) for row, length in rows]
         cos, sin = (torch.cat(parts).to(x.dtype) for parts in zip(*made, strict=True))
         return cos, sin
 
-    def _rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        inv_freq, scale = self.table_at(positions.max() + 1)
+    def _row(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        inv_freq, scale = self.table_at(length)
         phases = LAYOUTS[self.layout](positions[..., None].double() * inv_freq)
         return phases.cos() * scale, phases.sin() * scale
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +18,18 @@ class Tables(Protocol):
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: put the table where the module reads it."""
 
-    def rotation(self, module: Any, x: Tensor, positions: Tensor) -> Any:
-        """What the module returns for `positions`, `(batch, length)`, its hooks left out."""
+    def rotation(
+        self, module: Any, x: Tensor, positions: Tensor, lengths: Tensor | None = None
+    ) -> Any:
+        """What the module returns, its hooks left out.
+
+        Args:
+            module: The rotary module.
+            x: Tells dtype and device.
+            positions: `(batch, length)`.
+            lengths: Tokens that each sequence is taken to have, `(batch,)`; by default as many as
+                its positions say.
+        """
 
 
 class FixedTable:
@@ -39,7 +49,9 @@ class FixedTable:
         """Put the table where the module reads it, on the device of its input."""
         self._put(module, input_of(args, kwargs).device)
 
-    def rotation(self, module: Any, x: Tensor, positions: Tensor) -> Any:
+    def rotation(
+        self, module: Any, x: Tensor, positions: Tensor, lengths: Tensor | None = None
+    ) -> Any:
         """The module's own forward."""
         self._put(module, x.device)
         return module.forward(x, positions)
@@ -66,20 +78,22 @@ class LengthTable:
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the table of the longest row where the module reads it."""
-        self._put(module, positions_of(args, kwargs))
+        self._put(module, positions_of(args, kwargs).max() + 1)
 
-    def rotation(self, module: Any, x: Tensor, positions: Tensor) -> Any:
+    def rotation(
+        self, module: Any, x: Tensor, positions: Tensor, lengths: Tensor | None = None
+    ) -> Any:
         """The module's own forward, row by row."""
         rows = []
-        for row in torch.split(positions, 1):
-            self._put(module, row)
+        for row, length in by_row(positions, lengths):
+            self._put(module, length)
             rows.append(module.forward(x, row))
         if isinstance(rows[0], Tensor):
             return torch.cat(rows)
         return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
 
-    def _put(self, module: Any, positions: Tensor) -> None:
-        module.inv_freq, module.attention_scaling = self.table_at(positions.max() + 1)
+    def _put(self, module: Any, length: Tensor) -> None:
+        module.inv_freq, module.attention_scaling = self.table_at(length)
 
 
 class Rotation:
@@ -107,6 +121,12 @@ class Rotation:
         if self.each_row and positions.shape[0] == 1:
             return None
         return self.tables.rotation(module, input_of(args, kwargs), positions)
+
+
+def by_row(positions: Tensor, lengths: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions `(1, length)` and length, 0-dimensional, of each row."""
+    lengths = positions.amax(1) + 1 if lengths is None else lengths
+    return zip(torch.split(positions, 1), lengths.unbind(), strict=True)
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

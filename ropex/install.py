@@ -105,7 +105,11 @@ def install_rope(
 
 
 def install_attention(
-    model: Any, configs: tuple[Any, ...], attributes: dict[str, Any], undo: ExitStack
+    model: Any,
+    configs: tuple[Any, ...],
+    attributes: dict[str, Any],
+    split: bool,
+    undo: ExitStack,
 ) -> None:
     """Send the attention that reads `configs` through ropex's function.
 
@@ -113,6 +117,7 @@ def install_attention(
         model: The model.
         configs: What its rotary modules read.
         attributes: What the function finds on each attention module; see `ropex.attention`.
+        split: Whether queries of one call may have to be computed one after the other.
         undo: Where the way back is written.
 
     Raises:
@@ -124,7 +129,9 @@ def install_attention(
             "queries cannot be scaled nor its keys kept un-rotated"
         )
     for config in configs:
-        config._attn_implementation = patched_attention(config._attn_implementation or "eager")
+        config._attn_implementation = patched_attention(
+            config._attn_implementation or "eager", split
+        )
     for module in model.modules():
         if any(vars(module).get("config") is config for config in configs):
             for name, value in attributes.items():

@@ -79,8 +79,7 @@ class PlannedTable:
     def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
         """Frequencies, `(dim // 2,)`, and the attention scale, where `length` is."""
         rope = replace(self.rope, inv_freq=self.rope.inv_freq.to(length.device))
-        with torch.device(length.device):
-            plan = self.strategy.plan(rope, length)
+        plan = self.strategy.plan(rope, length)
         return plan.inv_freq.to(self.dtype), plan.attention_scale
 
 

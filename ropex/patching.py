@@ -54,8 +54,10 @@ def patch(
             float64, within 1e-6 at any position; float32 is off by 3e-3 at 131,072.
         cache: `rotated` keeps rotated keys in key-value caches, as ever; a strategy that depends on
             the length then refuses to continue one beyond the trained length. `unrotated` keeps
-            keys as they are and rotates all of them in each call: exact for every strategy, at the
-            price of reading the keys of the cache twice.
+            keys as they are, so that prefill equals decoding under every strategy, at the
+            price of rotating the whole cache in each layer and call. Each token is then read at the
+            length that the sequence has there, so a prompt beyond the trained length takes as long
+            as generating it would, if the strategy depends on the length.
 
     Returns:
         The handle that undoes the change, checks it and lists what was changed.
@@ -240,7 +242,7 @@ class Patch:
             tables = install_rope(site.module, native, exact_at, self.options, length, undo)
         decoder = decoder_of(self.model, self.sites[0])
         if self.options.cache == "unrotated":
-            keys = KeyRotation(self.sites[-1].module, tables)
+            keys = KeyRotation(self.sites[-1].module, tables, native.table_at)
             undo.callback(decoder.register_forward_pre_hook(keys.before, with_kwargs=True).remove)
             undo.callback(decoder.register_forward_hook(keys.after, with_kwargs=True).remove)
         elif native.table_at is not None:
@@ -256,7 +258,8 @@ class Patch:
         if self.options.cache == "unrotated":
             attributes["ropex_unrotated"] = self.rope.dim
         if attributes:
-            install_attention(self.model, self._configs, attributes, undo)
+            split = self.options.cache == "unrotated" and self.strategy.length_class != "static"
+            install_attention(self.model, self._configs, attributes, split, undo)
 
 
 def _warn_of_scaling(patch: Patch) -> None:
@@ -283,7 +286,8 @@ class _Applied:
 
     @classmethod
     def of(cls, patch: Patch) -> _Applied:
-        by_length = patch.strategy.length_class != "static"
+        unrotated = patch.options.cache == "unrotated"
+        by_length = patch.strategy.length_class != "static" or unrotated
         scales = patch.plan.query_scale is not None
         return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config, patch)
 

@@ -30,6 +30,11 @@ class Rope:
     attention_scale: float = 1.0
     by_length: bool = False
 
+    @property
+    def pairs(self) -> Tensor:
+        """Index of each pair, `(dim // 2,)`, float64, on the device of `inv_freq`."""
+        return torch.arange(self.dim // 2, dtype=torch.float64, device=self.inv_freq.device)
+
     @classmethod
     def standard(cls, dim: int, base: float, trained_length: int) -> Rope:
         """The unscaled embedding: `inv_freq[i] = base ** (-2 i / dim)` (Su et al., 2104.09864)."""

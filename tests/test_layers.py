@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors", "sizes", "rope", "strategies", "registry", "rope_config", "native", "models",
-    "hooks", "exact", "attention", "cache", "install", "own_config", "saving", "window", "verify",
+    "hooks", "exact", "cache", "attention", "install", "own_config", "saving", "window", "verify",
     "patching", "shipped", "checkpoint", "cli",
 )  # fmt: skip
 NO_TRANSFORMERS = ("errors", "sizes", "rope", "strategies", "registry", "shipped")

@@ -34,6 +34,7 @@ class Clip(Strategy):
 
     def __post_init__(self) -> None:
         require(self, "pairs", self.pairs >= 1, "at least 1")
+        require(self, "pairs", self.pairs > 1 or self.hard, "at least 2, or hard")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Multiply the last `pairs` frequencies by `(1 + cos(pi j / (pairs - 1))) / 2`, or by 0.
@@ -46,9 +47,7 @@ class Clip(Strategy):
             raise ValueError(
                 f"{self}: the model rotates {rope.dim // 2} pairs, so it cannot lose {self.pairs}"
             )
-        fading = (
-            1 + torch.cos(math.pi * torch.linspace(0, 1, self.pairs, dtype=torch.float64))
-        ) / 2
-        fading = fading.clamp(min=0) * (not self.hard)
-        window = torch.cat([torch.ones(kept, dtype=torch.float64), fading])
+        done = (rope.pairs - kept).clamp(min=0) / max(self.pairs - 1, 1)
+        fading = (1 + torch.cos(math.pi * done)) / 2
+        window = (rope.pairs < kept).double() if self.hard else fading
         return replace(plan, inv_freq=plan.inv_freq * window)

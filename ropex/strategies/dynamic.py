@@ -44,7 +44,7 @@ class Dynamic(PerLength):
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Stretch as NTK-aware scaling does, by the alpha of `length` tokens."""
-        ratio = ntk_ratio(rope.dim, self.alpha(rope, length))
+        ratio = ntk_ratio(rope, self.alpha(rope, length))
         return replace(plan, inv_freq=plan.inv_freq * ratio)
 
     def alpha(self, rope: Rope, length: Length) -> torch.Tensor:

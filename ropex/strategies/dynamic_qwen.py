@@ -34,7 +34,7 @@ class DynamicQwen(PerLength):
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Stretch as `ntk` does, by alpha."""
-        ratio = ntk_ratio(rope.dim, self.alpha(rope, length))
+        ratio = ntk_ratio(rope, self.alpha(rope, length))
         plan = replace(plan, inv_freq=plan.inv_freq * ratio)
         return scale_queries(self, plan, LogScale(rope.trained_length)) if self.logn else plan
 

@@ -43,7 +43,7 @@ class DynamicYarn(PerLength):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Blend as `yarn` does, by the growth."""
         bounds = band(rope, self.beta_fast, self.beta_slow, self.truncate, rope.trained_length)
-        share, growth = linear_ramp(*bounds, rope.dim), self.growth(rope, length)
+        share, growth = linear_ramp(rope, *bounds), self.growth(rope, length)
         scale = plan.attention_scale * (0.1 * torch.log(growth) + 1)
         return replace(
             plan,

@@ -33,7 +33,7 @@ class GiraffePower(Strategy):
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Multiply by the power of what is left of the dimensions."""
-        left = 1 - torch.arange(0, rope.dim, 2, dtype=torch.float64) / rope.dim
+        left = 1 - 2 * rope.pairs / rope.dim
         return replace(plan, inv_freq=plan.inv_freq * left**self.power)
 
 
@@ -60,5 +60,5 @@ class GiraffeTruncated(Strategy):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Keep, replace or stop each pair by its frequency."""
         cutoff, inv_freq = 2 * math.pi / self.length, plan.inv_freq
-        slow = torch.where(inv_freq >= cutoff / 8, cutoff / 16, 0.0)
+        slow = torch.where(inv_freq >= cutoff / 8, torch.full_like(inv_freq, cutoff / 16), 0.0)
         return replace(plan, inv_freq=torch.where(inv_freq >= cutoff, inv_freq, slow))

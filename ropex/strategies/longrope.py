@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ class LongRope(Scaled):
         require_positive(self, "attention_factor")
         require(self, "long_factor", len(self.long_factor) > 0, "given: one divisor for each pair")
         for name in ("long_factor", "short_factor"):
-            values = getattr(self, name) or ()
-            above = all(0 < value < math.inf for value in values)
+            values = getattr(self, name)
+            above = values is None or all(0 < value < math.inf for value in values or (0,))
             require(self, name, above, "made of numbers above 0")
 
     @property
@@ -59,7 +59,7 @@ class LongRope(Scaled):
         Raises:
             ValueError: A list has not one divisor for each pair.
         """
-        short, long = self.divisors(rope, self.short_factor), self.divisors(rope, self.long_factor)
+        short, long = self.divisors(rope, "short_factor"), self.divisors(rope, "long_factor")
         beyond = torch.as_tensor(length) > rope.trained_length
         return replace(
             plan,
@@ -67,15 +67,16 @@ class LongRope(Scaled):
             attention_scale=plan.attention_scale * self.temperature(rope),
         )
 
-    def divisors(self, rope: Rope, given: tuple[float, ...] | None) -> Tensor:
+    def divisors(self, rope: Rope, name: Literal["short_factor", "long_factor"]) -> Tensor:
         """A list as a tensor, `(dim // 2,)`, float64; ones if it is not given."""
-        values = (1.0,) * (rope.dim // 2) if given is None else given
-        if len(values) != rope.dim // 2:
+        given, pairs = getattr(self, name), rope.dim // 2
+        values = (1.0,) * pairs if given is None else given
+        if len(values) != pairs:
             raise ValueError(
-                f"{self.name}: {len(values)} factors are given, and the model rotates "
-                f"{rope.dim // 2} pairs"
+                f"{self.name}: {name} has {len(values)} divisors, it must have {pairs}, one for "
+                "each rotated pair"
             )
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device=rope.inv_freq.device)
 
     def temperature(self, rope: Rope) -> float:
         """Factor of cos and sin (section 3.2 of the code's `attention_factor`)."""
@@ -89,7 +90,7 @@ class LongRope(Scaled):
             "rope_type": "longrope",
             "factor": self.scale(rope),
             "original_max_position_embeddings": rope.trained_length,
-            "short_factor": self.divisors(rope, self.short_factor).tolist(),
-            "long_factor": self.divisors(rope, self.long_factor).tolist(),
+            "short_factor": self.divisors(rope, "short_factor").tolist(),
+            "long_factor": self.divisors(rope, "long_factor").tolist(),
         }
         return {**entry, "attention_factor": self.temperature(rope)}

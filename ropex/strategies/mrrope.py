@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
@@ -60,7 +59,7 @@ class MrRope(Scaled):
         """Share of the logarithm of the factor that each pair is stretched by, 0 to 1."""
         low, high = band(rope, self.beta_fast, self.beta_slow, True, rope.trained_length)
         steps = max(high - low, 1)
-        done = (torch.arange(rope.dim // 2, dtype=torch.float64) - low).clamp(0, steps)
+        done = (rope.pairs - low).clamp(0, steps)
         if self.radix == "uniform":
             return done / steps
         weight = done + 1 if self.radix == "progressive" else 2 * steps + 1 - done

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Scaled
@@ -30,7 +31,7 @@ class Ntk(Scaled):
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Stretch pair `i` by `factor ** (2 i / (dim - 2))`."""
-        return replace(plan, inv_freq=plan.inv_freq * ntk_ratio(rope.dim, self.scale(rope)))
+        return replace(plan, inv_freq=plan.inv_freq * ntk_ratio(rope, self.scale(rope)))
 
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `default` type with the larger base."""
@@ -42,15 +43,14 @@ def ntk_base(rope: Rope, factor: float) -> float:
     return float(rope.base * factor ** (rope.dim / (rope.dim - 2)))
 
 
-def ntk_ratio(dim: int, factor: float | torch.Tensor) -> torch.Tensor:
+def ntk_ratio(rope: Rope, factor: float | Tensor) -> Tensor:
     """New frequency over old one of each pair, `(dim // 2,)`, float64.
 
     Raises:
         ValueError: There is one pair only, so that it would be the fastest and the slowest.
     """
-    if dim < 4:
+    if rope.dim < 4:
         raise ValueError(
-            f"a larger base needs at least two rotated pairs; this model has {dim // 2}"
+            f"a larger base needs at least two rotated pairs; this model has {rope.dim // 2}"
         )
-    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / (dim - 2)
-    return torch.as_tensor(factor, dtype=torch.float64) ** -exponents
+    return torch.as_tensor(factor, dtype=torch.float64) ** (-2 * rope.pairs / (rope.dim - 2))

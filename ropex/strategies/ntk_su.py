@@ -30,7 +30,7 @@ class NtkFixed(Scaled):
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Divide pair `i` by `factor ** ((2 i + 2) / dim)`."""
-        exponents = torch.arange(2, rope.dim + 2, 2, dtype=torch.float64) / rope.dim
+        exponents = 2 * (rope.pairs + 1) / rope.dim
         return replace(plan, inv_freq=plan.inv_freq * self.scale(rope) ** -exponents)
 
 
@@ -61,6 +61,6 @@ class NtkMixed(Scaled):
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Multiply pair `i` by `exp(-a (i + 1) ** beta)`."""
-        places = torch.arange(1, rope.dim // 2 + 1, dtype=torch.float64) / (rope.dim // 2)
+        places = (rope.pairs + 1) / (rope.dim // 2)
         stretch = math.log(self.scale(rope)) * places**self.beta
         return replace(plan, inv_freq=plan.inv_freq * torch.exp(-stretch))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Strategy, require
 
@@ -34,5 +32,5 @@ class Proportional(Strategy):
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Set the frequencies after the first `p * dim / 2` to 0."""
-        kept = torch.arange(rope.dim // 2) < int(self.p * rope.dim // 2)
+        kept = rope.pairs < int(self.p * rope.dim // 2)
         return replace(plan, inv_freq=plan.inv_freq * kept)

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
@@ -95,5 +94,4 @@ class ThetaScale(Scaled):
 
 def base_ratio(rope: Rope, base: float) -> Tensor:
     """Frequency at `base` over frequency at the base of `rope`, `(dim // 2,)`, float64."""
-    exponents = torch.arange(0, rope.dim, 2, dtype=torch.float64) / rope.dim
-    return (base / rope.base) ** -exponents
+    return (base / rope.base) ** (-2 * rope.pairs / rope.dim)

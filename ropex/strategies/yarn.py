@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
@@ -89,7 +88,7 @@ class Yarn(Scaled):
     def interpolated(self, rope: Rope, plan: Plan) -> Tensor:
         """Share of interpolation of each pair: 0 keeps it, 1 divides it by the factor."""
         if self.ramp == "index":
-            return linear_ramp(*self.bounds(rope), rope.dim)
+            return linear_ramp(rope, *self.bounds(rope))
         turns = plan.inv_freq * (self.range_length or rope.trained_length) / (2 * math.pi)
         return 1 - ((turns - self.beta_slow) / (self.beta_fast - self.beta_slow)).clamp(0, 1)
 
@@ -150,11 +149,11 @@ def band(
     return max(low, 0), min(high, rope.dim - 1)
 
 
-def linear_ramp(low: float, high: float, dim: int) -> Tensor:
+def linear_ramp(rope: Rope, low: float, high: float) -> Tensor:
     """From 0 at pair `low` to 1 at pair `high`, `(dim // 2,)`, float64."""
     if low == high:
         high += 0.001  # as in the authors' code: a step, and no division by 0
-    return ((torch.arange(dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+    return ((rope.pairs - low) / (high - low)).clamp(0, 1)
 
 
 def pair_of(rope: Rope, turns: float, length: int) -> float:

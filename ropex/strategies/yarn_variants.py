@@ -35,5 +35,5 @@ class YarnLog(Yarn):
     name: ClassVar[str] = "yarn_log"
     paper: ClassVar[str] = "https://github.com/xai-org/grok-1"
 
-    attention_factor: float | None = 1.0
+    attention_factor: float = 1.0  # None would be YaRN's temperature, which no text says
     blend: Literal["frequency", "wavelength", "log"] = "log"

@@ -1,0 +1,196 @@
+"""Key-value caches: prefill equals decoding for every strategy, whatever the cache holds."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import pytest
+import torch
+from cases import ALL, BY_LENGTH, FAMILIES, QUERY, STATIC, TRAINED, logits, tiny_model, tokens
+from torch import Tensor
+from transformers import DynamicCache
+
+import ropex
+
+IDS = tokens()
+Policy = Literal["rotated", "unrotated"]
+
+
+@pytest.fixture
+def llama() -> Any:
+    return tiny_model("llama")
+
+
+@torch.no_grad()
+def continued(model: Any, ids: Tensor, *steps: int) -> Tensor:
+    """Logits of `ids` fed in pieces through one cache."""
+    outputs, cache = [], None
+    for piece in torch.split(ids, [*steps, ids.shape[1] - sum(steps)], dim=1):
+        result = model(piece, past_key_values=cache, use_cache=True)
+        outputs.append(result.logits)
+        cache = result.past_key_values
+    return torch.cat(outputs, 1)
+
+
+@pytest.mark.parametrize("policy", ["rotated", "unrotated"])
+@pytest.mark.parametrize("text", ["none", *ALL])
+def test_one_more_token_is_the_same_at_once_or_through_the_cache(text: str, policy: Policy) -> None:
+    model, ids = tiny_model("llama").double(), IDS[:, : TRAINED + 1]
+    with ropex.patch(model, text, cache=policy):
+        if text in (*BY_LENGTH, "dynamic:2+logn", "dynamic_qwen") and policy == "rotated":
+            with pytest.raises(RuntimeError, match='patch with cache="unrotated"'):
+                continued(model, ids, TRAINED)
+            return
+        at_once = logits(model, ids)[:, -1]
+        one_more = continued(model, ids, TRAINED)[:, -1]
+    torch.testing.assert_close(one_more, at_once, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("text", ["none", *STATIC, *QUERY])
+def test_unrotated_keys_change_no_logit(llama: Any, text: str) -> None:
+    with ropex.patch(llama, text):
+        wanted = logits(llama, IDS)
+    with ropex.patch(llama, text, cache="unrotated") as patch:
+        torch.testing.assert_close(logits(llama, IDS), wanted, rtol=0, atol=2e-5)
+        assert (patch.verify().logit_change > 1e-3) == (text != "none")
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        *(("llama", text) for text in (*BY_LENGTH, "dynamic_qwen")),
+        *((family, "dynamic_yarn") for family in FAMILIES),
+    ],
+)
+def test_each_token_is_read_at_the_length_the_sequence_has_there(family: str, text: str) -> None:
+    """With one layer, that is the last token of every shorter sequence, read by itself."""
+    model = tiny_model(family, num_hidden_layers=1)
+    if family == "stablelm":
+        with pytest.raises(ropex.UnsupportedModel, match="does not call transformers' attention"):
+            ropex.patch(model, text, cache="unrotated")
+        return
+    places = [0, 7, TRAINED - 1, TRAINED, TRAINED + 1, 50, 99]
+    with ropex.patch(model, text):
+        wanted = torch.cat([logits(model, IDS[:, : n + 1])[:, -1:] for n in places], 1)
+    with ropex.patch(model, text, cache="unrotated") as patch:
+        torch.testing.assert_close(logits(model, IDS)[:, places], wanted, rtol=0, atol=5e-5)
+        assert patch.verify().logit_change > 1e-3
+
+
+@pytest.mark.parametrize("text", [*BY_LENGTH, "dynamic_qwen"])
+@pytest.mark.parametrize("steps", [[20, 1, 30], [40, 10], [1, 1, 90]])
+def test_it_makes_no_difference_how_a_sequence_is_cut(text: str, steps: list[int]) -> None:
+    model: Any = tiny_model("llama").double()
+    with ropex.patch(model, text, cache="unrotated"):
+        whole = logits(model, IDS)
+        torch.testing.assert_close(continued(model, IDS, *steps), whole, rtol=0, atol=1e-10)
+
+
+def test_a_switched_cache_is_continued_beyond_the_trained_length(llama: Any) -> None:
+    text = "longrope:factor=4,long_factor=1/1/1.5/2/2.5/3/4/4"
+    with ropex.patch(llama, text):
+        wanted = logits(llama, IDS)
+        output = continued(llama, IDS, TRAINED + 1, 10)
+        torch.testing.assert_close(output, wanted, rtol=0, atol=2e-5)
+        with pytest.raises(RuntimeError, match="cannot be continued beyond the trained length"):
+            continued(llama, IDS, TRAINED)
+
+
+def padded(*lengths: int) -> tuple[Tensor, Tensor]:
+    """A left-padded batch of texts, and its attention mask."""
+    longest = max(lengths)
+    rows = [tokens(n, seed=n) for n in lengths]
+    empty = [torch.zeros(1, longest - n, dtype=torch.long) for n in lengths]
+    batch = torch.cat([torch.cat(pair, 1) for pair in zip(empty, rows, strict=True)])
+    return batch, (batch > 0).long()
+
+
+# What generates: greedily, by beams, with a cache of fixed size, in turns.
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "static cache": {"cache_implementation": "static", "disable_compile": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("text", ["dynamic", "dynamic_yarn", "dynamic_qwen", "yarn:4+logn"])
+def test_generation_is_right_in_batches_of_any_lengths(llama: Any, text: str, way: str) -> None:
+    batch, mask = padded(40, 25, 6)
+    settings: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "min_new_tokens": 20}
+    with ropex.patch(llama, text, cache="unrotated"):
+        together = llama.generate(batch, attention_mask=mask, **settings, **WAYS[way])
+        options = {**settings, "use_cache": False, "num_beams": WAYS[way].get("num_beams", 1)}
+        for row, length in enumerate((40, 25, 6)):
+            alone = llama.generate(tokens(length, seed=length), **options)
+            assert torch.equal(together[row, -20 - length :], alone[0])
+
+
+@pytest.mark.parametrize("text", ["dynamic", "dynamic_linear"])
+def test_a_conversation_goes_on_with_its_cache(llama: Any, text: str) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False, "min_new_tokens": 10}
+    with ropex.patch(llama, text, cache="unrotated"):
+        cache = DynamicCache()
+        first = llama.generate(IDS[:, :25], past_key_values=cache, **settings)
+        question = torch.cat([first, tokens(15, seed=7)], 1)
+        second = llama.generate(question, past_key_values=cache, **settings)
+        assert torch.equal(llama.generate(question, use_cache=False, **settings), second)
+
+
+def test_a_cache_of_rotated_keys_is_refused(llama: Any) -> None:
+    cache = llama(IDS[:, :10], use_cache=True).past_key_values
+    with (
+        ropex.patch(llama, "dynamic", cache="unrotated"),
+        pytest.raises(RuntimeError, match="rotated before this patch; start anew"),
+    ):
+        llama(IDS[:, 10:11], past_key_values=cache)
+
+
+def test_positions_of_their_own_are_refused(llama: Any) -> None:
+    ropex.patch(llama, "dynamic", cache="unrotated")
+    cache = llama(IDS[:, :10], use_cache=True).past_key_values
+    inputs = {"position_ids": torch.tensor([[20]]), "attention_mask": torch.ones(1, 11)}
+    with pytest.raises(RuntimeError, match="positions that follow from the attention mask"):
+        llama(IDS[:, 10:11], past_key_values=cache, **inputs)
+
+
+def test_an_attention_that_is_told_nothing_is_refused(llama: Any) -> None:
+    layer = llama.model.layers[0].self_attn
+    forward = type(layer).forward
+    layer.forward = lambda *args, ropex_turns=None, **kwargs: forward(layer, *args, **kwargs)
+    with (
+        ropex.patch(llama, "dynamic", cache="unrotated"),
+        pytest.raises(ropex.UnsupportedModel, match="does not hand keyword arguments on"),
+    ):
+        logits(llama, IDS)
+
+
+@pytest.mark.parametrize(("text", "one_graph"), [("yarn:4", True), ("dynamic_yarn", False)])
+def test_unrotated_keys_compile(llama: Any, text: str, one_graph: bool) -> None:
+    torch._dynamo.reset()
+    with ropex.patch(llama, text, cache="unrotated"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, while it traces
+        wanted = logits(llama, IDS)
+        compiled: Any = torch.compile(llama, backend="eager", fullgraph=one_graph)
+        torch.testing.assert_close(logits(compiled, IDS), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_fixed_cache_remembers_positions_that_no_mask_tells(llama: Any) -> None:
+    ids = IDS[:, :20]
+    with ropex.patch(llama, "dynamic", cache="unrotated"):
+        wanted = logits(llama, ids, position_ids=torch.arange(5, 25)[None])
+        first = llama(ids[:, :12], position_ids=torch.arange(5, 17)[None], use_cache=True)
+        cache = first.past_key_values
+        rest = llama(
+            ids[:, 12:], position_ids=torch.arange(17, 25)[None], past_key_values=cache
+        ).logits
+        torch.testing.assert_close(rest, wanted[:, 12:], rtol=0, atol=2e-5)
+        cache.ropex_positions = cache.ropex_positions.expand(3, -1)
+        with pytest.raises(RuntimeError, match="filled with 3 rows and is continued with 2"):
+            llama(ids[:, :1].expand(2, 1), past_key_values=cache)
+
+
+def test_options_are_checked(llama: Any) -> None:
+    with pytest.raises(ValueError, match="cache is 'none', it must be 'rotated' or 'unrotated'"):
+        ropex.patch(llama, "dynamic", cache="none")  # type: ignore[arg-type]
