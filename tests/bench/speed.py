@@ -1,6 +1,8 @@
 """Time to score many lengths of one text: a forward for each, against what ropex runs.
 
-The same model, the same text and the same process; the two ways take turns.
+The same model, the same text and the same process; the two ways take turns. The model is as wide as
+the longest text is long, so that attention has the share of the work that it has in a Llama of
+seven billion parameters at 4096 tokens; `--hidden` and `--longest` set others.
 """
 
 from __future__ import annotations
@@ -25,15 +27,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
     parser.add_argument("--repeats", type=int, default=5, help="of each way (default 5)")
-    parser.add_argument("--longest", type=int, default=4096, help="tokens (default 4096)")
+    parser.add_argument("--longest", type=int, default=1024, help="tokens (default 1024)")
+    parser.add_argument("--hidden", type=int, default=1024, help="width (default 1024)")
+    parser.add_argument("--layers", type=int, default=12, help="default 12")
     parser.add_argument("--fixed", action="store_true", help="measure `fixed` as well")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = random_llama(layers=6, hidden=512, vocabulary=32_000)
+    model = random_llama(args.layers, args.hidden, vocabulary=32_000)
     ids = random_text(args.longest, 32_000)
     metrics = ("local", "fixed", "prefix") if args.fixed else ("local", "prefix")
-    print(f"metrics: {', '.join(metrics)}; {torch.get_num_threads()} threads")
+    shape = f"{args.layers} layers, width {args.hidden}"
+    print(f"{shape}; metrics: {', '.join(metrics)}; {torch.get_num_threads()} threads")
     print(f"{'lengths':>16}  {'plain':>9}  {'ropex':>9}  {'ratio':>6}  {'NLLs differ by':>14}")
     for count in (8, 32):
         step = args.longest // count
