@@ -186,6 +186,8 @@ def _reloaded(module: Any, entry: dict[str, Any] | None, strategy: Strategy, rop
 
 
 def _carrier(plan: Plan, rope: Rope, target: int) -> dict[str, Any]:
-    unscaled = Rope.standard(rope.dim, rope.base, rope.trained_length).inv_freq
+    # As transformers computes it in float32, so that pairs which are kept stay so to the last bit.
+    places = torch.arange(0, rope.dim, 2).float() / rope.dim
+    unscaled = (1.0 / rope.base**places).double()
     divisors = (unscaled / plan.inv_freq).clamp(max=1e30)  # of a pair that does not turn: infinite
     return carrier(divisors.tolist(), plan.attention_scale, target)

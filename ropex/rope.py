@@ -37,7 +37,13 @@ class Rope:
 
     @classmethod
     def standard(cls, dim: int, base: float, trained_length: int) -> Rope:
-        """The unscaled embedding: `inv_freq[i] = base ** (-2 i / dim)` (Su et al., 2104.09864)."""
+        """The unscaled embedding: `inv_freq[i] = base ** (-2 i / dim)` (Su et al., 2104.09864).
+
+        Raises:
+            ValueError: `dim` is odd, or below 2.
+        """
+        if dim < 2 or dim % 2:
+            raise ValueError(f"dim is {dim}, it must be even and at least 2: pairs rotate")
         exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
         return cls(dim, base, trained_length, base**-exponents)
 

@@ -38,7 +38,12 @@ class Theta(Strategy):
             require(self, "length", self.length >= 2, "at least 2")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Multiply pair `i` by `(base / old base) ** (-2 i / dim)`."""
+        """Multiply pair `i` by `(base / old base) ** (-2 i / dim)`.
+
+        Raises:
+            ValueError: The stated length is shorter than the trained length.
+        """
+        self.scale(rope)
         return replace(plan, inv_freq=plan.inv_freq * base_ratio(rope, self.base))
 
     def scale(self, rope: Rope) -> float:
@@ -77,15 +82,16 @@ class ThetaScale(Scaled):
         """The enlarged base.
 
         Raises:
-            ValueError: The trained length is shorter than the fastest pair's wavelength.
+            ValueError: The fastest pair hardly turns within the trained length.
         """
-        trained = rope.trained_length
-        if trained <= 2 * math.pi:
+        trained = rope.trained_length / (2 * math.pi)
+        exponent = math.log(self.scale(rope) * trained) / math.log(trained) if trained > 1 else 1e9
+        if exponent * math.log(rope.base) > 600:  # beyond what a float holds
             raise ValueError(
-                f"{self}: needs a trained length above 2 pi tokens, and the model has {trained}"
+                f"{self}: needs a trained length far above 2 pi tokens, and the model has "
+                f"{rope.trained_length}"
             )
-        turns = self.scale(rope) * trained / (2 * math.pi)
-        return float(rope.base ** (math.log(turns) / math.log(trained / (2 * math.pi))))
+        return float(rope.base**exponent)
 
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `default` type with the larger base."""

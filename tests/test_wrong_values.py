@@ -1,0 +1,94 @@
+"""A value that no strategy takes is told in one sentence: which, where, and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import fields
+from typing import Any, get_args, get_origin
+
+import pytest
+from drawn import ORDERED, hints_of, sentence
+
+from ropex.registry import registry
+from ropex.rope import Rope
+from ropex.strategies.base import Scaled, Strategy
+
+VALID: dict[str, Any] = {
+    "factor": 4.0, "length": 64, "base": 5e5, "power": 0.1, "long_factor": (2.0, 4.0),
+}  # fmt: skip
+ZERO_IS_ALLOWED = {("eabf", "skip_layers"), ("resonance", "min_wavelength")}
+
+
+def least(name: str, **given: Any) -> Strategy:
+    """The strategy with `given`, and else only what it must have."""
+    cls = registry()[name]
+    needed = [each.name for each in fields(cls) if each.default is dataclasses.MISSING]
+    if issubclass(cls, Scaled) and "length" not in given:
+        needed.append("factor")
+    if name == "longrope":
+        needed.append("long_factor")
+    return cls(**{**{key: VALID[key] for key in needed}, **given})
+
+
+def bad_values() -> list[tuple[str, str, float]]:
+    """Every number of every strategy, with each value that it must refuse."""
+    bad: list[tuple[str, str, float]] = []
+    for name, cls in registry().items():
+        for key, hint in hints_of(cls).items():
+            kinds = get_args(hint) or (hint,)
+            wrong = [-1, 0] if int in kinds else [-1.0, 0.0, math.nan, math.inf]
+            if {int, float} & set(kinds) and get_origin(hint) is not tuple:
+                allowed = (name, key) in ZERO_IS_ALLOWED
+                bad += [(name, key, value) for value in wrong if value != 0 or not allowed]
+    return bad
+
+
+@pytest.mark.parametrize(("name", "key", "value"), bad_values())
+def test_a_bad_number_is_named_with_what_is_allowed(name: str, key: str, value: float) -> None:
+    other = {"mscale": "mscale_all_dim", "mscale_all_dim": "mscale"}
+    more = {other[key]: 1.0} if key in other else {}
+    with pytest.raises(ValueError, match=rf"^{name}: \w+ is .*, it must be ") as error:
+        least(name, **{key: value}, **more)
+    assert key in sentence(error)
+    assert str(value) in sentence(error)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, math.nan, math.inf])
+@pytest.mark.parametrize("key", ["short_factor", "long_factor"])
+def test_a_bad_number_in_a_list_is_named_with_what_is_allowed(key: str, value: float) -> None:
+    said = rf"^longrope: {key} is \(2.0, {value}\), it must be made of numbers above 0"
+    with pytest.raises(ValueError, match=said) as error:
+        least("longrope", **{key: (2.0, value)})
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        (name, *pair)
+        for name in registry()
+        for pair in ORDERED
+        if pair[0] in hints_of(registry()[name])
+    ],
+)
+@pytest.mark.parametrize("bound", [40.0, 41.0])
+def test_the_bounds_of_a_band_are_in_order(name: str, low: str, high: str, bound: float) -> None:
+    said = f"^{name}: {high} is 40.0, it must be above {low}, {bound}$"
+    with pytest.raises(ValueError, match=said):
+        least(name, **{low: bound, high: 40.0})
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("key", ["short_factor", "long_factor"])
+def test_a_list_has_a_divisor_for_each_pair(key: str, count: int) -> None:
+    lists = {"long_factor": (2.0,) * 4, key: (2.0,) * count}
+    said = f"^longrope: {key} has {count} divisors, it must have 4, one for each rotated pair$"
+    with pytest.raises(ValueError, match=said):
+        least("longrope", **lists).plan(Rope.standard(8, 1e4, 64))
+
+
+@pytest.mark.parametrize("key", ["short_factor", "long_factor"])
+def test_a_list_is_not_empty(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^longrope: {key} is \(\), it must be "):
+        least("longrope", **{key: ()})
