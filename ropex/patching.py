@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from ropex.cache import CacheGuard, KeyRotation
 from ropex.install import Options, install_attention, install_rope
 from ropex.models import Site, decoder_of, rope_of, sites
 from ropex.native import PlannedTable, realise
+from ropex.nesting import Applied, stack, unwind
 from ropex.own_config import keep_edits, own_configs
 from ropex.registry import strategy as parse_strategy
 from ropex.rope import Plan, Rope
@@ -111,7 +111,7 @@ class Patch:
         self.scaled_by: str | None = scaling_of(self.sites[0].module.config)
         self.target_length: int = strategy.target_length(self.rope)
         self._check_nesting()
-        self.in_config: bool = all(earlier.in_config for earlier in _stack(self.sites))
+        self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
         self._undo: ExitStack | None = None
         self._apply()
 
@@ -141,7 +141,7 @@ class Patch:
         """
         if self._undo is None:
             return
-        last = _stack(self.sites)[-1]
+        last = stack(self.sites)[-1]
         if last.identity != id(self):
             raise RuntimeError(
                 f"patches are removed last first: remove {last.strategy} before {self.strategy}"
@@ -156,11 +156,11 @@ class Patch:
         Patches made inside the block end with it.
         """
         self.remove()
-        below = len(_stack(self.sites))
+        below = len(stack(self.sites))
         try:
             yield
         finally:
-            _unwind(self.sites, below)
+            unwind(self.sites, below)
             self._apply()
 
     def __enter__(self) -> Patch:
@@ -173,7 +173,7 @@ class Patch:
         trace: TracebackType | None,
     ) -> None:
         if self._undo is not None:
-            _unwind(self.sites, [each.identity for each in _stack(self.sites)].index(id(self)))
+            unwind(self.sites, [each.identity for each in stack(self.sites)].index(id(self)))
 
     def __repr__(self) -> str:
         if self._undo is None:
@@ -198,7 +198,7 @@ class Patch:
 
     def _check_nesting(self) -> None:
         """Refuse a patch over one whose effect it could not start from."""
-        for earlier in _stack(self.sites):
+        for earlier in stack(self.sites):
             by_length = earlier.by_length and self._changes_anything
             twice = earlier.scales_queries and self.plan.query_scale is not None
             if by_length or twice:
@@ -220,8 +220,8 @@ class Patch:
                 refused = None if self.in_config else str(self.strategy)
                 install_saving(self.model, self._configs, refused, undo)
                 keep_edits(copies, undo)
-            patches = _stack(self.sites)
-            patches.append(_Applied.of(self))
+            patches = stack(self.sites)
+            patches.append(Applied.of(self))
             undo.callback(patches.pop)
             self._undo = undo.pop_all()
 
@@ -265,49 +265,9 @@ class Patch:
 def _warn_of_scaling(patch: Patch) -> None:
     """Warn if the checkpoint itself was scaled, so that the strategy comes on top of it."""
     scaled = patch.scaled_by
-    if scaled is not None and len(_stack(patch.sites)) == 1:
+    if scaled is not None and len(stack(patch.sites)) == 1:
         warnings.warn(
             f"the checkpoint is scaled already ({scaled}); {patch.strategy} comes on top, counted "
             f"from {format_size(patch.rope.trained_length)} tokens",
             stacklevel=3,
         )
-
-
-@dataclass(frozen=True)
-class _Applied:
-    """What later patches need to know of one; kept on the model, and copied with it."""
-
-    identity: int
-    strategy: str
-    by_length: bool
-    scales_queries: bool
-    in_config: bool
-    handle: Patch | None
-
-    @classmethod
-    def of(cls, patch: Patch) -> _Applied:
-        unrotated = patch.options.cache == "unrotated"
-        by_length = patch.strategy.length_class != "static" or unrotated
-        scales = patch.plan.query_scale is not None
-        return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config, patch)
-
-    def __reduce__(self) -> Any:
-        """A copied model stays patched, but the handle is the first model's."""
-        values = (self.strategy, self.by_length, self.scales_queries, self.in_config)
-        return _Applied, (0, *values, None)
-
-
-def _stack(found: tuple[Site, ...]) -> list[_Applied]:
-    """The patches in place, oldest first."""
-    module = found[0].module
-    if not hasattr(module, "ropex_patches"):
-        module.ropex_patches = []
-    patches: list[_Applied] = module.ropex_patches
-    return patches
-
-
-def _unwind(found: tuple[Site, ...], below: int) -> None:
-    """Remove all patches but the first `below`, last first."""
-    for applied in reversed(_stack(found)[below:]):
-        assert applied.handle is not None  # a copy's are all below the patches made since
-        applied.handle.remove()

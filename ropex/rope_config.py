@@ -102,8 +102,8 @@ def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -
         config.head_dim = config.hidden_size // config.num_attention_heads
     original = entry.get("original_max_position_embeddings")
     # At the root it overrules the entry, and is all that transformers 4 reads for longrope.
-    at_root = hasattr(config, "original_max_position_embeddings")
-    if original is not None and (at_root or entry["rope_type"] == "longrope" and not _version_5()):
+    read_there = hasattr(config, "original_max_position_embeddings") or not _version_5()
+    if original is not None and read_there:
         config.original_max_position_embeddings = original
     if _version_5() or hasattr(config, "rope_parameters"):
         config.rope_parameters = entry  # version 4 keeps it too, from a file with both notations

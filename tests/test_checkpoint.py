@@ -15,7 +15,8 @@ from cases import BY_LENGTH_IN_CONFIG, STATIC, TRAINED, logits, rope_settings, t
 from transformers import AutoModelForCausalLM
 
 import ropex
-from ropex.checkpoint import find, load_model, load_skeleton, save_patched
+from ropex.checkpoint import save_patched
+from ropex.loading import find, load_model, load_skeleton
 
 IDS = tokens()
 SAVED = (*STATIC, *BY_LENGTH_IN_CONFIG)

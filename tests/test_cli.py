@@ -209,7 +209,7 @@ def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
     world: World, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("ropex.checkpoint._download", lambda name, weights: asked.append(name))
+    monkeypatch.setattr("ropex.loading._download", lambda name, weights: asked.append(name))
     assert f"no such folder: '{model}'" in world.refused("show", model)
     assert not asked
 
@@ -653,7 +653,7 @@ def test_eval_says_that_a_model_is_too_large_for_memory(
     def full(*given: Any, **others: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("ropex.checkpoint.load_model", full)
+    monkeypatch.setattr("ropex.loading.load_model", full)
     message = world.refused(*evaluation("--device", "cpu")())
     assert "out of memory loading the model onto cpu; --dtype bfloat16 needs less" in message
 
@@ -742,7 +742,7 @@ def test_demo_compares_strategies_on_the_shipped_model(
         arguments.data = "book.txt"
         real(arguments)
 
-    monkeypatch.setattr("ropex.checkpoint.demo_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr("ropex.loading.demo_checkpoint", lambda: checkpoint)
     monkeypatch.setattr(evaluate, "_eval", shrunk)
     status, out, err = world("demo")
     assert status == 0

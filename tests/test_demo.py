@@ -13,7 +13,7 @@ import yaml
 import ropex
 import train
 from muon import Muon
-from ropex.checkpoint import load_model, load_tokenizer
+from ropex.loading import load_model, load_tokenizer
 from ropex.shipped import demo_checkpoint, recipes_dir
 from ropex_eval.corpus import load_corpus
 from ropex_eval.measure import Protocol, measure

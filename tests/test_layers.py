@@ -11,11 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    "errors", "sizes", "rope", "strategies", "registry", "rope_config", "native", "models",
+    "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",
+    "rope_config", "native", "models",
     "hooks", "exact", "cache", "attention", "install", "own_config", "saving", "window", "verify",
-    "patching", "shipped", "checkpoint", "cli",
+    "nesting", "patching", "shipped", "loading", "checkpoint", "page", "cli",
 )  # fmt: skip
-NO_TRANSFORMERS = ("errors", "sizes", "rope", "strategies", "registry", "shipped")
+NO_TRANSFORMERS = (
+    "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",
+    "shipped",
+)  # fmt: skip
 MODULES = sorted((ROOT / "ropex").rglob("*.py"))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
-from ropex.checkpoint import load_model, load_tokenizer
+from ropex.loading import load_model, load_tokenizer
 from ropex_eval.corpus import Corpus, load_corpus
 from ropex_eval.measure import Protocol, measure
 from ropex_eval.nll import Scorer

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import ropex
-from ropex.checkpoint import load_model, load_tokenizer
+from ropex.loading import load_model, load_tokenizer
 from ropex_eval.stdlib import held_out_files
 from rows import RowSampler
 

@@ -73,13 +73,13 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
 
     Args:
         arguments: What `add_model` added.
-        weights: As for `ropex.checkpoint.find`.
+        weights: As for `ropex.loading.find`.
 
     Raises:
         UnsupportedModel: It has no rotary embedding that ropex can patch.
         ValueError: Neither its config nor the user says the trained length.
     """
-    from ropex.checkpoint import find, load_skeleton
+    from ropex.loading import find, load_skeleton
     from ropex.models import rope_of, sites
 
     folder = find(arguments.model, weights=weights)

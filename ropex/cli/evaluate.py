@@ -185,7 +185,7 @@ def _usual(trained: int, longest: int) -> list[Strategy]:
 
 def _study(arguments: argparse.Namespace, folder: Path, protocol: Protocol) -> Study:
     """Read the text, then the weights, which take longer."""
-    from ropex.checkpoint import load_model, load_tokenizer
+    from ropex.loading import load_model, load_tokenizer
     from ropex_eval.corpus import load_corpus
     from ropex_eval.nll import Scorer
     from ropex_eval.run import Study, enough_memory

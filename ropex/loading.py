@@ -1,0 +1,172 @@
+"""Find checkpoints, and load their model, tokenizer or skeleton."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ropex.rope_config import fold_version_5
+from ropex.shipped import demo_checkpoint
+
+
+def find(model: str, *, weights: bool = True) -> Path:
+    """Folder of a checkpoint: a folder, `demo` for the one that ropex ships, or a hub id.
+
+    Args:
+        model: What the user named.
+        weights: Whether a model of the hub is wanted with its weights, or its small files only.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
+    """
+    folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
+    if not (model and folder.is_dir()):
+        if _is_path(model):
+            raise FileNotFoundError(f"no such folder: {model!r}")
+        try:
+            folder = _download(model, weights)
+        except Exception as error:  # no network, no such repository, not an id, no permission
+            raise FileNotFoundError(
+                f"{model!r} is neither a folder nor a model of the hub ({_reason(error)})"
+            ) from error
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
+    return folder
+
+
+def _is_path(model: str) -> bool:
+    """Whether `model` can only be a folder: no id of the hub looks like it."""
+    return (
+        not model
+        or model.startswith((".", "~"))
+        or model.endswith("/")
+        or model.count("/") > 1
+        or Path(model).is_absolute()
+    )
+
+
+def _download(model: str, weights: bool) -> Path:
+    """A model of the hub, or of its cache: safetensors where it has them, else older weights."""
+    from huggingface_hub import snapshot_download
+
+    small = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+    if not weights:
+        return Path(snapshot_download(model, allow_patterns=small))
+    folder = Path(snapshot_download(model, allow_patterns=[*small, "*.safetensors"]))
+    if not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(model, allow_patterns=[*small, "*.bin"]))
+    return folder
+
+
+def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> Any:
+    """The causal language model of a checkpoint, in evaluation mode.
+
+    Args:
+        folder: The checkpoint.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for what the checkpoint holds.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+
+    Raises:
+        OSError: There are no weights.
+        ValueError: They are damaged, some are missing, or transformers cannot read them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    with _reading(folder):
+        model, info = auto.from_pretrained(
+            folder,
+            config=_load_config(folder, trust_remote_code),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+    if missing := sorted(info["missing_keys"]):  # transformers would make them up
+        raise ValueError(f"{folder} lacks {len(missing)} of the model's weights: {missing[0]}, ...")
+    found = info["mismatched_keys"]  # names in transformers 4, names with shapes in 5
+    if other := sorted(key if isinstance(key, str) else key[0] for key in found):
+        raise ValueError(f"{folder}: {other[0]} has another shape than config.json asks for")
+    return model.eval()
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        FileNotFoundError: The checkpoint has none.
+        ValueError: Its tokenizer.json is damaged.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of many kinds, by what is missing and by version
+        # transformers 4 does not know the class that 5 writes; the file itself is the same.
+        if (folder / "tokenizer.json").is_file():
+            with _reading(folder):
+                return PreTrainedTokenizerFast.from_pretrained(folder)
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer that transformers reads ({_reason(error)})"
+        ) from error
+
+
+def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model of a checkpoint without its weights: enough to read and to plan, at any size.
+
+    Raises:
+        ValueError: transformers cannot make the model that the config describes.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with _reading(folder), init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            _load_config(folder, trust_remote_code), trust_remote_code=trust_remote_code
+        )
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Tell whatever transformers raises about a checkpoint in one sentence that names it."""
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # not about the content
+        raise
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"the weights in {folder} are damaged: {_reason(error)}") from error
+    except Exception as error:  # a config can be wrong in as many ways as Python has errors
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{folder} holds code of its own; --trust-remote-code runs it"
+            ) from error
+        raise ValueError(
+            f"{folder}: transformers cannot read this checkpoint: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, with the next where it only announces that one."""
+    if isinstance(error, pickle.UnpicklingError):  # goes on with how to run what the file holds
+        return str(error).split(". ")[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = next((index for index, line in enumerate(lines) if not line.endswith(":")), 0)
+    text = " ".join(lines[: last + 1])
+    bare = isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError))
+    return f"{type(error).__name__}: {text}" if bare or not text else text
+
+
+def _load_config(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    fold_version_5(raw, config)
+    return config

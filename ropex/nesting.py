@@ -1,0 +1,61 @@
+"""Patches over patches: what is in place on a model, oldest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ropex.models import Site
+
+if TYPE_CHECKING:
+    from ropex.patching import Patch
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What later patches need to know of one; kept on the model, and copied with it.
+
+    Attributes:
+        identity: The `id` of its handle; 0 in a copy of the model.
+        strategy: Its text.
+        by_length: Whether its frequencies are no table that another strategy could start from.
+        scales_queries: Whether it scales queries, which is done once.
+        in_config: Whether the config says all of it, and of those below.
+        handle: What removes it; None in a copy of the model.
+    """
+
+    identity: int
+    strategy: str
+    by_length: bool
+    scales_queries: bool
+    in_config: bool
+    handle: Patch | None
+
+    @classmethod
+    def of(cls, patch: Patch) -> Applied:
+        """What to keep of `patch`."""
+        unrotated = patch.options.cache == "unrotated"
+        by_length = patch.strategy.length_class != "static" or unrotated
+        scales = patch.plan.query_scale is not None
+        return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config, patch)
+
+    def __reduce__(self) -> Any:
+        """A copied model stays patched, but the handle is the first model's."""
+        values = (self.strategy, self.by_length, self.scales_queries, self.in_config)
+        return Applied, (0, *values, None)
+
+
+def stack(found: tuple[Site, ...]) -> list[Applied]:
+    """The patches in place, oldest first."""
+    module = found[0].module
+    if not hasattr(module, "ropex_patches"):
+        module.ropex_patches = []
+    patches: list[Applied] = module.ropex_patches
+    return patches
+
+
+def unwind(found: tuple[Site, ...], below: int) -> None:
+    """Remove all patches but the first `below`, last first."""
+    for applied in reversed(stack(found)[below:]):
+        assert applied.handle is not None  # a copy's are all below the patches made since
+        applied.handle.remove()
