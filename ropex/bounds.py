@@ -12,7 +12,7 @@ from ropex.rope import Plan, Rope
 LOCAL = 64
 """Tokens to the nearest keys, over which `phase_change` is taken; as in `ropex eval`."""
 
-LONGEST_SEARCH = 2**18
+LONGEST_SEARCH = 2**17
 """Tokens up to which `base_bound` searches, so that it answers within two seconds."""
 
 _STEP = 1.01

@@ -46,8 +46,8 @@ def list_strategies(pattern: str = "*") -> list[str]:
     """Names of the strategies that match a shell wildcard, by name or by alias.
 
     Example:
-        >>> list_strategies("*ntk*")
-        ['dynamic', 'ntk', 'ntk_by_parts']
+        >>> list_strategies("ntk*")
+        ['ntk', 'ntk_by_parts', 'ntk_fixed', 'ntk_mixed']
     """
     return [
         name

@@ -148,7 +148,10 @@ def test_version_is_told(world: World) -> None:
     assert world("--version") == (0, f"ropex {ropex.__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", [(), ("eval",), ("demo",), ("patch",), ("show",), ("strategies",)])
+VERBS = ("eval", "demo", "patch", "show", "suggest", "strategies")
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
 def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
     status, out, err = world(*verb, "--help")
     assert (status, err) == (0, "")
@@ -858,54 +861,6 @@ def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> 
     assert tree(Path("tiny")) == source
 
 
-# ropex show
-
-
-def test_show_lists_every_pair_and_what_becomes_of_it(world: World) -> None:
-    status, out, err = world("show", "tiny", "-s", "linear:4", "-s", "yarn:4", "-s", "logn")
-    assert (status, err) == (0, "")
-    lines = out.splitlines()
-    assert lines[0] == ("tiny: llama, trained at 32 tokens, rope_theta 10000, 8 rotated dimensions")
-    assert lines[2].split() == ["pair", "wavelength", "turns", "linear:4", "yarn:4", "logn"]
-    assert [line.split()[:3] for line in lines[3:7]] == [
-        ["0", "6.3", "5.09"],
-        ["1", "62.8", "0.51"],
-        ["2", "628.3", "0.05"],
-        ["3", "6283.2", "0.01"],
-    ]
-    assert all(line.split()[4] == "4" for line in lines[3:7])  # linear: x 4 throughout
-    assert lines[8].startswith("linear:4 at 128 tokens: 0 pairs kept, 0 between, 4 at x 4")
-    assert "cos and sin x 1.1386" in lines[9]
-    assert "cannot be saved in a config" in lines[10]
-
-
-def test_show_counts_a_single_pair(world: World) -> None:
-    out = world("show", "tiny", "-s", "ntk:4")[1]
-    assert "ntk:4 at 128 tokens: 1 pair kept, 2 between, 1 at x 4" in out
-
-
-def test_show_as_json_is_for_programs(world: World) -> None:
-    status, out, _ = world(
-        "show", "tiny", "-s", "linear:4", "-s", "dynamic", "-s", "logn", "--json"
-    )
-    assert status == 0
-    shown = strict_json(out)
-    assert (shown["trained_length"], shown["rope_theta"], shown["rotary_dim"]) == (32, 1e4, 8)
-    linear, dynamic, logn = shown["strategies"]
-    assert linear["stretch"] == pytest.approx([4.0] * 4, rel=1e-6)
-    assert (linear["at_length"], linear["saved"], linear["length_class"]) == (128, True, "static")
-    assert (dynamic["at_length"], dynamic["length_class"]) == (64, "per_length")
-    assert max(dynamic["stretch"]) == pytest.approx(2.0, rel=1e-6)
-    assert (logn["saved"], logn["stretch"]) == (False, [1.0] * 4)
-
-
-def test_show_needs_no_weights_and_no_strategy(world: World) -> None:
-    Path("tiny/model.safetensors").unlink()
-    status, out, _ = world("show", "tiny", "--trained-length", "1k")
-    assert status == 0
-    assert "trained at 1k tokens" in out
-
-
 # ropex strategies
 
 
@@ -921,7 +876,7 @@ def test_strategies_are_listed(world: World) -> None:
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("*ntk*", ["dynamic", "ntk", "ntk_by_parts"]),
+        ("ntk*", ["ntk", "ntk_by_parts", "ntk_fixed", "ntk_mixed"]),
         ("yarn", ["yarn"]),
         ("pi", ["linear"]),
         ("LLAMA?", ["llama3"]),

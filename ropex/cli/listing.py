@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from dataclasses import MISSING
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ropex.cli.common import Verbs, add_verb
+from ropex.cli.common import Verbs, add_verb, count
 
 if TYPE_CHECKING:
     from ropex.strategies.base import Strategy
@@ -19,10 +21,20 @@ def add_verbs(verbs: Verbs) -> None:
         verbs, "strategies", _strategies, "list the strategies", "ropex strategies '*ntk*'"
     )
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a wildcard")
-    parser.add_argument("--markdown", action="store_true", help="as a table for a document")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="as a table for a document")
+    form.add_argument(
+        "--page",
+        type=Path,
+        metavar="DIR",
+        help="write a page on all of them with pictures, DIR/strategies.md",
+    )
 
 
 def _strategies(arguments: argparse.Namespace) -> None:
+    if arguments.page:
+        _write_page(arguments.pattern, arguments.page)
+        return
     from ropex.registry import list_strategies, registry
 
     names = list_strategies(arguments.pattern)
@@ -38,6 +50,15 @@ def _strategies(arguments: argparse.Namespace) -> None:
         if parameters(cls):
             print(f"  parameters: {', '.join(parameters(cls))}")
         print(f"  {cls.paper}")
+
+
+def _write_page(pattern: str, folder: Path) -> None:
+    from ropex.page import write_page
+
+    if pattern != "*":
+        raise ValueError("--page is about all strategies; leave the wildcard out")
+    written = write_page(folder)
+    print(f"written: {written[0]} and {count(len(written) - 1, 'picture')}", file=sys.stderr)
 
 
 def markdown(classes: list[type[Strategy]]) -> str:
@@ -60,7 +81,7 @@ def parameters(cls: type[Strategy]) -> list[str]:
 
     return [
         field.name
-        if field.default in (MISSING, None)
+        if field.default in (MISSING, None, ())
         else f"{field.name}={str(field.default).lower().removesuffix('.0')}"
         for field in known_parameters(cls)
     ]

@@ -1,0 +1,129 @@
+"""`ropex suggest`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, size
+from ropex.cli.suggestion import SOURCES, render
+from ropex.sizes import format_size
+
+if TYPE_CHECKING:
+    from ropex.advice import Candidate
+    from ropex.rope import Rope
+
+_COMPARED = 3  # strategies that the command for `ropex eval` compares with none
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `suggest`."""
+    parser = add_verb(
+        verbs,
+        "suggest",
+        _suggest,
+        "advise on strategies for a length in closed form, without running the model",
+        "ropex suggest ./llama --length 32k",
+    )
+    add_model(parser)
+    parser.add_argument("--length", type=size, required=True, metavar="N", help="tokens to read")
+    parser.add_argument("--json", action="store_true", help="print numbers for programs")
+
+
+def _suggest(arguments: argparse.Namespace) -> None:
+    from ropex.advice import candidates, require_beyond
+    from ropex.models import sites
+    from ropex.native import realise
+    from ropex.rope_config import scaling_of
+    from ropex.window import window_of
+
+    quiet()
+    _, model, rope = read_model(arguments, weights=False)
+    require_beyond(rope, arguments.length)
+    module = sites(model)[0].module
+    ranked, left_out = candidates(
+        rope, arguments.length, lambda strategy: realise(module, strategy, rope).entry
+    )
+    window = window_of(model.config)
+    about = {
+        "model": arguments.model,
+        "model_type": model.config.model_type,
+        **_bounds(rope, arguments.length),
+        "own_scaling": scaling_of(module.config),
+        "sliding_window": window if window is not None and window < arguments.length else None,
+        "candidates": [_describe(candidate) for candidate in ranked],
+        "left_out": left_out,
+        "sources": SOURCES,
+    }
+    about["next"] = _next(arguments, about)
+    print(json.dumps(about, indent=2) if arguments.json else render(about))
+
+
+def _bounds(rope: Rope, length: int) -> dict[str, Any]:
+    """What the model was trained with, and what theory says of `length` tokens."""
+    from ropex import bounds
+    from ropex.rope import Plan
+
+    return {
+        "trained_length": rope.trained_length,
+        "length": length,
+        "rotary_dim": rope.dim,
+        "rope_theta": rope.base,
+        "critical_pair": bounds.critical_pair(rope),
+        "critical_dimension": bounds.critical_dimension(rope),
+        "outside_unscaled": int((~bounds.inside(rope, Plan.unchanged(rope), length)).sum()),
+        "smallest_factor": length / rope.trained_length,
+        "base_bound": bounds.base_bound(rope.dim, length),
+        "base_bound_fit": bounds.base_fit(length),
+    }
+
+
+def _describe(candidate: Candidate) -> dict[str, Any]:
+    services = candidate.encoding.by_engine()
+    return {
+        "strategy": str(candidate.strategy),
+        "length_class": candidate.strategy.length_class,
+        "pairs_outside": candidate.outside,
+        "untrained_results": candidate.untrained,
+        "phase_change": candidate.phase,
+        "logit_factor": candidate.logits,
+        "written_as": candidate.encoding.what,
+        "engines": {name: service.verdict for name, service in services.items()},
+        "notes": {name: service.note for name, service in services.items() if service.note},
+        "source": candidate.encoding.source,
+        "paper": candidate.strategy.paper,
+    }
+
+
+def _next(arguments: argparse.Namespace, about: dict[str, Any]) -> list[str]:
+    """The commands that measure the first candidates, and keep the one that most engines read."""
+    model, length = arguments.model, format_size(about["length"])
+    options = ["--trust-remote-code"] if arguments.trust_remote_code else []
+    options += ["--lift-sliding-window"] if about["sliding_window"] else []
+    if arguments.trained_length is not None:
+        options += ["--trained-length", format_size(arguments.trained_length)]
+    first = [each for each in about["candidates"] if not each["pairs_outside"]][:_COMPARED]
+    compared = [part for each in first for part in ("-s", each["strategy"])]
+    lengths = ",".join(map(format_size, _doublings(about["trained_length"], about["length"])))
+    commands = [["ropex", "eval", model, "-s", "none", *compared, "--lengths", lengths, *options]]
+    if kept := max(first, key=_served, default=None):
+        out = (
+            f"./{Path(model).resolve().name if Path(model).is_dir() else Path(model).name}-{length}"
+        )
+        if _served(kept):
+            commands.append(["ropex", "patch", model, "-s", kept["strategy"], "-o", out, *options])
+    return [shlex.join(command) for command in commands]
+
+
+def _served(described: dict[str, Any]) -> int:
+    return list(described["engines"].values()).count("yes")
+
+
+def _doublings(first: int, last: int) -> list[int]:
+    lengths = [first]
+    while lengths[-1] * 2 < last:
+        lengths.append(lengths[-1] * 2)
+    return [*lengths, last]
