@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ropex.cache import CacheGuard, KeyRotation
+from ropex.errors import UnsupportedModel
 from ropex.install import Options, install_attention, install_rope
 from ropex.models import Site, decoder_of, rope_of, sites
 from ropex.native import PlannedTable, realise
@@ -23,7 +24,7 @@ from ropex.rope_config import scaling_of, write_entry
 from ropex.saving import install_saving
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
-from ropex.verify import Verification, has_weights, verify
+from ropex.verify import Verification, has_weights, probe_logits, same_unrotated, verify
 from ropex.window import lift_window, warn_of_window
 
 
@@ -72,6 +73,12 @@ def patch(
     """
     options = Options(precision, cache)
     handle = Patch(model, parse_strategy(strategy), trained_length, lift_sliding_window, options)
+    if cache == "unrotated" and has_weights(model):
+        try:
+            _check_unrotated(handle)
+        except BaseException:
+            handle.remove()
+            raise
     if not lift_sliding_window:
         warn_of_window(model, handle.target_length)
     if handle.changes_rope:
@@ -260,6 +267,28 @@ class Patch:
         if attributes:
             split = self.options.cache == "unrotated" and self.strategy.length_class != "static"
             install_attention(self.model, self._configs, attributes, split, undo)
+
+
+def _check_unrotated(patch: Patch) -> None:
+    """Compare with rotated keys on a few tokens, where both mean the same.
+
+    Raises:
+        UnsupportedModel: They differ.
+    """
+    with patch.suspended():
+        options = Options(patch.options.precision)
+        same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
+        rotated = probe_logits(patch.model, patch.rope.trained_length)
+        same.remove()
+    try:
+        alike, cause = same_unrotated(patch, rotated), None
+    except RuntimeError as error:  # shapes that do not fit
+        alike, cause = False, error
+    if not alike:
+        raise UnsupportedModel(
+            f"{patch.model.config.model_type} rotates a part of its heads in a way that ropex's "
+            'attention does not, so its keys cannot stay un-rotated; leave cache="unrotated" out'
+        ) from cause
 
 
 def _warn_of_scaling(patch: Patch) -> None:

@@ -76,6 +76,19 @@ def verify(patch: Patch) -> Verification:
     return Verification(len(patch.sites), later)
 
 
+def same_unrotated(patch: Patch, rotated: Tensor) -> bool:
+    """Whether attention rotates as the model itself does.
+
+    Args:
+        patch: A patch with un-rotated keys.
+        rotated: What `probe_logits` gives over the trained length with rotated keys.
+    """
+    logits = probe_logits(patch.model, patch.rope.trained_length)
+    half = patch.model.dtype in (torch.float16, torch.bfloat16)
+    rounding = (5e-2 if half else 1e-3) * float(rotated.abs().max())
+    return float((logits - rotated).abs().max()) <= rounding
+
+
 @torch.no_grad()
 def probe_logits(model: nn.Module, length: int) -> Tensor:
     """Logits, `(8, vocabulary)`, float64, of eight tokens spread over `length` positions."""

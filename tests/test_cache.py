@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any, Literal
 
@@ -159,11 +160,26 @@ def test_an_attention_that_is_told_nothing_is_refused(llama: Any) -> None:
     layer = llama.model.layers[0].self_attn
     forward = type(layer).forward
     layer.forward = lambda *args, ropex_turns=None, **kwargs: forward(layer, *args, **kwargs)
-    with (
-        ropex.patch(llama, "dynamic", cache="unrotated"),
-        pytest.raises(ropex.UnsupportedModel, match="does not hand keyword arguments on"),
-    ):
-        logits(llama, IDS)
+    before = logits(llama, IDS)
+    with pytest.raises(ropex.UnsupportedModel, match="does not hand keyword arguments on"):
+        ropex.patch(llama, "dynamic", cache="unrotated")
+    assert torch.equal(logits(llama, IDS), before)
+
+
+def test_heads_that_turn_elsewhere_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = logits(llama, IDS)
+    file = sys.modules[type(llama.model).__module__]
+    apply = vars(file)["apply_rotary_pos_emb"]
+
+    def last_half(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> Any:
+        turned = apply(q, k, cos, sin)
+        return tuple(t if t.shape[1] == 0 else t.flip(-1) for t in turned)
+
+    monkeypatch.setitem(vars(file), "apply_rotary_pos_emb", last_half)
+    with pytest.raises(ropex.UnsupportedModel, match="llama rotates a part of its heads"):
+        ropex.patch(llama, "dynamic", cache="unrotated")
+    monkeypatch.undo()
+    assert torch.equal(logits(llama, IDS), before)
 
 
 @pytest.mark.parametrize(("text", "one_graph"), [("yarn:4", True), ("dynamic_yarn", False)])
