@@ -47,6 +47,27 @@ def patched_attention(base: str, split: bool = False) -> str:
     return name
 
 
+class AttentionGuard:
+    """Pre-hook of the decoder: refuse to run past ropex's attention function.
+
+    Args:
+        strategy: The strategy's text, for the message.
+        config: Of the decoder.
+    """
+
+    def __init__(self, strategy: str, config: Any) -> None:
+        self.strategy, self.config = strategy, config
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Raise a RuntimeError if another attention was set since."""
+        if not self.config._attn_implementation.startswith(PREFIX):
+            raise RuntimeError(
+                f"{self.strategy}: the attention implementation was set to "
+                f"{self.config._attn_implementation} after patching, so ropex's is no longer "
+                "called; set it before"
+            )
+
+
 class _Attention:
     """An attention function of transformers, and before it what a patch asks for."""
 

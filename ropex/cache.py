@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from ropex.hooks import TableAt, Tables
 
 
 class CacheGuard:
-    """Pre-hook of the decoder: refuse to mix keys that were rotated for different lengths.
+    """Hooks of the decoder: refuse to mix keys that were rotated for different lengths.
 
     Args:
         strategy: The strategy's text, for the message.
@@ -23,19 +24,85 @@ class CacheGuard:
     def __init__(self, strategy: str, trained_length: int, switches: bool) -> None:
         self.strategy, self.trained_length, self.switches = strategy, trained_length, switches
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise a RuntimeError if a filled cache is continued beyond the trained length."""
-        past = past_of(args, kwargs)
-        if not past:
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook.
+
+        Raises:
+            RuntimeError: A filled cache is continued beyond the trained length, or its keys were
+                not rotated by this patch.
+        """
+        call = Call.of(module, args, kwargs)
+        if not call.past:
             return
-        start, end = _span(past, args, kwargs)
-        if end > self.trained_length and not (self.switches and start > self.trained_length):
+        kept: tuple[Tensor, Tensor] | None = getattr(call.cache, "ropex_lengths", None)
+        if kept is None:
+            raise RuntimeError(
+                f"{self.strategy}: the key-value cache was not filled under this patch; start anew"
+            )
+        shortest, longest = int(kept[0]), max(int(kept[1]), call.end)
+        beyond = self.switches and shortest > self.trained_length
+        if longest > self.trained_length and not beyond:
             raise RuntimeError(
                 f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
                 f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
                 'patch with cache="unrotated", fix the length (dynamic:length=32k) or pass '
                 "use_cache=False"
             )
+
+    def after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Hook: let the cache remember for which lengths its keys are rotated."""
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            return
+        lengths = Call.of(module, args, kwargs).positions.amax(1) + 1
+        old = getattr(cache, "ropex_lengths", (lengths.amin(), lengths.amax()))
+        cache.ropex_lengths = (
+            torch.minimum(old[0], lengths.amin()),
+            torch.maximum(old[1], lengths.amax()),
+        )
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a decoder is called with.
+
+    Attributes:
+        cache: The key-value cache; None if there is none.
+        past: Tokens in it.
+        tokens: Ids or embeddings, `(batch, length, ...)`.
+        mask: The attention mask, of whatever kind.
+        positions: Of these tokens, `(batch or 1, length)`: as given, or counted on from the cache
+            as transformers does.
+    """
+
+    cache: Any
+    past: int
+    tokens: Tensor
+    mask: Any
+    positions: Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Read the arguments by name, wherever they stand."""
+        names = inspect.signature(module.forward).parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        cache = given.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        tokens: Any = given.get("input_ids")
+        tokens = given["inputs_embeds"] if tokens is None else tokens
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+        return cls(cache, past, tokens, given.get("attention_mask"), positions)
+
+    @property
+    def end(self) -> int:
+        """Tokens of the longest sequence after this call."""
+        if torch.compiler.is_compiling():
+            return self.past + int(self.tokens.shape[1])
+        return int(self.positions.max()) + 1
 
 
 class KeyRotation:
@@ -61,11 +128,12 @@ class KeyRotation:
         Raises:
             RuntimeError: The positions of the keys are not known; see `key_positions`.
         """
-        past = past_of(args, kwargs)
-        positions = key_positions(past, args, kwargs)
+        call = Call.of(module, args, kwargs)
+        positions = key_positions(call)
         dtype = module.get_input_embeddings().weight.dtype  # type: ignore[operator]
         x = torch.zeros(1, dtype=dtype, device=positions.device)
-        turns = Turns(self.tables, self.rotary, x, positions, past, self.spans(positions, past))
+        spans = self.spans(positions, call.past)
+        turns = Turns(self.tables, self.rotary, x, positions, call.past, spans)
         return args, {**kwargs, "ropex_turns": turns}
 
     def after(
@@ -131,76 +199,33 @@ class Turns:
         return cos, sin
 
 
-def past_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Tokens in the cache that a decoder is called with."""
-    cache = _cache(args, kwargs)
-    return 0 if cache is None else int(cache.get_seq_length())
+def key_positions(call: Call) -> Tensor:
+    """Position of each key, cached ones first, `(batch or 1, past + length)`.
 
-
-def key_positions(past: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Position of each key, cached ones first, `(batch, past + length)`.
-
-    Those of cached keys follow from the two-dimensional attention mask, as transformers counts
-    positions when it generates; where there is none, the cache remembers them.
+    The cache remembers those of cached keys. Where its rows have changed since, they follow from
+    the two-dimensional attention mask, as transformers counts positions when it generates.
 
     Raises:
-        RuntimeError: The cache holds keys that were rotated, or of other rows, or the positions
-            of this call do not follow from the mask.
+        RuntimeError: The cache holds keys that were rotated, or of other rows, and no mask tells
+            their positions.
     """
-    tokens = _tokens(args, kwargs)
-    length = tokens.shape[1]
-    mask, given = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if not past and given is not None:
-        return torch.as_tensor(given)
-    cached: Tensor | None = getattr(_cache(args, kwargs), "ropex_positions", None)
-    if past and cached is None:
+    if not call.past:
+        return call.positions
+    cached: Tensor | None = getattr(call.cache, "ropex_positions", None)
+    if cached is None:
         raise RuntimeError(
             "the key-value cache holds keys that were rotated before this patch; start anew"
         )
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, : past + length]
-        _check_given(given, positions[:, past:], mask[:, past : past + length])
-        return positions
-    if given is None:
-        given = torch.arange(past, past + length, device=tokens.device)[None]
-    if cached is None:
-        return torch.as_tensor(given)
-    rows = tokens.shape[0]
-    if {cached.shape[0], given.shape[0]} - {1, rows}:
-        raise RuntimeError(
-            f"the key-value cache was filled with {cached.shape[0]} rows and is continued with "
-            f"{rows}; pass an attention_mask of (batch, keys), which tells their positions"
-        )
-    return torch.cat([cached.expand(rows, -1)[:, :past], given.expand(rows, -1)], 1)
-
-
-def _check_given(given: Tensor | None, counted: Tensor, seen: Tensor) -> None:
-    """Raise a RuntimeError if positions are given that do not follow from the mask."""
-    if given is None or torch.compiler.is_compiling():
-        return
-    if ((given != counted) & seen.bool()).any():
-        raise RuntimeError(
-            "un-rotated keys need positions that follow from the attention mask (its running sum); "
-            "the given position_ids do not"
-        )
-
-
-def _cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    values = (*args, *kwargs.values())
-    return next((value for value in values if hasattr(value, "get_seq_length")), None)
-
-
-def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Ids or embeddings of this call, `(batch, length, ...)`."""
-    names = ("input_ids", "inputs_embeds")
-    given: list[Any] = [kwargs[name] for name in names if kwargs.get(name) is not None]
-    tokens: Tensor = (given or args)[0]
-    return tokens
-
-
-def _span(past: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-    """Tokens of the shortest sequence before this call, and of the longest after it."""
-    positions = kwargs.get("position_ids")
-    if positions is not None and not torch.compiler.is_compiling():
-        return int(positions[:, 0].min()), int(positions.max()) + 1
-    return past, past + int(_tokens(args, kwargs).shape[1])
+    rows = call.tokens.shape[0]
+    if cached.shape[0] in (1, rows):
+        both = (each.expand(rows, -1) for each in (cached[:, : call.past], call.positions))
+        return torch.cat([*both], 1)
+    if isinstance(call.mask, Tensor) and call.mask.ndim == 2:
+        positions = (call.mask.long().cumsum(1) - 1).clamp(min=0)
+        positions = positions[:, : call.past + call.tokens.shape[1]]
+        if torch.equal(positions[:, call.past :], call.positions.expand(rows, -1)):
+            return positions
+    raise RuntimeError(
+        f"the key-value cache was filled with {cached.shape[0]} rows and is continued with {rows}; "
+        "pass the attention_mask, (batch, keys), and position_ids that count its ones"
+    )

@@ -36,10 +36,11 @@ class ExactTables:
     def rotation(
         self, module: Any, x: Tensor, positions: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Cos and sin at `positions`, `(batch, length, dim)`, in the dtype of `x`."""
+        """Cos and sin at `positions`, `(batch, length, dim)`, as the module returns them."""
         rows = by_row(positions, lengths) if self.by_length else [(positions, positions.max() + 1)]
         made = [self._row(row, length) for row, length in rows]
-        cos, sin = (torch.cat(parts).to(x.dtype) for parts in zip(*made, strict=True))
+        dtype = module.forward(x, positions[:1, :1])[0].dtype  # some keep float32
+        cos, sin = (torch.cat(parts).to(dtype) for parts in zip(*made, strict=True))
         return cos, sin
 
     def _row(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:

@@ -135,8 +135,8 @@ def install_attention(
     for module in model.modules():
         if any(vars(module).get("config") is config for config in configs):
             for name, value in attributes.items():
-                first = getattr(value, "first_layer", 0)
-                if getattr(module, "layer_idx", first) >= first:
+                layer = getattr(module, "layer_idx", None)
+                if layer is None or layer >= getattr(value, "first_layer", 0):
                     set_attribute(module, name, value, undo)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -131,4 +132,21 @@ def _is_standard(module: Any) -> bool:
         and hasattr(module, "attention_scaling")
         and hasattr(module, "config")
         and "position_ids" in inspect.signature(module.forward).parameters
+        and _follows(module)
     )
+
+
+def _follows(module: Any) -> bool:
+    """Whether what a module returns follows its buffer; PhiMoE's computes its own in each call."""
+    if module.inv_freq.is_meta:
+        return True
+    twin = copy.copy(module)
+    twin._buffers = dict(module._buffers)
+    twin.rope_type = "default"  # it must not renew its table by itself
+    x, positions = torch.zeros(1, 2, 1, device=module.inv_freq.device), torch.arange(2)[None]
+    outputs = []
+    for factor in (1.0, 0.5):
+        twin._buffers["inv_freq"] = module.inv_freq.detach().float() * factor
+        output = type(module).forward(twin, x, positions.to(x.device))
+        outputs.append(output if isinstance(output, Tensor) else output[0])
+    return not torch.equal(*outputs)

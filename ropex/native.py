@@ -62,7 +62,9 @@ def realise(module: Any, strategy: Strategy, rope: Rope) -> Native:
         config = _reloaded(module, entry, strategy, rope)
         if config is not None:
             table, scale = native_table(module, config)
-            table = table * (plan.inv_freq != 0)  # a file has no infinite divisor, only a large one
+            stopped = plan.inv_freq == 0  # a file has no infinite divisor, only an immense one
+            if bool((table[stopped] < 1e-20).all()):
+                table = table * ~stopped
             if close(table, plan.inv_freq) and abs(scale - plan.attention_scale) < 1e-9:
                 return Native(entry, table, None, scale)
     return _outside_config(strategy, rope, plan)

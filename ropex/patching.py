@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ropex.attention import AttentionGuard
 from ropex.cache import CacheGuard, KeyRotation
 from ropex.errors import UnsupportedModel
 from ropex.install import Options, install_attention, install_rope
@@ -117,6 +118,7 @@ class Patch:
         self.plan: Plan = strategy.plan(self.rope)
         self.scaled_by: str | None = scaling_of(self.sites[0].module.config)
         self.target_length: int = strategy.target_length(self.rope)
+        self._check_start()
         self._check_nesting()
         self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
         self._undo: ExitStack | None = None
@@ -203,11 +205,25 @@ class Patch:
         changes = self.changes_rope or self.plan.query_scale is not None
         return changes or self.options != Options()
 
+    @property
+    def _reads_token_by_token(self) -> bool:
+        """Whether each token has a length of its own, which no config can say."""
+        return self.options.cache == "unrotated" and self.strategy.length_class != "static"
+
+    def _check_start(self) -> None:
+        """Refuse options for a checkpoint whose own frequencies would be lost by them."""
+        if self.rope.by_length and not self.changes_rope and self.options != Options():
+            raise ValueError(
+                f"the checkpoint changes its frequencies with the length, and {self.strategy} "
+                "leaves them alone; precision and cache need a strategy that replaces them"
+            )
+
     def _check_nesting(self) -> None:
         """Refuse a patch over one whose effect it could not start from."""
         for earlier in stack(self.sites):
             by_length = earlier.by_length and self._changes_anything
-            twice = earlier.scales_queries and self.plan.query_scale is not None
+            attends = self.plan.query_scale is not None or self.options.cache == "unrotated"
+            twice = earlier.scales_queries and attends
             if by_length or twice:
                 raise ValueError(
                     f"the model is patched with {earlier.strategy}, and {self.strategy} cannot "
@@ -239,7 +255,8 @@ class Patch:
 
     def _install_rope(self, undo: ExitStack) -> None:
         native = realise(self.sites[0].module, self.strategy, self.rope)
-        self.in_config = self.in_config and native.entry is not None
+        saved = native.entry is not None and not self._reads_token_by_token
+        self.in_config = self.in_config and saved
         for config in self._configs:
             if native.entry is not None:
                 write_entry(config, native.entry, self.rope.trained_length, self.target_length)
@@ -255,7 +272,8 @@ class Patch:
         elif native.table_at is not None:
             switches = self.strategy.length_class == "two"
             guard = CacheGuard(str(self.strategy), self.rope.trained_length, switches)
-            undo.callback(decoder.register_forward_pre_hook(guard, with_kwargs=True).remove)
+            undo.callback(decoder.register_forward_pre_hook(guard.before, with_kwargs=True).remove)
+            undo.callback(decoder.register_forward_hook(guard.after, with_kwargs=True).remove)
 
     def _install_attention(self, undo: ExitStack) -> None:
         attributes: dict[str, Any] = {}
@@ -265,8 +283,11 @@ class Patch:
         if self.options.cache == "unrotated":
             attributes["ropex_unrotated"] = self.rope.dim
         if attributes:
-            split = self.options.cache == "unrotated" and self.strategy.length_class != "static"
+            split = self._reads_token_by_token
             install_attention(self.model, self._configs, attributes, split, undo)
+            guard = AttentionGuard(str(self.strategy), self._configs[0])
+            decoder = decoder_of(self.model, self.sites[0])
+            undo.callback(decoder.register_forward_pre_hook(guard).remove)
 
 
 def _check_unrotated(patch: Patch) -> None:
@@ -280,9 +301,10 @@ def _check_unrotated(patch: Patch) -> None:
         same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
         rotated = probe_logits(patch.model, patch.rope.trained_length)
         same.remove()
+    cause: Exception | None = None
     try:
-        alike, cause = same_unrotated(patch, rotated), None
-    except RuntimeError as error:  # shapes that do not fit
+        alike = same_unrotated(patch, rotated)
+    except (RuntimeError, ValueError) as error:  # shapes that do not fit
         alike, cause = False, error
     if not alike:
         raise UnsupportedModel(
@@ -296,7 +318,8 @@ def _warn_of_scaling(patch: Patch) -> None:
     scaled = patch.scaled_by
     if scaled is not None and len(stack(patch.sites)) == 1:
         warnings.warn(
-            f"the checkpoint is scaled already ({scaled}); {patch.strategy} comes on top, counted "
-            f"from {format_size(patch.rope.trained_length)} tokens",
+            f"the checkpoint is scaled already ({scaled}); {patch.strategy} "
+            f"{'takes its place' if patch.rope.by_length else 'comes on top'}, counted from "
+            f"{format_size(patch.rope.trained_length)} tokens",
             stacklevel=3,
         )

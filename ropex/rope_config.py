@@ -7,6 +7,7 @@ transformers 5 stores as `rope_parameters`, and transformers 4 as `rope_theta` a
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 from ropex.errors import UnsupportedModel
@@ -24,6 +25,8 @@ _VERSION_4_NAMES = {
     "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
 }
+# Families whose rotary module reads no scaling in transformers 4.
+_UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma"})
 # Rope types whose factor multiplies `max_position_embeddings`, which must stay as trained.
 _MULTIPLIES_MAX = ("linear", "dynamic")
 
@@ -64,7 +67,7 @@ def reach(config: Any, entry: dict[str, Any]) -> int | None:
     if entry["rope_type"] == "linear":
         return round(length * factor)
     if entry["rope_type"] == "yarn":
-        original = entry.get("original_max_position_embeddings") or length / factor
+        original = entry.get("original_max_position_embeddings") or length
         return max(length, round(original * factor))
     return length
 
@@ -119,6 +122,12 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
         config: The same config, with the rotary part that is to be written.
     """
     entry = read_entry(config)
+    if config.model_type in _UNSCALED_IN_4 and entry["rope_type"] != "default":
+        warnings.warn(
+            f"transformers 4 ignores any scaling of {config.model_type}, without a word; load this "
+            "checkpoint with transformers 5",
+            stacklevel=2,
+        )
     written = copy.deepcopy(raw)
     written["rope_parameters"] = entry
     written.update(_version_4(entry, config.model_type))

@@ -29,8 +29,8 @@ def install_saving(
             continue
         if refused is not None:
             set_attribute(module, "save_pretrained", RefuseSaving(refused), undo)
-        elif any(vars(module).get("config") is config for config in configs):
-            set_attribute(module, "save_pretrained", SaveBothNotations(module), undo)
+        else:
+            set_attribute(module, "save_pretrained", SaveBothNotations(module, configs), undo)
 
 
 class RefuseSaving:
@@ -58,15 +58,25 @@ class SaveBothNotations:
 
     Args:
         model: What is saved.
+        configs: Those of its configs that a patch has changed.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, configs: tuple[Any, ...]) -> None:
+        self.model, self.configs = model, configs
 
     def __call__(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, then complete the config."""
         type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
         path = Path(save_directory) / "config.json"
         if kwargs.get("is_main_process", True) and path.is_file():
-            raw = both_notations(json.loads(path.read_text(encoding="utf-8")), self.model.config)
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = self._complete(raw, self.model.config)
             path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _complete(self, raw: dict[str, Any], config: Any) -> dict[str, Any]:
+        """`raw` with both notations of each patched config, which may be a part of another."""
+        parts = {key: part for key, part in vars(config).items() if hasattr(part, "model_type")}
+        for key in parts.keys() & raw.keys():
+            raw[key] = self._complete(raw[key], parts[key])
+        patched = any(config is each for each in self.configs)
+        return both_notations(raw, config) if patched else raw

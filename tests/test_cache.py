@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -148,12 +149,68 @@ def test_a_cache_of_rotated_keys_is_refused(llama: Any) -> None:
         llama(IDS[:, 10:11], past_key_values=cache)
 
 
-def test_positions_of_their_own_are_refused(llama: Any) -> None:
-    ropex.patch(llama, "dynamic", cache="unrotated")
-    cache = llama(IDS[:, :10], use_cache=True).past_key_values
-    inputs = {"position_ids": torch.tensor([[20]]), "attention_mask": torch.ones(1, 11)}
-    with pytest.raises(RuntimeError, match="positions that follow from the attention mask"):
-        llama(IDS[:, 10:11], past_key_values=cache, **inputs)
+@pytest.mark.parametrize("text", ["none", "yarn:4", "yarn:4+logn"])
+def test_without_positions_they_are_counted_as_transformers_does(llama: Any, text: str) -> None:
+    batch, mask = padded(40, 25)
+    mask[0, 5] = 0  # a hole
+    with ropex.patch(llama, text):
+        wanted = logits(llama, batch, attention_mask=mask)
+    with ropex.patch(llama, text, cache="unrotated"):
+        output = logits(llama, batch, attention_mask=mask)
+        cache = llama(batch[:, :30], attention_mask=mask[:, :30]).past_key_values
+        rest = llama(batch[:, 30:], attention_mask=mask, past_key_values=cache).logits
+    seen = mask.bool()
+    torch.testing.assert_close(output[seen], wanted[seen], rtol=0, atol=2e-5)
+    torch.testing.assert_close(rest, output[:, 30:], rtol=0, atol=2e-5)
+
+
+def test_arguments_by_place_are_read_as_well(llama: Any) -> None:
+    positions = torch.arange(100)[None] // 2
+    with ropex.patch(llama, "dynamic", cache="unrotated"), torch.no_grad():
+        wanted = llama.model(IDS, position_ids=positions).last_hidden_state
+        output = llama.model(IDS, None, positions).last_hidden_state
+        torch.testing.assert_close(output, wanted, rtol=0, atol=1e-5)
+    with ropex.patch(llama, "dynamic"):
+        cache = llama.model(IDS[:, :4], use_cache=True).past_key_values
+        with pytest.raises(RuntimeError, match="cannot be continued"):
+            llama.model(IDS[:, :1], None, torch.tensor([[60]]), cache)
+
+
+def test_a_cache_remembers_the_length_that_its_keys_are_rotated_for(llama: Any) -> None:
+    before = llama(IDS[:, :10], use_cache=True).past_key_values
+    with ropex.patch(llama, "dynamic", cache="unrotated"):
+        unrotated = llama(IDS[:, :10], use_cache=True).past_key_values
+    ropex.patch(llama, "dynamic")
+    for cache in (before, unrotated):
+        with pytest.raises(RuntimeError, match="was not filled under this patch"):
+            llama(IDS[:, 10:11], past_key_values=cache)
+    cropped = llama(IDS[:, :60], use_cache=True).past_key_values
+    cropped.crop(-50)
+    with pytest.raises(RuntimeError, match="cannot be continued beyond the trained length"):
+        llama(IDS[:, 10:11], past_key_values=cropped)
+
+
+def test_an_attention_set_afterwards_is_refused(llama: Any) -> None:
+    with ropex.patch(llama, "dynamic", cache="unrotated"):
+        llama.set_attn_implementation("eager")
+        with pytest.raises(RuntimeError, match="set to eager after patching"):
+            logits(llama, IDS)
+
+
+def test_what_is_read_token_by_token_is_not_saved(llama: Any, tmp_path: Path) -> None:
+    with (
+        ropex.patch(llama, "dynamic", cache="unrotated"),
+        pytest.raises(ValueError, match="cannot be written into a config"),
+    ):
+        llama.save_pretrained(tmp_path)
+
+
+def test_scaled_queries_cannot_be_rotated_by_a_later_patch(llama: Any) -> None:
+    with (
+        ropex.patch(llama, "logn"),
+        pytest.raises(ValueError, match="patched with logn, and yarn:4 cannot start from that"),
+    ):
+        ropex.patch(llama, "yarn:4", cache="unrotated")
 
 
 def test_an_attention_that_is_told_nothing_is_refused(llama: Any) -> None:

@@ -6,17 +6,28 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import BY_LENGTH_IN_CONFIG, STATIC, TRAINED, logits, rope_settings, tiny_model, tokens
+from cases import (
+    BY_LENGTH_IN_CONFIG,
+    STATIC,
+    TRAINED,
+    logits,
+    rope_settings,
+    tiny_config,
+    tiny_model,
+    tokens,
+)
 from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.checkpoint import save_patched
 from ropex.loading import find, load_model, load_skeleton
+from ropex.rope_config import both_notations
 
 IDS = tokens()
 SAVED = (*STATIC, *BY_LENGTH_IN_CONFIG)
@@ -169,6 +180,43 @@ def test_what_no_config_can_say_is_not_saved(folder: Path, tmp_path: Path, text:
         with patch.suspended():
             model.save_pretrained(tmp_path / "out")
     model.save_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["proportional", "yarn:4", "clip:2"])
+def test_what_a_family_does_not_read_is_not_called_saved(tmp_path: Path, text: str) -> None:
+    model = tiny_model("nemotron", head_dim=16)  # transformers 4 ignores any scaling of it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        if not ropex.patch(model, text).in_config:
+            return
+        model.save_pretrained(tmp_path)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+
+
+def test_a_scaling_that_transformers_4_ignores_is_a_warning() -> None:
+    config = tiny_config("nemotron", **rope_settings(rope_type="linear", factor=2.0))
+    with pytest.warns(UserWarning, match="transformers 4 ignores any scaling of nemotron"):
+        both_notations({}, config)
+
+
+def test_a_part_of_a_model_is_saved_in_both_notations(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, LlavaConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision = {**sizes, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    config = LlavaConfig(
+        text_config=tiny_config().to_dict(),
+        vision_config={"model_type": "clip_vision_model", **vision},
+        image_token_index=3,
+        image_seq_length=4,
+    )
+    model: Any = AutoModelForImageTextToText.from_config(config)
+    with ropex.patch(model, "yarn:4"):
+        model.save_pretrained(tmp_path)
+    text = config_of(tmp_path)["text_config"]
+    assert text["rope_scaling"]["factor"] == text["rope_parameters"]["factor"] == 4.0
+    assert text["rope_theta"] == 10000.0
 
 
 def test_a_config_that_builds_another_model_is_not_written(

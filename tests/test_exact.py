@@ -80,6 +80,14 @@ def test_exact_and_unrotated_go_together(text: str) -> None:
         torch.testing.assert_close(logits(model, IDS)[:, -1], wanted, rtol=0, atol=1e-10)
 
 
+def test_exact_keeps_the_precision_that_the_family_has() -> None:
+    rotary = tiny_model("olmo2").model.rotary_emb
+    x = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
+    model = tiny_model("olmo2")
+    with ropex.patch(model, "yarn:4", precision="exact"):
+        assert model.model.rotary_emb(x, FAR)[0].dtype == rotary(x, FAR)[0].dtype == torch.float32
+
+
 def test_rows_of_a_batch_have_lengths_of_their_own() -> None:
     model = tiny_model("llama")
     ids = torch.cat([IDS, IDS.roll(1, 1)])

@@ -221,6 +221,17 @@ def test_rotary_modules_that_nobody_calls_are_refused() -> None:
         ropex.patch(AutoModelForCausalLM.from_config(config), "yarn:4")
 
 
+def test_rotary_modules_that_ignore_their_table_are_refused() -> None:
+    model = tiny_model("phimoe", num_local_experts=2, num_experts_per_tok=1)
+    with pytest.raises(ropex.UnsupportedModel, match="phimoe"):
+        ropex.patch(model, "yarn:4")
+
+
+def test_layers_without_a_number_are_scaled_as_well() -> None:
+    model = tiny_model("hunyuan_v1_dense")
+    assert ropex.patch(model, "logn").verify().logit_change > 0
+
+
 def test_three_positions_a_token_have_no_length() -> None:
     settings: dict[str, Any] = {
         "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}
@@ -266,6 +277,8 @@ def test_verify_catches_an_attention_set_after_patching(llama: Any) -> None:
     llama.set_attn_implementation("eager")
     with pytest.raises(RuntimeError, match="set to eager after patching"):
         patch.verify()
+    with pytest.raises(RuntimeError, match="set to eager after patching"):
+        logits(llama, IDS)
 
 
 @pytest.mark.parametrize("part", ["headless", "gpt_oss"])
@@ -349,9 +362,20 @@ def test_lifting_what_is_not_there_is_an_error() -> None:
 def test_a_scaled_checkpoint_says_so(entry: dict[str, Any], trained: int, scaled: str) -> None:
     model = tiny_model("llama", **rope_settings(**entry))
     assert ropex.rope_of(model).trained_length == trained
-    with pytest.warns(UserWarning, match=rf"scaled already \({scaled}\); ntk:2 comes on top"):
+    how = "takes its place" if "dynamic" in scaled else "comes on top"
+    with pytest.warns(UserWarning, match=rf"scaled already \({scaled}\); ntk:2 {how}"):
         patch = ropex.patch(model, "ntk:2")
     assert patch.verify().logit_change > 0
+
+
+@pytest.mark.parametrize("option", [{"precision": "exact"}, {"cache": "unrotated"}])
+@pytest.mark.parametrize("text", ["none", "logn"])
+def test_options_alone_do_not_replace_a_dynamic_checkpoint(
+    text: str, option: dict[str, Any]
+) -> None:
+    model = tiny_model("llama", **rope_settings(rope_type="dynamic", factor=2.0))
+    with pytest.raises(ValueError, match=f"changes its frequencies with the length, and {text}"):
+        ropex.patch(model, text, **option)
 
 
 def test_llama3_is_how_a_model_was_trained() -> None:

@@ -118,9 +118,9 @@ class Yarn(Scaled):
         }
         if not self.truncate:
             entry["truncate"] = False
-        for key in ("attention_factor", "mscale", "mscale_all_dim"):
-            if getattr(self, key) is not None:
-                entry[key] = float(getattr(self, key))
+        if self.attention_factor is not None or self.mscale is not None:
+            # Not the keys of mscale, by which attention would rescale its logits in DeepSeek.
+            entry["attention_factor"] = self.temperature(rope)
         return entry
 
 
