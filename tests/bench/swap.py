@@ -17,7 +17,10 @@ from ways import random_llama
 
 import ropex
 
-OPTIONAL = ("dynamic", "logn", "none")  # the others need a factor
+TEXTS = (
+    "none", "linear:4", "ntk:4", "llama3:4", "yarn:4", "mrrope:4", "ntk:2+clip:20", "dynamic",
+    "dynamic_yarn", "logn", "yarn:4+logn",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -31,8 +34,7 @@ def main() -> None:
     modules = sum(1 for _ in model.modules())
     print(f"{args.layers} layers, {modules} modules, {len(weights)} weights")
     print(f"{'strategy':>14}  {'first':>9}  {'median':>9}  {'slowest':>9}")
-    names = [name if name in OPTIONAL else f"{name}:4" for name in ropex.list_strategies()]
-    for text in [*names, "yarn:4+logn"]:
+    for text in TEXTS:
         times = [swap(model, text, weights) for _ in range(args.repeats)]
         columns = (f"{1000 * t:6.2f} ms" for t in (times[0], median(times), max(times)))
         print(f"{text:>14}  {'  '.join(columns)}")
