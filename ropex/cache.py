@@ -56,7 +56,10 @@ class CacheGuard:
         cache = getattr(output, "past_key_values", None)
         if cache is None:
             return
-        lengths = Call.of(module, args, kwargs).positions.amax(1) + 1
+        lengths = named(module, args, kwargs).get("position_ids")
+        if lengths is None:
+            lengths = torch.full((1, 1), cache.get_seq_length() - 1, device=output[0].device)
+        lengths = lengths.amax(1) + 1
         old = getattr(cache, "ropex_lengths", (lengths.amin(), lengths.amax()))
         cache.ropex_lengths = (
             torch.minimum(old[0], lengths.amin()),
@@ -86,8 +89,7 @@ class Call:
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Read the arguments by name, wherever they stand."""
-        names = inspect.signature(module.forward).parameters
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = named(module, args, kwargs)
         cache = given.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         tokens: Any = given.get("input_ids")
@@ -103,6 +105,12 @@ class Call:
         if torch.compiler.is_compiling():
             return self.past + int(self.tokens.shape[1])
         return int(self.positions.max()) + 1
+
+
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those given by place as well."""
+    names = inspect.signature(module.forward).parameters
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 class KeyRotation:

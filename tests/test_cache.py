@@ -176,6 +176,14 @@ def test_arguments_by_place_are_read_as_well(llama: Any) -> None:
             llama.model(IDS[:, :1], None, torch.tensor([[60]]), cache)
 
 
+@pytest.mark.parametrize("steps", [(8, 8, 8), (30, 1), (1, 20)])
+def test_rotated_caches_are_continued_up_to_the_trained_length(llama: Any, steps: Any) -> None:
+    ids = IDS[:, :TRAINED]
+    with ropex.patch(llama, "dynamic"):
+        output = continued(llama, ids, *steps)
+        torch.testing.assert_close(output, logits(llama, ids), rtol=0, atol=2e-5)
+
+
 def test_a_cache_remembers_the_length_that_its_keys_are_rotated_for(llama: Any) -> None:
     before = llama(IDS[:, :10], use_cache=True).past_key_values
     with ropex.patch(llama, "dynamic", cache="unrotated"):
