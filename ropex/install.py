@@ -69,23 +69,11 @@ def install_rope(
     Returns:
         Its tables as they are installed.
     """
+    tables, table, rope_type = _tables_of(module, native)
     by_length = native.table_at is not None
-    table, rope_type = module.inv_freq, "default"
-    tables: Tables
-    if native.table_at is not None:
-        # torch.compile notices a new type, but no new hooks. No type here updates its own table.
-        rope_type = "proportional" if module.rope_type == "default" else "default"
-        tables = LengthTable(native.table_at)
-    else:
-        assert native.inv_freq is not None
-        table = protected(native.inv_freq.to(_device(module), copy=True))
-        tables = FixedTable(table)
-        if native.entry is not None and native.entry["rope_type"] != "longrope":
-            rope_type = native.entry["rope_type"]
     if options.precision == "exact":
         tables = ExactTables(tables.before, exact_at, by_length, layout_of(module))
-    hook = module.register_forward_pre_hook(tables.before, with_kwargs=True)
-    undo.callback(hook.remove)
+    undo.callback(module.register_forward_pre_hook(tables.before, with_kwargs=True).remove)
     if by_length or options != Options():
         each_row = by_length and options.precision == "parity"
         rotation = Rotation(tables, each_row, options.cache == "unrotated")
@@ -102,6 +90,18 @@ def install_rope(
     for name, value in attributes.items():
         set_attribute(module, name, value, undo)
     return tables
+
+
+def _tables_of(module: Any, native: Native) -> tuple[Tables, Tensor, str]:
+    """The tables of a module, the one that it holds first, and what to call its type."""
+    if native.table_at is not None:
+        # torch.compile notices a new type, but no new hooks. No type here updates its own table.
+        rope_type = "proportional" if module.rope_type == "default" else "default"
+        return LengthTable(native.table_at), module.inv_freq, rope_type
+    assert native.inv_freq is not None
+    table = protected(native.inv_freq.to(_device(module), copy=True))
+    kind: str = "longrope" if native.entry is None else native.entry["rope_type"]
+    return FixedTable(table), table, "default" if kind == "longrope" else kind
 
 
 def install_attention(

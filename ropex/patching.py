@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -26,7 +25,8 @@ from ropex.saving import install_saving
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
 from ropex.verify import Verification, has_weights, probe_logits, same_unrotated, verify
-from ropex.window import lift_window, warn_of_window
+from ropex.warn import warn
+from ropex.window import lift_window
 
 
 def patch(
@@ -80,10 +80,7 @@ def patch(
         except BaseException:
             handle.remove()
             raise
-    if not lift_sliding_window:
-        warn_of_window(model, handle.target_length)
-    if handle.changes_rope:
-        _warn_of_scaling(handle)
+    warn(handle, lift_sliding_window)
     return handle
 
 
@@ -311,15 +308,3 @@ def _check_unrotated(patch: Patch) -> None:
             f"{patch.model.config.model_type} rotates a part of its heads in a way that ropex's "
             'attention does not, so its keys cannot stay un-rotated; leave cache="unrotated" out'
         ) from cause
-
-
-def _warn_of_scaling(patch: Patch) -> None:
-    """Warn if the checkpoint itself was scaled, so that the strategy comes on top of it."""
-    scaled = patch.scaled_by
-    if scaled is not None and len(stack(patch.sites)) == 1:
-        warnings.warn(
-            f"the checkpoint is scaled already ({scaled}); {patch.strategy} "
-            f"{'takes its place' if patch.rope.by_length else 'comes on top'}, counted from "
-            f"{format_size(patch.rope.trained_length)} tokens",
-            stacklevel=3,
-        )

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
-
-from torch import nn
-
-from ropex.sizes import format_size
 
 
 def window_of(config: Any) -> int | None:
@@ -15,17 +10,6 @@ def window_of(config: Any) -> int | None:
     window: int | None = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None) or ()
     return None if any(kind != "sliding_attention" for kind in layer_types) else window
-
-
-def warn_of_window(model: nn.Module, length: int) -> None:
-    """Warn if the attention of `model` cannot reach back over `length` tokens."""
-    window = window_of(getattr(model, "config", None))
-    if window is not None and window < length:
-        warnings.warn(
-            f"attention sees only the last {format_size(window)} tokens (sliding_window), less "
-            f"than the target of {format_size(length)}; lift_sliding_window=True lifts it",
-            stacklevel=3,
-        )
 
 
 def lift_window(config: Any) -> None:

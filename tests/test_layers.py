@@ -14,7 +14,7 @@ ORDER = (
     "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",
     "rope_config", "native", "models",
     "hooks", "exact", "cache", "attention", "install", "own_config", "saving", "window", "verify",
-    "nesting", "patching", "shipped", "loading", "checkpoint", "page", "cli",
+    "nesting", "warn", "patching", "shipped", "loading", "checkpoint", "page", "cli",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",

@@ -23,6 +23,7 @@ from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex_eval.corpus import Corpus
 from ropex_eval.measure import Protocol, cost, measure, passes
+from ropex_eval.memory import enough_memory
 from ropex_eval.nll import Scorer
 from ropex_eval.results import Result, Results
 from ropex_eval.table import NllTable, length_classes, mean_nll, perplexity
@@ -200,23 +201,6 @@ def _measured(study: Study, strategy: Strategy, bar: Any) -> NllTable:
             lift_sliding_window=study.lift_sliding_window,
             advance=advance,
         )
-
-
-@contextmanager
-def enough_memory(where: Callable[[], str]) -> Iterator[None]:
-    """Tell where memory ran out, and what needs less, in one sentence.
-
-    Raises:
-        MemoryError: That of a CPU or an accelerator is too small.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        signs = ("out of memory", "can't allocate memory")  # MPS, CPU: plain errors of torch
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(sign in str(error) for sign in signs):
-            raise
-        raise MemoryError(f"out of memory {where()}") from error
 
 
 def table_path(out: Path, text: str) -> Path:

@@ -187,8 +187,9 @@ def _study(arguments: argparse.Namespace, folder: Path, protocol: Protocol) -> S
     """Read the text, then the weights, which take longer."""
     from ropex.loading import load_model, load_tokenizer
     from ropex_eval.corpus import load_corpus
+    from ropex_eval.memory import enough_memory
     from ropex_eval.nll import Scorer
-    from ropex_eval.run import Study, enough_memory
+    from ropex_eval.run import Study
 
     if arguments.windows < 1:
         raise ValueError(f"--windows is {arguments.windows}, it must be at least 1")

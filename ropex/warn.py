@@ -1,0 +1,43 @@
+"""What a patch does right, and a user should know all the same."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from ropex.nesting import stack
+from ropex.sizes import format_size
+from ropex.window import window_of
+
+if TYPE_CHECKING:
+    from ropex.patching import Patch
+
+
+def warn(patch: Patch, lifted: bool) -> None:
+    """Warn of a sliding window, unless it is lifted, and of a checkpoint that is scaled already."""
+    for message in (None if lifted else _window(patch), _scaling(patch)):
+        if message is not None:
+            warnings.warn(message, stacklevel=3)
+
+
+def _window(patch: Patch) -> str | None:
+    """Where attention cannot reach back over the target length."""
+    window = window_of(getattr(patch.model, "config", None))
+    if window is None or window >= patch.target_length:
+        return None
+    return (
+        f"attention sees only the last {format_size(window)} tokens (sliding_window), less than "
+        f"the target of {format_size(patch.target_length)}; lift_sliding_window=True "
+        "(--lift-sliding-window) lifts it"
+    )
+
+
+def _scaling(patch: Patch) -> str | None:
+    """Where the checkpoint itself was scaled, and not by an earlier patch."""
+    if patch.scaled_by is None or not patch.changes_rope or len(stack(patch.sites)) > 1:
+        return None
+    how = "takes its place" if patch.rope.by_length else "comes on top"
+    return (
+        f"the checkpoint is scaled already ({patch.scaled_by}); {patch.strategy} {how}, counted "
+        f"from {format_size(patch.rope.trained_length)} tokens"
+    )
