@@ -110,10 +110,10 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
     if source == target or target in source.parents:
         raise FileExistsError(f"{out} holds the checkpoint that is read; write elsewhere")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not _is_checkpoint(out):
+            raise FileExistsError(f"{out} exists and is not a checkpoint, so it is not replaced")
         if not force:
             raise FileExistsError(f"{out} exists; --force replaces it")
-        if not _is_checkpoint(out):
-            raise FileExistsError(f"{out} is not a checkpoint, so it is not replaced")
 
 
 def _is_checkpoint(out: Path) -> bool:

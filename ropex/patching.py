@@ -192,6 +192,10 @@ class Patch:
             parts.append(f"cos and sin x {self.plan.attention_scale:.4f}")
         if self.plan.query_scale is not None:
             parts.append(f"queries x {self.plan.query_scale}")
+        if self.options.precision == "exact":
+            parts.append("phases in float64")
+        if self.options.cache == "unrotated":
+            parts.append("un-rotated keys in caches")
         trained, target = map(format_size, (self.rope.trained_length, self.target_length))
         lines = [f"Patch({self.strategy}): trained at {trained} tokens, target {target}"]
         lines += [f"  {s.name} ({type(s.module).__name__}): {', '.join(parts)}" for s in self.sites]

@@ -29,6 +29,12 @@ class Verification:
     sites: int
     logit_change: float
 
+    def __str__(self) -> str:
+        """What was seen, in words; what was wrong would have been an error."""
+        modules = "1 module holds" if self.sites == 1 else f"{self.sites} modules hold"
+        moved = f"logits move by up to {self.logit_change:.3g}"
+        return f"verified: {modules} the planned table, and {moved}"
+
 
 def verify(patch: Patch) -> Verification:
     """Run the model on a few tokens spread over the target length, patched and not.

@@ -790,6 +790,11 @@ def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
         assert saved.of(metric)["none"] == pytest.approx(patched.of(metric)["yarn:4"], rel=1e-6)
 
 
+def test_patch_takes_one_strategy(world: World) -> None:
+    message = world.refused("patch", "tiny", "-s", "yarn:4", "-s", "logn", "-o", "new")
+    assert "holds one strategy; give one -s, or yarn:4+logn to combine them" in message
+
+
 def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     message = world.refused("patch", "tiny", "-s", "linear:4", "-o", "new")
@@ -814,7 +819,7 @@ def test_patch_never_replaces_what_is_no_checkpoint(world: World, force: tuple[s
     write("thesis/chapter.txt", "years of work")
     for out in ("thesis", "book.txt"):
         message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
-        assert ("is not a checkpoint" if force else "exists; --force replaces it") in message
+        assert f"{out} exists and is not a checkpoint, so it is not replaced" in message
 
 
 def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: World) -> None:

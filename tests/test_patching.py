@@ -200,6 +200,12 @@ def test_a_patch_says_what_it_changed(llama: Any) -> None:
     ]
 
 
+def test_a_patch_says_how_it_computes(llama: Any) -> None:
+    patch = ropex.patch(llama, "yarn:4", precision="exact", cache="unrotated")
+    assert repr(patch).endswith("phases in float64, un-rotated keys in caches")
+    assert str(patch.verify()).startswith("verified: 1 module holds the planned table, and logits")
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "mamba"])
 def test_a_model_without_rotary_embeddings_is_refused(kind: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM

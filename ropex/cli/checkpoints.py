@@ -19,7 +19,9 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex patch ./llama -s yarn:4 -o ./llama-16k",
     )
     add_model(patch)
-    patch.add_argument("-s", "--strategy", required=True, metavar="S", help="such as yarn:4")
+    patch.add_argument(
+        "-s", "--strategy", action="append", required=True, metavar="S", help="such as yarn:4"
+    )
     patch.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
     patch.add_argument(
         "--lift-sliding-window",
@@ -34,7 +36,10 @@ def _patch(arguments: argparse.Namespace) -> None:
     from ropex.patching import patch
     from ropex.registry import strategy
 
-    chosen = strategy(arguments.strategy)
+    if len(arguments.strategy) > 1:
+        both = "+".join(arguments.strategy)
+        raise ValueError(f"a checkpoint holds one strategy; give one -s, or {both} to combine them")
+    chosen = strategy(arguments.strategy[0])
     quiet()
     folder, model, _ = read_model(arguments)
     patched = patch(
