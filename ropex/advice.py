@@ -13,10 +13,7 @@ from ropex.errors import UnsupportedModel
 from ropex.registry import registry
 from ropex.rope import Plan, Rope
 from ropex.sizes import format_size
-from ropex.strategies.base import PerLength, Scaled, Strategy
-
-LARGEST_FACTOR = 2**20
-"""What `ropex.strategies.base.require_factor` allows."""
+from ropex.strategies.base import LARGEST_FACTOR, PerLength, Scaled, Strategy
 
 UNTRAINED = {
     "ntk": "https://www.reddit.com/r/LocalLLaMA/comments/14lz7j5/",

@@ -72,7 +72,12 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
         UnsupportedModel: No rotary embedding was found, or not one that ropex can patch.
         ValueError: The config does not say the base or the trained length.
     """
-    module = sites(model)[0].module
+    return rope_at(sites(model)[0], trained_length)
+
+
+def rope_at(site: Site, trained_length: int | None = None) -> Rope:
+    """What one rotary module was trained with; see `rope_of`."""
+    module = site.module
     entry = read_entry(module.config)
     # Equal lists are how any static vector is carried; unequal ones switch by length.
     if entry.get("short_factor") != entry.get("long_factor"):

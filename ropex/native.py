@@ -86,6 +86,17 @@ class PlannedTable:
 
 
 @dataclass(frozen=True, eq=False)
+class OneTable:
+    """The float64 table of a plan that is the same at every length."""
+
+    plan: Plan
+
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, and the attention scale, where `length` is."""
+        return self.plan.inv_freq.to(length.device), self.plan.attention_scale
+
+
+@dataclass(frozen=True, eq=False)
 class DynamicTable:
     """The table of each length, by transformers' own function for its `dynamic` type."""
 

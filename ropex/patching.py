@@ -13,9 +13,10 @@ from torch import nn
 from ropex.attention import AttentionGuard
 from ropex.cache import CacheGuard, KeyRotation
 from ropex.errors import UnsupportedModel
+from ropex.hooks import TableAt
 from ropex.install import Options, install_attention, install_rope
-from ropex.models import Site, decoder_of, rope_of, sites
-from ropex.native import PlannedTable, realise
+from ropex.models import Site, decoder_of, rope_at, sites
+from ropex.native import OneTable, PlannedTable, realise
 from ropex.nesting import Applied, stack, unwind
 from ropex.own_config import keep_edits, own_configs
 from ropex.registry import strategy as parse_strategy
@@ -111,7 +112,7 @@ class Patch:
         self.model: Any = model
         self.strategy, self._lift, self.options = strategy, lift, options
         self.sites: tuple[Site, ...] = sites(model)
-        self.rope: Rope = rope_of(model, trained_length)
+        self.rope: Rope = rope_at(self.sites[0], trained_length)
         self.plan: Plan = strategy.plan(self.rope)
         self.scaled_by: str | None = scaling_of(self.sites[0].module.config)
         self.target_length: int = strategy.target_length(self.rope)
@@ -261,7 +262,9 @@ class Patch:
         for config in self._configs:
             if native.entry is not None:
                 write_entry(config, native.entry, self.rope.trained_length, self.target_length)
-        exact_at = PlannedTable(self.strategy, self.rope, torch.float64)
+        exact_at: TableAt = PlannedTable(self.strategy, self.rope, torch.float64)
+        if self.strategy.length_class == "static":  # no need to plan it again in each forward
+            exact_at = OneTable(self.plan)
         for site in self.sites:
             length = site.module.config.max_position_embeddings
             tables = install_rope(site.module, native, exact_at, self.options, length, undo)

@@ -20,18 +20,25 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def llama() -> Any:
+    from cases import tiny_model
+
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def causal() -> Any:
     from tiny_eval import tiny_causal
 
     return tiny_causal()
 
 
 @pytest.fixture(scope="module")
-def scorer(llama: Any) -> Scorer:
+def scorer(causal: Any) -> Scorer:
     from ropex_eval.nll import Scorer
 
-    return Scorer(llama)
+    return Scorer(causal)
 
 
 @pytest.fixture

@@ -19,11 +19,6 @@ IDS = tokens()
 Policy = Literal["rotated", "unrotated"]
 
 
-@pytest.fixture
-def llama() -> Any:
-    return tiny_model("llama")
-
-
 @torch.no_grad()
 def continued(model: Any, ids: Tensor, *steps: int) -> Tensor:
     """Logits of `ids` fed in pieces through one cache."""

@@ -6,26 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
-    BY_LENGTH,
-    LONG,
-    QUERY,
-    STATIC,
-    TRAINED,
-    logits,
-    tiny_model,
-    tokens,
-)
+from cases import BY_LENGTH, LONG, QUERY, STATIC, TRAINED, logits, tiny_model, tokens
 from torch import Tensor
 
 import ropex
 
 IDS = tokens()
-
-
-@pytest.fixture
-def llama() -> Any:
-    return tiny_model("llama")
 
 
 @torch.no_grad()

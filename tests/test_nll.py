@@ -59,10 +59,10 @@ def rows_per_call(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[in
 @pytest.mark.parametrize("text", [*STATIC, *BY_LENGTH])
 @pytest.mark.parametrize("length", [2, 24, LONG])
 def test_scores_are_those_of_a_plain_forward_pass(
-    llama: Any, scorer: Scorer, text: str, length: int
+    causal: Any, scorer: Scorer, text: str, length: int
 ) -> None:
-    with ropex.patch(llama, text):
-        scores, plain = scorer.nll(IDS[:length]), plain_nll(llama, IDS[:length])
+    with ropex.patch(causal, text):
+        scores, plain = scorer.nll(IDS[:length]), plain_nll(causal, IDS[:length])
     assert scores.shape == (length - 1,)
     assert (scores.dtype, scores.device.type) == (torch.float32, "cpu")
     torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
@@ -89,24 +89,24 @@ def test_scores_are_shifted_right(scorer: Scorer) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 7, 94, 95, 1000])
 @pytest.mark.parametrize("last", [None, 10])
 def test_chunks_of_rows_do_not_change_scores(
-    llama: Any, scorer: Scorer, monkeypatch: pytest.MonkeyPatch, rows: int, last: int | None
+    causal: Any, scorer: Scorer, monkeypatch: pytest.MonkeyPatch, rows: int, last: int | None
 ) -> None:
     monkeypatch.setattr(nll, "_CHUNK_BYTES", rows * nll._BYTES_PER_LOGIT * 300)
-    seen = rows_per_call(llama.lm_head, monkeypatch)
+    seen = rows_per_call(causal.lm_head, monkeypatch)
     scores = scorer.nll(IDS, last)
     wanted = LONG - 1 if last is None else last
     assert sum(seen) == wanted  # rows that are not scored get no logits
     assert max(seen) == min(rows, wanted)
-    torch.testing.assert_close(scores.double(), plain_nll(llama, IDS)[-wanted:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.double(), plain_nll(causal, IDS)[-wanted:], rtol=0, atol=1e-5)
 
 
 def test_logits_never_take_more_than_the_budget_or_the_hidden_states(
-    llama: Any, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+    causal: Any, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nll, "_CHUNK_BYTES", 0)
     for length in (8, 2000):
         with monkeypatch.context() as patched:
-            seen = rows_per_call(llama.lm_head, patched)
+            seen = rows_per_call(causal.lm_head, patched)
             scorer.nll(sequence(length))
         assert sum(seen) == length - 1
         assert max(seen) * nll._BYTES_PER_LOGIT * 300 <= max(length * 32, 10 * 300)

@@ -30,11 +30,6 @@ def family(request: pytest.FixtureRequest) -> Any:
     return tiny_model(request.param)
 
 
-@pytest.fixture
-def llama() -> Any:
-    return tiny_model("llama")
-
-
 def state_of(model: Any) -> list[Any]:
     """Everything about a model that a patch may touch, by identity where it is an object."""
     tables = [(name, buffer.clone()) for name, buffer in model.named_buffers()]

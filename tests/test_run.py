@@ -188,22 +188,22 @@ def test_cost_grows_linearly_for_weights_and_quadratically_for_attention() -> No
 @pytest.mark.parametrize("bos", [0, None])
 @pytest.mark.parametrize("text", ["none", "yarn:4", "logn", "linear:2+ntk:2", "dynamic:4"])
 def test_numbers_are_the_definitions(
-    llama: Any, scorer: Scorer, tmp_path: Path, text: str, bos: int | None
+    causal: Any, scorer: Scorer, tmp_path: Path, text: str, bos: int | None
 ) -> None:
     corpus = corpus_of(tmp_path, LONG, bos=bos)
     table = measure(scorer, corpus, PROTOCOL, ropex.strategy(text))
     front = [] if bos is None else [bos]
     for length in LENGTHS:
         first, last = [], []
-        with ropex.patch(llama, text):
+        with ropex.patch(causal, text):
             for window in corpus.windows:
                 text_tokens = window.ids.tolist()
                 assert len(text_tokens) == LONG - len(front)
                 head = torch.tensor([*front, *text_tokens[: length - len(front)]])
                 tail = torch.tensor([*front, *text_tokens[LONG - length :]])
                 assert len(head) == len(tail) == length
-                first.append(plain_nll(llama, head))
-                last.append(plain_nll(llama, tail)[-4:])
+                first.append(plain_nll(causal, head))
+                last.append(plain_nll(causal, tail)[-4:])
         for metric, scores in (
             ("prefix", torch.cat(first)),
             ("local", torch.cat([row[-4:] for row in first])),
@@ -254,24 +254,24 @@ def test_strategy_that_acts_beyond_the_trained_length_costs_nothing_within(
 
 
 def test_strategies_swapped_on_one_model_leave_it_bit_identical(
-    llama: Any, scorer: Scorer, corpus: Corpus
+    causal: Any, scorer: Scorer, corpus: Corpus
 ) -> None:
     def bits() -> dict[str, torch.Tensor]:
-        named = [*llama.named_parameters(), *llama.named_buffers()]
+        named = [*causal.named_parameters(), *causal.named_buffers()]
         return {name: tensor.detach().clone() for name, tensor in named}
 
-    before, config = bits(), copy.deepcopy(llama.config.to_dict())
-    weights = [parameter.data_ptr() for parameter in llama.parameters()]
+    before, config = bits(), copy.deepcopy(causal.config.to_dict())
+    weights = [parameter.data_ptr() for parameter in causal.parameters()]
     ids = corpus.inputs(corpus.windows[0], LONG)
-    plain = plain_nll(llama, ids)
+    plain = plain_nll(causal, ids)
     for text in (*STATIC, *BY_LENGTH):
         measure(scorer, truncated(corpus, 48), SMALL, ropex.strategy(text))
     after = bits()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert llama.config.to_dict() == config
-    assert [parameter.data_ptr() for parameter in llama.parameters()] == weights  # loaded once
-    assert torch.equal(plain_nll(llama, ids), plain)
+    assert causal.config.to_dict() == config
+    assert [parameter.data_ptr() for parameter in causal.parameters()] == weights  # loaded once
+    assert torch.equal(plain_nll(causal, ids), plain)
 
 
 def test_numbers_do_not_depend_on_what_was_measured_before(corpus: Corpus) -> None:
@@ -285,17 +285,17 @@ def test_numbers_do_not_depend_on_what_was_measured_before(corpus: Corpus) -> No
 
 
 def test_model_is_restored_when_measuring_is_interrupted(
-    llama: Any, scorer: Scorer, corpus: Corpus
+    causal: Any, scorer: Scorer, corpus: Corpus
 ) -> None:
     ids = corpus.inputs(corpus.windows[0], LONG)
-    plain = plain_nll(llama, ids)
+    plain = plain_nll(causal, ids)
 
     def interrupt(length: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         measure(scorer, corpus, PROTOCOL, ropex.strategy("yarn:4"), advance=interrupt)
-    assert torch.equal(plain_nll(llama, ids), plain)
+    assert torch.equal(plain_nll(causal, ids), plain)
 
 
 @pytest.mark.parametrize("text", ["yarn:4", "dynamic"])

@@ -9,21 +9,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from cases import (
-    TRAINED,
-    logits,
-    tiny_model,
-    tokens,
-)
+from cases import TRAINED, logits, tiny_model, tokens
 
 import ropex
 
 IDS = tokens()
-
-
-@pytest.fixture
-def llama() -> Any:
-    return tiny_model("llama")
 
 
 @pytest.mark.parametrize("text", ["yarn:4", "linear:1.7"])

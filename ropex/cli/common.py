@@ -80,18 +80,18 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
         ValueError: Neither its config nor the user says the trained length.
     """
     from ropex.loading import find, load_skeleton
-    from ropex.models import rope_of, sites
+    from ropex.models import rope_at, sites
 
     folder = find(arguments.model, weights=weights)
     model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
-    sites(model)  # nobody is asked for the trained length of a model that will be refused
+    site = sites(model)[0]  # nobody is asked for the trained length of a model that will be refused
     if arguments.trained_length is None and not _says_trained_length(folder, model.config):
         raise ValueError(
             f"{folder / 'config.json'} does not say the trained length in a number "
             f"(max_position_embeddings), and the default of {model.config.model_type} would be a "
             "guess; give --trained-length N"
         )
-    return folder, model, rope_of(model, arguments.trained_length)
+    return folder, model, rope_at(site, arguments.trained_length)
 
 
 def _says_trained_length(folder: Path, config: Any) -> bool:
@@ -101,6 +101,11 @@ def _says_trained_length(folder: Path, config: Any) -> bool:
     names = (name, config.attribute_map.get(name, name))
     parts = (raw, raw.get("text_config") or {})
     return any(isinstance(part.get(name), (int, float)) for part in parts for name in names)
+
+
+def name_of(model: str) -> str:
+    """What to call what is made of MODEL: the last part of a folder's path or of a hub id."""
+    return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
 
 
 def count(number: int, thing: str) -> str:

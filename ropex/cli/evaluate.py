@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropex.cli.common import Verbs, add_model, add_verb, count, quiet, read_model, size
+from ropex.cli.common import Verbs, add_model, add_verb, count, name_of, quiet, read_model, size
 from ropex.sizes import format_size, parse_sizes
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     import ropex
 
     strategies = [ropex.strategy(text) for text in arguments.strategy]
-    out = arguments.out or Path("runs") / _name_of(arguments.model)
+    out = arguments.out or Path("runs") / name_of(arguments.model)
     quiet()
     from ropex_eval.report import plot, render
     from ropex_eval.run import check_out, run
@@ -223,11 +223,6 @@ def _header(study: Study) -> str:
         f"{format_size(study.protocol.longest)} tokens from "
         f"{count(len(corpus.documents), 'document')}{left_out}"
     )
-
-
-def _name_of(model: str) -> str:
-    """What to call a run of `model`: the last part of a folder's path or of a hub id."""
-    return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
 
 
 def _around(trained: int) -> tuple[int, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, size
+from ropex.cli.common import Verbs, add_model, add_verb, name_of, quiet, read_model, size
 from ropex.cli.suggestion import SOURCES, render
 from ropex.sizes import format_size
 
@@ -110,9 +109,7 @@ def _next(arguments: argparse.Namespace, about: dict[str, Any]) -> list[str]:
     lengths = ",".join(map(format_size, _doublings(about["trained_length"], about["length"])))
     commands = [["ropex", "eval", model, "-s", "none", *compared, "--lengths", lengths, *options]]
     if kept := max(first, key=_served, default=None):
-        out = (
-            f"./{Path(model).resolve().name if Path(model).is_dir() else Path(model).name}-{length}"
-        )
+        out = f"./{name_of(model)}-{length}"
         if _served(kept):
             commands.append(["ropex", "patch", model, "-s", kept["strategy"], "-o", out, *options])
     return [shlex.join(command) for command in commands]

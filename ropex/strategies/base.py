@@ -19,6 +19,9 @@ Length: TypeAlias = int | Tensor
 LengthClass: TypeAlias = Literal["static", "two", "per_length"]
 """Which lengths share a plan: all of them, those on one side of the trained length, or none."""
 
+LARGEST_FACTOR = 2**20
+"""What a float32 table can hold."""
+
 
 @dataclass(frozen=True)
 class Strategy(ABC):
@@ -116,8 +119,7 @@ class Scaled(Strategy):
             )
         if self.factor is not None:
             require_factor(self, self.factor)
-        if self.length is not None:
-            require(self, "length", self.length >= 2, "at least 2")
+        require_length(self)
 
     def scale(self, rope: Rope) -> float:
         """The factor, given or worked out from the target length.
@@ -143,8 +145,7 @@ class PerLength(Strategy):
     length: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.length is not None:
-            require(self, "length", self.length >= 2, "at least 2")
+        require_length(self)
 
     @property
     def length_class(self) -> LengthClass:
@@ -169,7 +170,13 @@ class PerLength(Strategy):
 
 def require_factor(strategy: Strategy, factor: float) -> None:
     """Raise a ValueError unless a factor is one that a float32 table can hold."""
-    require(strategy, "factor", 1 <= factor <= 2**20, "from 1 to 1048576")
+    allowed = f"from 1 to {LARGEST_FACTOR}"
+    require(strategy, "factor", 1 <= factor <= LARGEST_FACTOR, allowed)
+
+
+def require_length(strategy: Any) -> None:
+    """Raise a ValueError unless a length, where it is given, has a token before the last."""
+    require(strategy, "length", strategy.length is None or strategy.length >= 2, "at least 2")
 
 
 def require_longer(strategy: Strategy, length: int, rope: Rope) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Strategy, require
+from ropex.strategies.base import Length, Strategy, require, require_length
 from ropex.strategies.logn import LogScale, scale_queries
-from ropex.strategies.theta import base_ratio
+from ropex.strategies.theta import base_ratio, require_base
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,9 @@ class Eabf(Strategy):
     skip_layers: int = 2
 
     def __post_init__(self) -> None:
-        require(self, "base", 1 < self.base < math.inf, "above 1 and finite")
+        require_base(self)
         require(self, "skip_layers", self.skip_layers >= 0, "at least 0")
-        if self.length is not None:
-            require(self, "length", self.length >= 2, "at least 2")
+        require_length(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Change the base as `theta` does, and scale the queries as `logn` does."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Strategy, require, require_positive
+from ropex.strategies.base import Length, Strategy, require_length, require_positive
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class GiraffeTruncated(Strategy):
     length: int
 
     def __post_init__(self) -> None:
-        require(self, "length", self.length >= 2, "at least 2")
+        require_length(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Keep, replace or stop each pair by its frequency."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ropex.rope import Plan, QueryScale, Rope
-from ropex.strategies.base import Length, Strategy, require
+from ropex.strategies.base import Length, Strategy, require_length
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class LogN(Strategy):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.length is not None:
-            require(self, "length", self.length >= 2, "at least 2")
+        require_length(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Add the scale of the queries."""

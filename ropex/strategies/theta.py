@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Scaled, Strategy, require, require_longer
+from ropex.strategies.base import Length, Scaled, Strategy, require, require_length, require_longer
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,8 @@ class Theta(Strategy):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        require(self, "base", 1 < self.base < math.inf, "above 1 and finite")
-        if self.length is not None:
-            require(self, "length", self.length >= 2, "at least 2")
+        require_base(self)
+        require_length(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Multiply pair `i` by `(base / old base) ** (-2 i / dim)`.
@@ -96,6 +95,11 @@ class ThetaScale(Scaled):
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `default` type with the larger base."""
         return {"rope_type": "default", "rope_theta": self.base(rope)}
+
+
+def require_base(strategy: Any) -> None:
+    """Raise a ValueError unless the base is one whose powers fall."""
+    require(strategy, "base", 1 < strategy.base < math.inf, "above 1 and finite")
 
 
 def base_ratio(rope: Rope, base: float) -> Tensor:
