@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ropex.cache import Turns
 from ropex.errors import UnsupportedModel
 from ropex.rope import QueryScale
+
+if TYPE_CHECKING:
+    from ropex.cache import Turns
 
 PREFIX = "ropex_"
 # Attention functions that take a mask row by row.

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.hooks import TableAt, Tables
+from ropex.sites.hooks import Tables
+from ropex.tables import TableAt
+
+# What decoders call their tokens; else it is the first tensor that they are given.
+_INPUTS = ("input_ids", "inputs_embeds")
 
 
 class CacheGuard:
@@ -54,7 +58,7 @@ class CacheGuard:
     ) -> None:
         """Hook: let the cache remember for which lengths its keys are rotated."""
         cache = getattr(output, "past_key_values", None)
-        if cache is None:
+        if cache is None or not hasattr(cache, "get_seq_length"):
             return
         lengths = named(module, args, kwargs).get("position_ids")
         if lengths is None:
@@ -91,9 +95,9 @@ class Call:
         """Read the arguments by name, wherever they stand."""
         given = named(module, args, kwargs)
         cache = given.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        tokens: Any = given.get("input_ids")
-        tokens = given["inputs_embeds"] if tokens is None else tokens
+        past = _length_of(cache)
+        inputs = (*(given.get(name) for name in _INPUTS), *given.values())
+        tokens = next(each for each in inputs if isinstance(each, Tensor))
         positions = given.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
@@ -111,6 +115,23 @@ def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """The arguments of a call by name, those given by place as well."""
     names = inspect.signature(module.forward).parameters
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _length_of(cache: Any) -> int:
+    """Tokens in a key-value cache.
+
+    Raises:
+        RuntimeError: It is of a kind that cannot remember how its keys are rotated.
+    """
+    legacy = isinstance(cache, (tuple, list))
+    if cache is None or (legacy and not any(layer is not None for layer in cache)):
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise RuntimeError(
+            "this model keeps keys in tuples, which cannot remember for which length they are "
+            "rotated; fix the length (dynamic:length=32k) or pass use_cache=False"
+        )
+    return int(cache.get_seq_length())
 
 
 class KeyRotation:

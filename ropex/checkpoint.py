@@ -11,7 +11,7 @@ from typing import Any
 
 from ropex.loading import load_skeleton
 from ropex.patching import Patch
-from ropex.rope_config import both_notations
+from ropex.saving import both_notations
 
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
@@ -37,6 +37,11 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
         raise ValueError(
             f"{patch.strategy} cannot be written into a config that transformers reads alike; "
             "apply it after loading, with ropex.patch"
+        )
+    if any(site.in_weights for site in patch.sites):
+        raise ValueError(
+            f"the rotary table of {patch.model.config.model_type} is one of its weights; save the "
+            "patched model itself, with ropex.patch(model, ...) and model.save_pretrained(...)"
         )
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     whole, part = raw.get("model_type"), patch.model.config.model_type

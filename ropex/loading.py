@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ropex.rope_config import fold_version_5
+from ropex.notations import fold_version_5
 from ropex.shipped import demo_checkpoint
 
 

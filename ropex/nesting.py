@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ropex.models import Site
+from ropex.sites.base import Site
 
 if TYPE_CHECKING:
     from ropex.patching import Patch

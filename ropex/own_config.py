@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
 
 from ropex.install import set_attribute
+from ropex.rope_config import read_entry
 
 Copies = tuple[tuple[Any, Any], ...]
 """Pairs of a config and the copy that the model has in its place."""
@@ -42,3 +44,23 @@ def keep_edits(copies: Copies, undo: ExitStack) -> None:
                     original.__dict__[key] = now
 
     undo.callback(carry_back)
+
+
+def homes_of(model: nn.Module, config: Any, layer_type: str) -> tuple[Any, ...]:
+    """The configs that are saved with `model` and describe what `config` does.
+
+    It is one of them itself, unless a module has a copy of its own (Granite with windows).
+    """
+    saved = list(_tree(model.config))
+    if any(each is config for each in saved):
+        return (config,)
+    entry = read_entry(config, layer_type)
+    return tuple(each for each in saved if type(each) is type(config) and read_entry(each) == entry)
+
+
+def _tree(config: Any) -> Iterator[Any]:
+    """A config and its parts."""
+    yield config
+    for part in vars(config).values():
+        if hasattr(part, "model_type"):
+            yield from _tree(part)

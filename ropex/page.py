@@ -13,10 +13,10 @@ from typing import Any
 from ropex.advice import UNTRAINED
 from ropex.bounds import inside, phase_change
 from ropex.engines import Encoding, Service, encoding
-from ropex.native import realise
 from ropex.pictures import draw
 from ropex.registry import registry, strategy
 from ropex.rope import Rope
+from ropex.sites.base import Site
 from ropex.sizes import format_size
 from ropex.strategies.base import PerLength, Scaled, Strategy, parameters
 
@@ -94,8 +94,8 @@ def write_page(folder: Path) -> list[Path]:
 
 def text() -> str:
     """The page, in Markdown."""
-    module, rope = _llama()
-    entries = [_entry(cls, module, rope) for cls in registry().values()]
+    site = _llama()
+    entries = [_entry(cls, site) for cls in registry().values()]
     parts = [_head()]
     grouped = {name: [each for each in entries if each.group == name] for name in GROUPS}
     for name, members in grouped.items():
@@ -130,26 +130,23 @@ def meanings(cls: type[Strategy]) -> dict[str, str]:
     return found
 
 
-def _llama() -> tuple[Any, Rope]:
-    """The rotary module of a model like Llama 2, and what it was trained with."""
+def _llama() -> Site:
+    """The rotary table of a model like Llama 2."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    from ropex.models import rope_of
+    from ropex.models import sites
 
-    module = LlamaRotaryEmbedding(LlamaConfig(max_position_embeddings=_TRAINED))
-    return module, rope_of(module)
+    return sites(LlamaRotaryEmbedding(LlamaConfig(max_position_embeddings=_TRAINED)))[0]
 
 
-def _entry(cls: type[Strategy], module: Any, rope: Rope) -> Entry:
-    chosen = example(cls)
+def _entry(cls: type[Strategy], site: Site) -> Entry:
+    chosen, rope = example(cls), site.rope()
     plan = chosen.plan(rope, _FACTOR * rope.trained_length)
     if plan.query_scale is not None:
         return Entry(cls, chosen, rope, encoding(None))
     changes = chosen.length_class != "static" or plan.changes(rope)
-    return Entry(
-        cls, chosen, rope, encoding(realise(module, chosen, rope).entry if changes else {})
-    )
+    return Entry(cls, chosen, rope, encoding(site.realise(chosen, rope).entry if changes else {}))
 
 
 def _head() -> str:

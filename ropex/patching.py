@@ -7,25 +7,22 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from ropex.attention import AttentionGuard
-from ropex.cache import CacheGuard, KeyRotation
+from ropex.applying import apply_attention, apply_rope, check_start
 from ropex.errors import UnsupportedModel
-from ropex.hooks import TableAt
-from ropex.install import Options, install_attention, install_rope
-from ropex.models import Site, decoder_of, rope_at, sites
-from ropex.native import OneTable, PlannedTable, realise
+from ropex.install import Options
+from ropex.models import sites
 from ropex.nesting import Applied, stack, unwind
 from ropex.own_config import keep_edits, own_configs
+from ropex.planning import Planned, plan_sites
 from ropex.registry import strategy as parse_strategy
 from ropex.rope import Plan, Rope
-from ropex.rope_config import scaling_of, write_entry
 from ropex.saving import install_saving
+from ropex.sites.base import Site
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
-from ropex.verify import Verification, has_weights, probe_logits, same_unrotated, verify
+from ropex.verify import Verification, has_weights, probe_logits, same_unrotated, spread, verify
 from ropex.warn import warn
 from ropex.window import lift_window
 
@@ -91,11 +88,14 @@ class Patch:
     Attributes:
         model: The patched model.
         strategy: The strategy applied.
-        rope: The rotary embedding as it was before.
+        rope: The rotary embedding as it was before; where layers rotate differently, that of the
+            layers which see the whole context.
         plan: The float64 plan; where it depends on the length, the one at the trained length.
-        sites: The rotary modules.
+        sites: The tables of its rotary modules.
+        planned: What the strategy makes of each.
         options: How cos and sin are computed, and what caches hold.
         scaled_by: How the checkpoint itself was scaled (`yarn, factor 4`); None if it was not.
+        rebuilds: Whether it also repairs tables that were lost while loading.
         target_length: Tokens that the patched model is meant to reach.
         in_config: Whether the model's config says all that the patch does, so that a saved
             checkpoint computes the same without ropex.
@@ -112,21 +112,23 @@ class Patch:
         self.model: Any = model
         self.strategy, self._lift, self.options = strategy, lift, options
         self.sites: tuple[Site, ...] = sites(model)
-        self.rope: Rope = rope_at(self.sites[0], trained_length)
-        self.plan: Plan = strategy.plan(self.rope)
-        self.scaled_by: str | None = scaling_of(self.sites[0].module.config)
+        self.planned: tuple[Planned, ...] = plan_sites(self.sites, strategy, trained_length)
+        main = next(each for each in self.planned if not each.kept)
+        self.rope: Rope = main.rope
+        self.plan: Plan = main.plan
+        self.scaled_by: str | None = main.site.scaled_by()
         self.target_length: int = strategy.target_length(self.rope)
-        self._check_start()
-        self._check_nesting()
+        self.rebuilds: bool = any(site.damaged for site in self.sites)
         self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
+        check_start(self)
         self._undo: ExitStack | None = None
         self._apply()
 
     @property
     def changes_rope(self) -> bool:
         """Whether the frequencies or the attention scale change, at this length or at another."""
-        frequencies = Plan(self.plan.inv_freq, self.plan.attention_scale)
-        return self.strategy.length_class != "static" or frequencies.changes(self.rope)
+        changed = self.rebuilds or any(each.changes for each in self.planned)
+        return changed or self.strategy.length_class != "static"
 
     def verify(self) -> Verification:
         """Check on the live model that the patch does what was planned; see `ropex.verify`.
@@ -185,113 +187,51 @@ class Patch:
     def __repr__(self) -> str:
         if self._undo is None:
             return f"Patch({self.strategy}, removed)"
-        pairs, changed = self.rope.dim // 2, int((self.plan.inv_freq != self.rope.inv_freq).sum())
-        parts = [f"{changed} of {pairs} pairs changed"]
-        if self.strategy.length_class != "static":
-            parts = [f"{pairs} pairs, by length"]
-        if self.plan.attention_scale != self.rope.attention_scale:
-            parts.append(f"cos and sin x {self.plan.attention_scale:.4f}")
-        if self.plan.query_scale is not None:
-            parts.append(f"queries x {self.plan.query_scale}")
-        if self.options.precision == "exact":
-            parts.append("phases in float64")
-        if self.options.cache == "unrotated":
-            parts.append("un-rotated keys in caches")
+        parts = [f"queries x {self.plan.query_scale}"] if self.plan.query_scale else []
+        parts += ["phases in float64"] if self.options.precision == "exact" else []
+        parts += ["un-rotated keys in caches"] if self.options.cache == "unrotated" else []
         trained, target = map(format_size, (self.rope.trained_length, self.target_length))
         lines = [f"Patch({self.strategy}): trained at {trained} tokens, target {target}"]
-        lines += [f"  {s.name} ({type(s.module).__name__}): {', '.join(parts)}" for s in self.sites]
+        for each in self.planned:
+            site, shown = each.site, each.describe(self.strategy.length_class != "static")
+            about = [shown] if each.kept else [shown, *parts]
+            lines.append(f"  {site} ({type(site.module).__name__}): {', '.join(about)}")
         return "\n".join(lines)
 
     @property
-    def _changes_anything(self) -> bool:
+    def changes_anything(self) -> bool:
+        """Whether the patched model computes otherwise, be it in how it rounds."""
         changes = self.changes_rope or self.plan.query_scale is not None
         return changes or self.options != Options()
 
     @property
-    def _reads_token_by_token(self) -> bool:
+    def reads_token_by_token(self) -> bool:
         """Whether each token has a length of its own, which no config can say."""
         return self.options.cache == "unrotated" and self.strategy.length_class != "static"
 
-    def _check_start(self) -> None:
-        """Refuse options for a checkpoint whose own frequencies would be lost by them."""
-        if self.rope.by_length and not self.changes_rope and self.options != Options():
-            raise ValueError(
-                f"the checkpoint changes its frequencies with the length, and {self.strategy} "
-                "leaves them alone; precision and cache need a strategy that replaces them"
-            )
-
-    def _check_nesting(self) -> None:
-        """Refuse a patch over one whose effect it could not start from."""
-        for earlier in stack(self.sites):
-            by_length = earlier.by_length and self._changes_anything
-            attends = self.plan.query_scale is not None or self.options.cache == "unrotated"
-            twice = earlier.scales_queries and attends
-            if by_length or twice:
-                raise ValueError(
-                    f"the model is patched with {earlier.strategy}, and {self.strategy} cannot "
-                    "start from that; remove it first"
-                )
+    @property
+    def configs(self) -> tuple[Any, ...]:
+        """The configs that the rotary modules read: one, but for an encoder and a decoder."""
+        return tuple({id(site.config): site.config for site in self.sites}.values())
 
     def _apply(self) -> None:
         with ExitStack() as undo:
-            if self._changes_anything or self._lift:
+            if self.changes_anything or self._lift:
                 copies = own_configs(self.model, undo)
                 if self._lift:
-                    for config in self._configs:
+                    for config in self.configs:
                         lift_window(config)
                 if self.changes_rope or self.options != Options():
-                    self._install_rope(undo)
-                self._install_attention(undo)
+                    self.in_config = apply_rope(self, undo) and self.in_config
+                if apply_attention(self, undo):
+                    self.in_config = False
                 refused = None if self.in_config else str(self.strategy)
-                install_saving(self.model, self._configs, refused, undo)
+                install_saving(self.model, self.configs, refused, undo)
                 keep_edits(copies, undo)
             patches = stack(self.sites)
             patches.append(Applied.of(self))
             undo.callback(patches.pop)
             self._undo = undo.pop_all()
-
-    @property
-    def _configs(self) -> tuple[Any, ...]:
-        """The configs that the rotary modules read: one, but for an encoder and a decoder."""
-        return tuple({id(s.module.config): s.module.config for s in self.sites}.values())
-
-    def _install_rope(self, undo: ExitStack) -> None:
-        native = realise(self.sites[0].module, self.strategy, self.rope)
-        saved = native.entry is not None and not self._reads_token_by_token
-        self.in_config = self.in_config and saved
-        for config in self._configs:
-            if native.entry is not None:
-                write_entry(config, native.entry, self.rope.trained_length, self.target_length)
-        exact_at: TableAt = PlannedTable(self.strategy, self.rope, torch.float64)
-        if self.strategy.length_class == "static":  # no need to plan it again in each forward
-            exact_at = OneTable(self.plan)
-        for site in self.sites:
-            length = site.module.config.max_position_embeddings
-            tables = install_rope(site.module, native, exact_at, self.options, length, undo)
-        decoder = decoder_of(self.model, self.sites[0])
-        if self.options.cache == "unrotated":
-            keys = KeyRotation(self.sites[-1].module, tables, native.table_at)
-            undo.callback(decoder.register_forward_pre_hook(keys.before, with_kwargs=True).remove)
-            undo.callback(decoder.register_forward_hook(keys.after, with_kwargs=True).remove)
-        elif native.table_at is not None:
-            switches = self.strategy.length_class == "two"
-            guard = CacheGuard(str(self.strategy), self.rope.trained_length, switches)
-            undo.callback(decoder.register_forward_pre_hook(guard.before, with_kwargs=True).remove)
-            undo.callback(decoder.register_forward_hook(guard.after, with_kwargs=True).remove)
-
-    def _install_attention(self, undo: ExitStack) -> None:
-        attributes: dict[str, Any] = {}
-        if self.plan.query_scale is not None:
-            self.in_config = False
-            attributes["ropex_query_scale"] = self.plan.query_scale
-        if self.options.cache == "unrotated":
-            attributes["ropex_unrotated"] = self.rope.dim
-        if attributes:
-            split = self._reads_token_by_token
-            install_attention(self.model, self._configs, attributes, split, undo)
-            guard = AttentionGuard(str(self.strategy), self._configs[0])
-            decoder = decoder_of(self.model, self.sites[0])
-            undo.callback(decoder.register_forward_pre_hook(guard).remove)
 
 
 def _check_unrotated(patch: Patch) -> None:
@@ -303,7 +243,7 @@ def _check_unrotated(patch: Patch) -> None:
     with patch.suspended():
         options = Options(patch.options.precision)
         same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
-        rotated = probe_logits(patch.model, patch.rope.trained_length)
+        rotated = probe_logits(patch.model, spread(patch.rope.trained_length))
         same.remove()
     cause: Exception | None = None
     try:

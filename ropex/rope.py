@@ -67,11 +67,14 @@ class Plan:
         inv_freq: Radians per position of each pair of dimensions, `(dim // 2,)`, float64.
         attention_scale: Multiplies cos and sin, hence attention logits by its square; a tensor
             without dimensions where it follows the length inside a compiled forward.
+        softmax_scale: Multiplies all logits of latent attention (DeepSeek), of which
+            `attention_scale` reaches only the slice that is rotated; other models leave it out.
         query_scale: Multiplies each query by a function of its position; None changes nothing.
     """
 
     inv_freq: Tensor
     attention_scale: Any = 1.0
+    softmax_scale: float = 1.0
     query_scale: QueryScale | None = None
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The rotary part of a model's config, in the notations of transformers 4 and 5.
+"""Read and write the rotary part of a model's config, in transformers 4 and 5.
 
 An *entry* is one dict with `rope_type`, `rope_theta` and the parameters of the type: what
 transformers 5 stores as `rope_parameters`, and transformers 4 as `rope_theta` and `rope_scaling`.
@@ -6,11 +6,10 @@ transformers 5 stores as `rope_parameters`, and transformers 4 as `rope_theta` a
 
 from __future__ import annotations
 
-import copy
-import warnings
 from typing import Any
 
 from ropex.errors import UnsupportedModel
+from ropex.notations import version_4, version_5
 
 # Parameters of one rope type; they go when another type is written.
 # fmt: off
@@ -20,38 +19,47 @@ _TYPE_KEYS = frozenset({
     "short_mscale", "long_mscale", "original_max_position_embeddings", "alpha",
 })
 # fmt: on
-# Names that transformers 4 has for two keys in some families; it reads no other.
-_VERSION_4_NAMES = {
-    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-}
-# Families whose rotary module reads no scaling in transformers 4.
-_UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma"})
 # Rope types whose factor multiplies `max_position_embeddings`, which must stay as trained.
 _MULTIPLIES_MAX = ("linear", "dynamic")
 
 
-def read_entry(config: Any) -> dict[str, Any]:
+def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
     """The rope entry of a config of either version, as a new dict.
 
+    Args:
+        config: A config of either version.
+        layer_type: Of which layers, in a config with an entry for each type.
+
     Raises:
-        UnsupportedModel: The config has one entry per layer type.
+        UnsupportedModel: The config has one entry per layer type, and none was named.
         ValueError: The config does not say what the base is.
     """
-    if _version_5() and isinstance(getattr(config, "rope_parameters", None), dict):
-        entry = dict(config.rope_parameters)
-        if any(isinstance(value, dict) for value in entry.values()):
-            raise UnsupportedModel(
-                f"{config.model_type} has one rotary embedding per layer type "
-                f"({', '.join(entry)}); ropex patches models with one for all layers"
-            )
-    else:
-        entry = dict(getattr(config, "rope_scaling", None) or {})
-        entry["rope_theta"] = getattr(config, "rope_theta", None)
+    entry = read_entries(config)
+    if layer_type:
+        entry = dict(entry[layer_type])
+    elif is_nested(entry):
+        raise UnsupportedModel(
+            f"{config.model_type} has one rotary embedding per layer type ({', '.join(entry)}), "
+            "and a rotary module of it has one for all layers"
+        )
     entry.setdefault("rope_type", entry.get("type", "default"))
     if not entry.get("rope_theta"):
         raise ValueError(f"the config of {config.model_type} does not say its rope_theta; add it")
     return entry
+
+
+def read_entries(config: Any) -> dict[str, Any]:
+    """The rope entry of a config, or the dict of one for each layer type, as it stands there."""
+    if version_5() and isinstance(getattr(config, "rope_parameters", None), dict):
+        return dict(config.rope_parameters)
+    entry = dict(getattr(config, "rope_scaling", None) or {})
+    entry.setdefault("rope_type", entry.get("type", "default"))
+    return {**entry, "rope_theta": getattr(config, "rope_theta", None)}
+
+
+def is_nested(entry: dict[str, Any]) -> bool:
+    """Whether this is no entry, but a dict of one for each layer type."""
+    return any(isinstance(value, dict) for value in entry.values())
 
 
 def reach(config: Any, entry: dict[str, Any]) -> int | None:
@@ -72,19 +80,20 @@ def reach(config: Any, entry: dict[str, Any]) -> int | None:
     return length
 
 
-def scaling_of(config: Any) -> str | None:
-    """The type and factor of a config's own scaling, in words.
+def scaling_of(entry: dict[str, Any]) -> str | None:
+    """The type and factor of a model's own scaling, in words.
 
     `llama3` is None as well: Llama 3.1 was trained with it at its full length.
     """
-    entry = read_entry(config)
     kind, factor = entry["rope_type"], entry.get("factor")
-    if kind in ("default", "llama3"):
+    if kind in ("default", "llama3") or (kind == "proportional" and not factor):
         return None
     return f"{kind}, factor {factor:g}" if factor else str(kind)
 
 
-def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -> None:
+def write_entry(
+    config: Any, entry: dict[str, Any], trained: int, target: int, layer_type: str = ""
+) -> None:
     """Put `entry` and the lengths that belong to it into `config`, in place.
 
     Args:
@@ -92,8 +101,9 @@ def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -
         entry: The new rope entry; `rope_theta` stays as it was if it is left out.
         trained: Tokens that the model was trained at.
         target: Tokens that it is to reach.
+        layer_type: Of which layers, in a config with an entry for each type.
     """
-    old = read_entry(config)
+    old = read_entry(config, layer_type)
     entry = {**{key: old[key] for key in old.keys() - _TYPE_KEYS}, **entry}
     if "llama_4_scaling_beta" in old:  # Ministral 3 reads the original length at every call
         entry.setdefault(
@@ -101,49 +111,21 @@ def write_entry(config: Any, entry: dict[str, Any], trained: int, target: int) -
         )
     config.max_position_embeddings = trained if entry["rope_type"] in _MULTIPLIES_MAX else target
     # transformers 4 hands a head_dim of None to YaRN, dynamic and longrope, and 5 for Mixtral.
-    if getattr(config, "head_dim", 0) is None:
+    # Not by getattr, which some families refuse where layers differ in it (Gemma 4).
+    if vars(config).get("head_dim", 0) is None:
         config.head_dim = config.hidden_size // config.num_attention_heads
     original = entry.get("original_max_position_embeddings")
     # At the root it overrules the entry, and is all that transformers 4 reads for longrope.
-    read_there = hasattr(config, "original_max_position_embeddings") or not _version_5()
+    read_there = hasattr(config, "original_max_position_embeddings") or not version_5()
     if original is not None and read_there:
         config.original_max_position_embeddings = original
-    if _version_5() or hasattr(config, "rope_parameters"):
+    if layer_type:
+        config.rope_parameters = {**config.rope_parameters, layer_type: entry}
+    elif version_5() or hasattr(config, "rope_parameters"):
         config.rope_parameters = entry  # version 4 keeps it too, from a file with both notations
-    if not _version_5():
-        _set_version_4(config, entry)
-
-
-def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The JSON of a config with the rotary part of `config`, for transformers 4 and 5 alike.
-
-    Args:
-        raw: The JSON of the checkpoint that `config` was read from.
-        config: The same config, with the rotary part that is to be written.
-    """
-    entry = read_entry(config)
-    if config.model_type in _UNSCALED_IN_4 and entry["rope_type"] != "default":
-        warnings.warn(
-            f"transformers 4 ignores any scaling of {config.model_type}, without a word; load this "
-            "checkpoint with transformers 5",
-            stacklevel=2,
-        )
-    written = copy.deepcopy(raw)
-    written["rope_parameters"] = entry
-    written.update(_version_4(entry, config.model_type))
-    written["max_position_embeddings"] = config.max_position_embeddings
-    for key in ("head_dim", "sliding_window", "use_sliding_window"):
-        value = getattr(config, key, None)
-        if key in raw or (key == "head_dim" and value is not None):
-            written[key] = value
-    # Read at the root by transformers 4 (longrope) and by converters (llama3).
-    if entry["rope_type"] in ("llama3", "longrope"):
-        written["original_max_position_embeddings"] = entry["original_max_position_embeddings"]
-    elif "original_max_position_embeddings" in raw:
-        written["original_max_position_embeddings"] = entry.get(
-            "original_max_position_embeddings", raw["original_max_position_embeddings"]
-        )
-    return written
+    if not version_5():
+        for key, value in version_4(entry, config.model_type).items():
+            setattr(config, key, value)
 
 
 def carrier(ratios: list[float], attention_scale: float, length: int) -> dict[str, Any]:
@@ -163,36 +145,3 @@ def carrier(ratios: list[float], attention_scale: float, length: int) -> dict[st
         "attention_factor": attention_scale,
         "original_max_position_embeddings": length,
     }
-
-
-def fold_version_5(raw: dict[str, Any], config: Any) -> None:
-    """Give a transformers 4 config, in place, what a version 5 file says in its notation alone.
-
-    transformers 4 does not know `rope_parameters`, and would read such a file as an unscaled
-    model with a base of 10000.
-    """
-    entry = raw.get("rope_parameters")
-    if not _version_5() and isinstance(entry, dict) and "rope_theta" not in raw:
-        _set_version_4(config, entry)
-
-
-def _version_5() -> bool:
-    import transformers
-
-    return int(transformers.__version__.split(".")[0]) >= 5
-
-
-def _set_version_4(config: Any, entry: dict[str, Any]) -> None:
-    for key, value in _version_4(entry, config.model_type).items():
-        setattr(config, key, value)
-
-
-def _version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
-    """`entry` as transformers 4 has it: base, scaling and rotated share at the root."""
-    separate = ("rope_theta", "partial_rotary_factor")
-    scaling = {key: value for key, value in entry.items() if key not in separate}
-    unscaled = entry.get("rope_type", "default") == "default"
-    root = {key: entry[key] for key in separate if key in entry}
-    names = _VERSION_4_NAMES.get(model_type, {})
-    root.update({names[key]: value for key, value in root.items() if key in names})
-    return {**root, "rope_scaling": None if unscaled else scaling}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from ropex.install import set_attribute
-from ropex.rope_config import both_notations
+from ropex.notations import UNSCALED_IN_4, written
+from ropex.rope_config import is_nested, read_entries
 
 
 def install_saving(
@@ -80,3 +83,34 @@ class SaveBothNotations:
             raw[key] = self._complete(raw[key], parts[key])
         patched = any(config is each for each in self.configs)
         return both_notations(raw, config) if patched else raw
+
+
+def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The JSON of a config with the rotary part of `config`, for transformers 4 and 5 alike.
+
+    Args:
+        raw: The JSON of the checkpoint that `config` was read from.
+        config: The same config, with the rotary part that is to be written.
+    """
+    entries = read_entries(config)
+    if not is_nested(entries) and not entries["rope_theta"]:  # RoFormer, whose table is a weight
+        return raw
+    each = [entry for entry in entries.values() if isinstance(entry, dict)] or [entries]
+    if config.model_type in UNSCALED_IN_4 and any(e["rope_type"] != "default" for e in each):
+        warnings.warn(
+            f"transformers 4 ignores any scaling of {config.model_type}, without a word; load this "
+            "checkpoint with transformers 5",
+            stacklevel=2,
+        )
+    result = {**copy.deepcopy(raw), **written(entries, config.model_type)}
+    result["max_position_embeddings"] = config.max_position_embeddings
+    for key in ("head_dim", "sliding_window", "use_sliding_window"):
+        value = vars(config).get(key)
+        if key in raw or (key == "head_dim" and value is not None):
+            result[key] = value
+    key = "original_max_position_embeddings"
+    # Read at the root by transformers 4 (longrope) and by converters (llama3).
+    lengths = [entry[key] for entry in each if entry["rope_type"] in ("llama3", "longrope")]
+    if lengths or key in raw:
+        result[key] = lengths[0] if lengths else each[0].get(key, raw.get(key))
+    return result

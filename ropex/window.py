@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ropex.sites.base import Site
 
 
 def window_of(config: Any) -> int | None:
@@ -23,3 +26,22 @@ def lift_window(config: Any) -> None:
     if getattr(config, "layer_types", None):
         raise ValueError(f"the window of {config.model_type} is built into its layers")
     config.sliding_window = None
+
+
+def windowed(site: Site, trained_length: int | None = None) -> bool:
+    """Whether a table is used only by layers whose window is within the trained length.
+
+    They never see a distance that they were not trained at, so a strategy leaves them alone.
+    """
+    config = site.config
+    window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
+    trained = trained_length or getattr(config, "max_position_embeddings", None)
+    if not window or not trained or window > trained:
+        return False
+    bases = getattr(config, "layer_rope_theta", None)
+    if bases:  # Granite: a module for each base
+        mine = zip(bases, config.layer_types, strict=True)
+        kinds = {kind for base, kind in mine if base == config.rope_parameters["rope_theta"]}
+        return kinds == {"sliding_attention"}
+    label = site.layer_type or site.name.rsplit(".", 1)[-1]
+    return "sliding" in label or "local" in label

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 import ropex
 from ropex.checkpoint import save_patched
 from ropex.loading import find, load_model, load_skeleton
-from ropex.rope_config import both_notations
+from ropex.saving import both_notations
 
 IDS = tokens()
 SAVED = (*STATIC, *BY_LENGTH_IN_CONFIG)

@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",
-    "rope_config", "native", "models",
-    "hooks", "exact", "cache", "attention", "install", "own_config", "saving", "window", "verify",
-    "nesting", "warn", "patching", "shipped", "loading", "checkpoint", "page", "cli",
+    "notations", "rope_config", "tables", "window", "attention", "install", "own_config",
+    "softmax", "native", "sites", "models", "cache", "saving", "planning", "nesting",
+    "applying", "verify", "warn", "patching", "shipped", "loading", "checkpoint", "page",
+    "families", "cli",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",

@@ -19,10 +19,24 @@ from cases import (
     tokens,
 )
 from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 import ropex
 
 IDS = tokens()
+LAYER_TYPES = ["sliding_attention", "full_attention"]
+
+
+def tiny_multimodal() -> Any:
+    """A model of pictures and text, whose tokens have positions in time, height and width."""
+    text = {**tiny_config("qwen2").to_dict(), "model_type": "qwen2_vl_text"}
+    entry = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    key = "rope_parameters" if hasattr(tiny_config(), "rope_parameters") else "rope_scaling"
+    text = {**text, key: {**text.get("rope_parameters", {}), **entry}}
+    sight = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
+    config = Qwen2VLConfig(text_config=text, vision_config=sight, image_token_id=3)
+    torch.manual_seed(0)
+    return Qwen2VLForConditionalGeneration(config).eval()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -93,7 +107,7 @@ def test_an_exception_inside_the_block_restores(llama: Any) -> None:
 
 def test_a_failed_patch_leaves_nothing_behind(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state_of(llama)
-    monkeypatch.setattr("ropex.patching.write_entry", lambda *_: 1 / 0)
+    monkeypatch.setattr("ropex.sites.buffers.write_entry", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ropex.patch(llama, "yarn:4")
     assert same(state_of(llama), before)
@@ -198,7 +212,7 @@ def test_a_patch_says_what_it_changed(llama: Any) -> None:
 def test_a_patch_says_how_it_computes(llama: Any) -> None:
     patch = ropex.patch(llama, "yarn:4", precision="exact", cache="unrotated")
     assert repr(patch).endswith("phases in float64, un-rotated keys in caches")
-    assert str(patch.verify()).startswith("verified: 1 module holds the planned table, and logits")
+    assert str(patch.verify()).startswith("verified: 1 table is as planned, and logits")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "mamba"])
@@ -222,33 +236,48 @@ def test_rotary_modules_that_nobody_calls_are_refused() -> None:
         ropex.patch(AutoModelForCausalLM.from_config(config), "yarn:4")
 
 
-def test_rotary_modules_that_ignore_their_table_are_refused() -> None:
-    model = tiny_model("phimoe", num_local_experts=2, num_experts_per_tok=1)
-    with pytest.raises(ropex.UnsupportedModel, match="phimoe"):
-        ropex.patch(model, "yarn:4")
-
-
 def test_layers_without_a_number_are_scaled_as_well() -> None:
     model = tiny_model("hunyuan_v1_dense")
     assert ropex.patch(model, "logn").verify().logit_change > 0
 
 
-def test_three_positions_a_token_have_no_length() -> None:
-    settings: dict[str, Any] = {
-        "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    }
-    if hasattr(tiny_config(), "rope_parameters"):
-        settings = {"rope_parameters": {**settings["rope_scaling"], "rope_theta": 1e4}}
-    model = tiny_model("qwen2", **settings)
-    with pytest.raises(ropex.UnsupportedModel, match="qwen2 gives each token three positions"):
-        ropex.patch(model, "dynamic:4")
-    assert ropex.patch(model, "dynamic:length=128").in_config
+@torch.no_grad()
+def test_rows_with_three_positions_a_token_have_lengths_of_their_own() -> None:
+    model: Any = tiny_multimodal()
+    ids = tokens(12, rows=2)
+    far = torch.arange(12) * 9  # time, height and width of pictures need not agree
+    places = torch.stack([torch.stack([far, far // 2]), torch.stack([far // 3, far // 4])] * 2)[:3]
+    with ropex.patch(model, "dynamic:4") as patch:
+        assert patch.sites[0].name == "model.language_model.rotary_emb"
+        assert patch.in_config
+        decoder = model.model.language_model
+        both = decoder(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+        for row in (0, 1):
+            alone = decoder(
+                input_ids=ids[row : row + 1], position_ids=places[:, row : row + 1], use_cache=False
+            ).last_hidden_state
+            torch.testing.assert_close(both[row : row + 1], alone, rtol=0, atol=1e-4)
 
 
-def test_rotary_embeddings_that_differ_by_layer_are_refused() -> None:
-    model = tiny_model("gemma3_text", sliding_window=8)
-    with pytest.raises(ropex.UnsupportedModel, match="gemma3_text"):
-        ropex.patch(model, "yarn:4")
+def test_three_positions_a_token_are_not_kept_unrotated() -> None:
+    with pytest.raises(ropex.UnsupportedModel, match="three positions"):
+        ropex.patch(tiny_multimodal(), "linear:2", cache="unrotated")
+    with pytest.raises(ropex.UnsupportedModel, match="precision"):
+        ropex.patch(tiny_multimodal(), "linear:2", precision="exact")
+
+
+def test_layers_with_a_window_keep_their_frequencies() -> None:
+    model = tiny_model("gemma3_text", sliding_window=8, layer_types=LAYER_TYPES)
+    plain = logits(model, IDS)
+    with ropex.patch(model, "yarn:4") as patch:
+        kept = [each.site for each in patch.planned if each.kept]
+        assert (len(kept), len(patch.sites)) == (1, 2)
+        assert "kept, as its layers have a window" in repr(patch)
+        assert patch.rope.base == 1e6
+        assert patch.verify().logit_change > 0
+    assert torch.equal(logits(model, IDS), plain)
+    wide: Any = tiny_model("gemma3_text", sliding_window=2 * TRAINED, layer_types=LAYER_TYPES)
+    assert not any(each.kept for each in ropex.patch(wide, "yarn:4").planned)
 
 
 def test_query_scales_need_the_attention_interface() -> None:

@@ -14,13 +14,13 @@ from drawn import ROPES, sentence, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropex.native import PlannedTable
 from ropex.registry import registry, strategy
 from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex.strategies.clip import Clip
 from ropex.strategies.composed import Composed
 from ropex.strategies.dynamic import Dynamic
+from ropex.tables import PlannedTable
 
 some = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 NAMES = tuple(registry())

@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muon import Muon
-from ropex.rope_config import both_notations
+from ropex.saving import both_notations
 from ropex_eval.stdlib import training_texts
 from rows import FILLER, NAMES, RowSampler
 

@@ -80,25 +80,28 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
         ValueError: Neither its config nor the user says the trained length.
     """
     from ropex.loading import find, load_skeleton
-    from ropex.models import rope_at, sites
+    from ropex.models import main_site, sites
 
     folder = find(arguments.model, weights=weights)
     model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
-    site = sites(model)[0]  # nobody is asked for the trained length of a model that will be refused
-    if arguments.trained_length is None and not _says_trained_length(folder, model.config):
+    site = main_site(
+        sites(model)
+    )  # nobody is asked for the trained length of a model that will be refused
+    if arguments.trained_length is None and not _says_trained_length(
+        folder, site.lengths, site.config
+    ):
         raise ValueError(
             f"{folder / 'config.json'} does not say the trained length in a number "
             f"(max_position_embeddings), and the default of {model.config.model_type} would be a "
             "guess; give --trained-length N"
         )
-    return folder, model, rope_at(site, arguments.trained_length)
+    return folder, model, site.rope(arguments.trained_length)
 
 
-def _says_trained_length(folder: Path, config: Any) -> bool:
+def _says_trained_length(folder: Path, lengths: tuple[str, ...], config: Any) -> bool:
     """Whether the file itself has the value, under the name that the family gives it."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = "max_position_embeddings"
-    names = (name, config.attribute_map.get(name, name))
+    names = {*lengths, *(config.attribute_map.get(name, name) for name in lengths)}
     parts = (raw, raw.get("text_config") or {})
     return any(isinstance(part.get(name), (int, float)) for part in parts for name in names)
 

@@ -34,24 +34,22 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _suggest(arguments: argparse.Namespace) -> None:
     from ropex.advice import candidates, require_beyond
-    from ropex.models import sites
-    from ropex.native import realise
-    from ropex.rope_config import scaling_of
+    from ropex.models import main_site, sites
     from ropex.window import window_of
 
     quiet()
     _, model, rope = read_model(arguments, weights=False)
     require_beyond(rope, arguments.length)
-    module = sites(model)[0].module
+    site = main_site(sites(model))
     ranked, left_out = candidates(
-        rope, arguments.length, lambda strategy: realise(module, strategy, rope).entry
+        rope, arguments.length, lambda strategy: site.realise(strategy, rope).entry
     )
     window = window_of(model.config)
     about = {
         "model": arguments.model,
         "model_type": model.config.model_type,
         **_bounds(rope, arguments.length),
-        "own_scaling": scaling_of(module.config),
+        "own_scaling": site.scaled_by(),
         "sliding_window": window if window is not None and window < arguments.length else None,
         "candidates": [_describe(candidate) for candidate in ranked],
         "left_out": left_out,

@@ -38,7 +38,8 @@ class Yarn(Scaled):
         attention_factor: What cos and sin are multiplied by; by default `0.1 ln(factor) + 1`.
         mscale: With `mscale_all_dim`, cos and sin are multiplied by
             `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`, as in DeepSeek.
-        mscale_all_dim: See `mscale`.
+        mscale_all_dim: See `mscale`; latent attention also multiplies its logits by the square of
+            the divisor.
     """
 
     name: ClassVar[str] = "yarn"
@@ -74,6 +75,7 @@ class Yarn(Scaled):
             plan,
             inv_freq=plan.inv_freq * self.ratio(rope, plan),
             attention_scale=plan.attention_scale * self.temperature(rope),
+            softmax_scale=plan.softmax_scale * self.latent_temperature(rope),
         )
 
     def ratio(self, rope: Rope, plan: Plan) -> Tensor:
@@ -107,6 +109,13 @@ class Yarn(Scaled):
             return (0.1 * self.mscale * growth + 1) / (0.1 * self.mscale_all_dim * growth + 1)
         return 0.1 * growth + 1
 
+    def latent_temperature(self, rope: Rope) -> float:
+        """Factor of the logits of latent attention, as DeepSeek's code has it."""
+        if self.mscale_all_dim is None:
+            return 1.0
+        mscale = 0.1 * self.mscale_all_dim * math.log(self.scale(rope)) + 1.0
+        return mscale * mscale
+
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `yarn` type; it is taken only where it says the same."""
         entry: dict[str, Any] = {
@@ -119,8 +128,9 @@ class Yarn(Scaled):
         if not self.truncate:
             entry["truncate"] = False
         if self.attention_factor is not None or self.mscale is not None:
-            # Not the keys of mscale, by which attention would rescale its logits in DeepSeek.
             entry["attention_factor"] = self.temperature(rope)
+        if self.mscale is not None:  # read by latent attention only
+            entry |= {"mscale": self.mscale, "mscale_all_dim": self.mscale_all_dim}
         return entry
 
 

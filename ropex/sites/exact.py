@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ropex.errors import UnsupportedModel
-from ropex.hooks import TableAt, by_row
+from ropex.sites.hooks import by_row
+from ropex.sites.slots import Slot, has_axes
+from ropex.tables import TableAt
 
 # How the output of a rotary module is made of the phases of the pairs, `(..., dim // 2)`.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -23,14 +25,17 @@ class ExactTables:
     """Tables whose phases are products and cosines in float64.
 
     Args:
+        slot: Where the module keeps its table.
         before: Pre-hook that puts a float32 table where the module reads it.
         table_at: The table of a length, float64.
         by_length: Whether it depends on the length.
         layout: One of `LAYOUTS`.
     """
 
-    def __init__(self, before: Any, table_at: TableAt, by_length: bool, layout: str) -> None:
-        self.before, self.table_at = before, table_at
+    def __init__(
+        self, slot: Slot, before: Any, table_at: TableAt, by_length: bool, layout: str
+    ) -> None:
+        self.slot, self.before, self.table_at = slot, before, table_at
         self.by_length, self.layout = by_length, layout
 
     def rotation(
@@ -39,7 +44,7 @@ class ExactTables:
         """Cos and sin at `positions`, `(batch, length, dim)`, as the module returns them."""
         rows = by_row(positions, lengths) if self.by_length else [(positions, positions.max() + 1)]
         made = [self._row(row, length) for row, length in rows]
-        dtype = module.forward(x, positions[:1, :1])[0].dtype  # some keep float32
+        dtype = self.slot.call(module, x, positions[:1, :1])[0].dtype  # some keep float32
         cos, sin = (torch.cat(parts).to(dtype) for parts in zip(*made, strict=True))
         return cos, sin
 
@@ -49,19 +54,21 @@ class ExactTables:
         return phases.cos() * scale, phases.sin() * scale
 
 
-def layout_of(module: Any) -> str:
+def layout_of(module: Any, slot: Slot) -> str:
     """How a rotary module arranges the pairs, found by calling it.
 
     Raises:
         UnsupportedModel: In no way that ropex knows.
     """
-    positions = torch.arange(3, device=module.inv_freq.device)[None]
-    output = module.forward(torch.zeros(1, 3, 1, device=positions.device), positions)
-    phases = positions[..., None] * module.inv_freq.float()
-    if isinstance(output, tuple) and len(output) == 2:
+    if slot.by_positions and not has_axes(module):
+        table = slot.table(module)
+        positions = torch.arange(3, device=table.device)[None]
+        output = slot.call(module, torch.zeros(1, 3, 1, device=table.device), positions)
+        phases = positions[..., None] * table.float()
         for name, arrange in LAYOUTS.items():
-            wanted = arrange(phases).cos() * module.attention_scaling
-            if wanted.shape == output[0].shape and torch.allclose(output[0], wanted, atol=1e-4):
+            wanted = arrange(phases).cos() * slot.scale(module)
+            fits = isinstance(output, tuple) and wanted.shape == output[0].shape
+            if fits and torch.allclose(output[0], wanted, atol=1e-4):
                 return name
     raise UnsupportedModel(
         f"{module.config.model_type}: {type(module).__name__} returns cos and sin in an order that "

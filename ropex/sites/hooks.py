@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-TableAt = Callable[[Tensor], tuple[Tensor, Any]]
-"""Length in tokens, a 0-dimensional tensor, to frequencies `(dim // 2,)` and attention scale."""
+from ropex.sites.slots import Slot, input_of, positions_of, row_lengths
+from ropex.tables import TableAt
 
 
 class Tables(Protocol):
@@ -39,11 +39,13 @@ class FixedTable:
     re-initialisation rebuilds them.
 
     Args:
+        slot: Where the module keeps it.
         inv_freq: The planned frequencies, `(dim // 2,)`, float32.
+        scale: What cos and sin are multiplied by.
     """
 
-    def __init__(self, inv_freq: Tensor) -> None:
-        self.inv_freq = protected(inv_freq)
+    def __init__(self, slot: Slot, inv_freq: Tensor, scale: float) -> None:
+        self.slot, self.inv_freq, self.scale = slot, protected(inv_freq), scale
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the table where the module reads it, on the device of its input."""
@@ -54,14 +56,14 @@ class FixedTable:
     ) -> Any:
         """The module's own forward."""
         self._put(module, x.device)
-        return module.forward(x, positions)
+        return self.slot.call(module, x, positions)
 
     def _put(self, module: Any, device: torch.device) -> None:
         table = self.inv_freq  # one name for all lines, as replicas on other devices share it
         if table.device != device:
             table = self.inv_freq = protected(table.to(device))
-        if module.inv_freq is not table:
-            module.inv_freq = table
+        if not self.slot.holds(module, table):
+            self.slot.put(module, table, self.scale)
 
 
 class LengthTable:
@@ -70,15 +72,17 @@ class LengthTable:
     Nothing depends on what the model saw before, nor on the other rows of the batch.
 
     Args:
+        slot: Where the module keeps it.
         table_at: The table of a length, float32.
     """
 
-    def __init__(self, table_at: TableAt) -> None:
-        self.table_at = table_at
+    def __init__(self, slot: Slot, table_at: TableAt) -> None:
+        self.slot, self.table_at = slot, table_at
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the table of the longest row where the module reads it."""
-        self._put(module, positions_of(args, kwargs).max() + 1)
+        if self.slot.asked(args, kwargs):
+            self._put(module, self.slot.length(args, kwargs))
 
     def rotation(
         self, module: Any, x: Tensor, positions: Tensor, lengths: Tensor | None = None
@@ -87,58 +91,49 @@ class LengthTable:
         rows = []
         for row, length in by_row(positions, lengths):
             self._put(module, length)
-            rows.append(module.forward(x, row))
+            rows.append(self.slot.call(module, x, row))
         if isinstance(rows[0], Tensor):
-            return torch.cat(rows)
-        return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+            return torch.cat(rows, dim=-3)
+        return tuple(torch.cat(parts, dim=-3) for parts in zip(*rows, strict=True))
 
     def _put(self, module: Any, length: Tensor) -> None:
-        module.inv_freq, module.attention_scaling = self.table_at(length)
+        self.slot.put(module, *self.table_at(length))
 
 
 class Rotation:
     """Forward hook: what a rotary module returns, where its own forward does not compute it.
 
     Args:
+        slot: For which calls.
         tables: Its tables.
-        each_row: Whether rows of a batch have tables of their own.
+        each_row: Whether its own forward does, but for rows of a batch with tables of their own.
         identity: Whether to leave queries and keys as they are, for an attention that rotates.
     """
 
-    def __init__(self, tables: Tables, each_row: bool, identity: bool) -> None:
-        self.tables, self.each_row, self.identity = tables, each_row, identity
+    def __init__(self, slot: Slot, tables: Tables, each_row: bool, identity: bool) -> None:
+        self.slot, self.tables, self.each_row, self.identity = slot, tables, each_row, identity
 
     def __call__(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         """The output to use instead; None keeps it."""
+        if not self.slot.asked(args, kwargs):
+            return None
         if self.identity:
             if isinstance(output, Tensor):  # complex numbers
                 return torch.ones_like(output)
             cos, sin = output
             return torch.ones_like(cos), torch.zeros_like(sin)
         positions = positions_of(args, kwargs)
-        if self.each_row and positions.shape[0] == 1:
+        if self.each_row and positions.shape[-2] == 1:
             return None
         return self.tables.rotation(module, input_of(args, kwargs), positions)
 
 
 def by_row(positions: Tensor, lengths: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Positions `(1, length)` and length, 0-dimensional, of each row."""
-    lengths = positions.amax(1) + 1 if lengths is None else lengths
-    return zip(torch.split(positions, 1), lengths.unbind(), strict=True)
-
-
-def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The argument `x` of a rotary module, which tells device and dtype."""
-    x: Tensor = args[0] if args else kwargs["x"]
-    return x
-
-
-def positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The argument `position_ids` of a rotary module, `(batch, length)`."""
-    positions: Tensor = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
-    return positions
+    """Positions `(1, length)`, or of each axis, and length, 0-dimensional, of each row."""
+    lengths = row_lengths(positions) if lengths is None else lengths
+    return zip(torch.split(positions, 1, dim=-2), lengths.unbind(), strict=True)
 
 
 def protected(table: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""Put the plans of a patch into a live model."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ropex.attention import AttentionGuard
+from ropex.cache import CacheGuard, KeyRotation
+from ropex.errors import UnsupportedModel
+from ropex.install import Options, install_attention
+from ropex.models import decoder_of
+from ropex.native import Native, outside_config
+from ropex.nesting import stack
+from ropex.own_config import homes_of
+from ropex.planning import Planned, realised, several_tables
+from ropex.sites.hooks import Tables
+from ropex.sites.slots import has_axes
+from ropex.softmax import scale_softmax
+from ropex.strategies.none import Unscaled
+from ropex.tables import OneTable, PlannedTable, TableAt
+
+if TYPE_CHECKING:
+    from ropex.patching import Patch
+
+
+def check_start(patch: Patch) -> None:
+    """Refuse what a patch could not start from.
+
+    Raises:
+        ValueError: Options for a checkpoint whose own frequencies would be lost by them, or a
+            patch over one that leaves no table to start from.
+    """
+    if patch.rope.by_length and not patch.changes_rope and patch.options != Options():
+        raise ValueError(
+            f"the checkpoint changes its frequencies with the length, and {patch.strategy} "
+            "leaves them alone; precision and cache need a strategy that replaces them"
+        )
+    for earlier in stack(patch.sites):
+        by_length = earlier.by_length and patch.changes_anything
+        attends = patch.plan.query_scale is not None or patch.options.cache == "unrotated"
+        if by_length or (earlier.scales_queries and attends):
+            raise ValueError(
+                f"the model is patched with {earlier.strategy}, and {patch.strategy} cannot "
+                "start from that; remove it first"
+            )
+
+
+def apply_rope(patch: Patch, undo: ExitStack) -> bool:
+    """Change the tables of a model, and its config as far as that can say it.
+
+    Returns:
+        Whether the config says all of it.
+    """
+    made = realised(patch.planned, patch.strategy)
+    homes = [homes_of(patch.model, e.site.config, e.site.layer_type) for e, _ in made]
+    said = [
+        each.site.write(native, patch.strategy, each.rope, configs, undo)
+        for (each, native), configs in zip(made, homes, strict=True)
+    ]
+    tables = [_install(patch, each, native, undo) for each, native in made]
+    for each in patch.planned:
+        if each.kept and not each.rope.by_length:  # .to(bfloat16) shall not round it either
+            _install(patch, each, outside_config(Unscaled(), each.rope), undo)
+    for site in {id(each.site.config): each.site for each, _ in made}.values():
+        scale_softmax(site, patch.plan, undo)
+    by_length = made[0][1].table_at if made else None
+    if patch.options.cache == "unrotated":
+        _keep_unrotated(patch, tables, by_length, undo)
+    elif by_length is not None:
+        switches = patch.strategy.length_class == "two"
+        guard = CacheGuard(str(patch.strategy), patch.rope.trained_length, switches)
+        for decoder in _decoders(patch):
+            undo.callback(decoder.register_forward_pre_hook(guard.before, with_kwargs=True).remove)
+            undo.callback(decoder.register_forward_hook(guard.after, with_kwargs=True).remove)
+    return all(said) and not patch.reads_token_by_token
+
+
+def apply_attention(patch: Patch, undo: ExitStack) -> bool:
+    """Change what attention does with queries and keys, which no config can say.
+
+    Returns:
+        Whether there was something to change.
+    """
+    attributes: dict[str, Any] = {}
+    if patch.plan.query_scale is not None:
+        attributes["ropex_query_scale"] = patch.plan.query_scale
+    if patch.options.cache == "unrotated":
+        attributes["ropex_unrotated"] = patch.rope.dim
+    if attributes:
+        split = patch.reads_token_by_token
+        install_attention(patch.model, patch.configs, attributes, split, undo)
+        guard = AttentionGuard(str(patch.strategy), patch.configs[0])
+        for decoder in _decoders(patch):
+            undo.callback(decoder.register_forward_pre_hook(guard).remove)
+    return patch.plan.query_scale is not None
+
+
+def _install(patch: Patch, each: Planned, native: Native, undo: ExitStack) -> Tables | None:
+    exact_at: TableAt = PlannedTable(patch.strategy, each.rope, torch.float64)
+    if (
+        each.kept or patch.strategy.length_class == "static"
+    ):  # no need to plan it again in each forward
+        exact_at = OneTable(each.plan)
+    length = getattr(each.site.config, "max_position_embeddings", each.rope.trained_length)
+    return each.site.install(native, exact_at, patch.options, length, undo)
+
+
+def _keep_unrotated(
+    patch: Patch, tables: list[Tables | None], table_at: TableAt | None, undo: ExitStack
+) -> None:
+    rotating = tables[-1]
+    reasons = {
+        "has several rotary tables": several_tables(patch.planned),
+        "does not ask for its rotary table by position": rotating is None,
+        "gives each token three positions": has_axes(patch.sites[-1].module),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UnsupportedModel(
+                f"{patch.model.config.model_type} {reason}, so its keys cannot stay un-rotated; "
+                'leave cache="unrotated" out'
+            )
+    assert rotating is not None  # see above
+    keys = KeyRotation(patch.sites[-1].module, rotating, table_at)
+    for decoder in _decoders(patch):
+        undo.callback(decoder.register_forward_pre_hook(keys.before, with_kwargs=True).remove)
+        undo.callback(decoder.register_forward_hook(keys.after, with_kwargs=True).remove)
+
+
+def _decoders(patch: Patch) -> tuple[nn.Module, ...]:
+    """The models that are called with a cache: one, but where sub-models rotate (BLT)."""
+    found = [decoder_of(patch.model, site) for site in patch.sites]
+    return tuple({id(decoder): decoder for decoder in found}.values())

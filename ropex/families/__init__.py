@@ -1,0 +1,1 @@
+"""Every causal language model that the installed transformers knows, as a tiny model."""

@@ -1,0 +1,77 @@
+"""How transformers 4 and 5 write the same rope entry into a config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Names that transformers 4 has for two keys in some families; it reads no other.
+_NAMES_IN_4 = {
+    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "modernbert-decoder": {"rope_theta": "global_rope_theta"},
+}
+# Families with an entry per layer type in transformers 5, which 4 knows as well: how 4 calls the
+# base of the layers with a window, if it has one of its own.
+_LOCAL_BASE_IN_4 = {
+    "gemma3_text": "rope_local_base_freq",
+    "gemma3n_text": "rope_local_base_freq",
+    "modernbert-decoder": "local_rope_theta",
+    "olmo3": None,
+}
+# Families whose rotary module reads no scaling in transformers 4.
+UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma", "modernbert-decoder"})
+
+
+def version_5() -> bool:
+    """Whether the installed transformers is of version 5 or later."""
+    import transformers
+
+    return int(transformers.__version__.split(".")[0]) >= 5
+
+
+def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """`entry` as transformers 4 has it: base, scaling and rotated share at the root."""
+    separate = ("rope_theta", "partial_rotary_factor")
+    root = {key: entry[key] for key in separate if key in entry}
+    names = _NAMES_IN_4.get(model_type, {})
+    root.update({names[key]: value for key, value in root.items() if key in names})
+    if model_type == "modernbert-decoder":  # 5 would scale all layers by it, and 4 reads none
+        return root
+    scaling = {key: value for key, value in entry.items() if key not in separate}
+    unscaled = entry.get("rope_type", "default") == "default"
+    return {**root, "rope_scaling": None if unscaled else scaling}
+
+
+def written(entries: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """The keys of a config.json that say the same to transformers 4 and 5.
+
+    Args:
+        entries: The entry; or that of each layer type, None where layers do not rotate.
+        model_type: Of the config.
+    """
+    per_layer_type = any(isinstance(entry, dict) for entry in entries.values())
+    if not per_layer_type and model_type in _LOCAL_BASE_IN_4:  # read by 4, which has no such keys
+        return version_4(entries, model_type)
+    keys = {"rope_parameters": entries}
+    if not per_layer_type:
+        return {**keys, **version_4(entries, model_type)}
+    if model_type in _LOCAL_BASE_IN_4:
+        keys.update(version_4(entries["full_attention"], model_type))
+        if local := _LOCAL_BASE_IN_4[model_type]:
+            keys[local] = entries["sliding_attention"]["rope_theta"]
+    return keys
+
+
+def fold_version_5(raw: dict[str, Any], config: Any) -> None:
+    """Give a transformers 4 config, in place, what a version 5 file says in its notation alone.
+
+    transformers 4 does not know `rope_parameters`, and would read such a file as an unscaled
+    model with a base of 10000.
+    """
+    entries = raw.get("rope_parameters")
+    if version_5() or not isinstance(entries, dict) or "rope_theta" in raw:
+        return
+    keys = written(entries, config.model_type)
+    keys.pop("rope_parameters", None)
+    for key, value in keys.items():
+        setattr(config, key, value)

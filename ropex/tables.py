@@ -1,0 +1,129 @@
+"""The table of frequencies of each sequence length, by a plan or by transformers itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ropex.rope import Plan, Rope
+from ropex.strategies.base import Strategy
+
+TableAt: TypeAlias = Callable[[Tensor], tuple[Tensor, Any]]
+"""Length in tokens, a 0-dimensional tensor, to frequencies `(dim // 2,)` and attention scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedTable:
+    """The table of each length, by the plan of a strategy."""
+
+    strategy: Strategy
+    rope: Rope
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, and the attention scale, where `length` is."""
+        rope = replace(self.rope, inv_freq=self.rope.inv_freq.to(length.device))
+        plan = self.strategy.plan(rope, length)
+        return plan.inv_freq.to(self.dtype), plan.attention_scale
+
+
+@dataclass(frozen=True, eq=False)
+class OneTable:
+    """The float64 table of a plan that is the same at every length."""
+
+    plan: Plan
+
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, and the attention scale, where `length` is."""
+        return self.plan.inv_freq.to(length.device), self.plan.attention_scale
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicTable:
+    """The table of each length, by transformers' own function for its `dynamic` type."""
+
+    config: Any
+    trained_length: int
+    layer_type: str = ""
+
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
+        tokens = length.clamp(min=self.trained_length)
+        return _computed("dynamic", self.config, length, tokens, self.layer_type)
+
+
+@dataclass(frozen=True, eq=False)
+class TwoTables:
+    """The table of short sequences and that of long ones, by transformers' `longrope` function."""
+
+    config: Any
+    trained_length: int
+    layer_type: str = ""
+
+    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
+        """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
+        switch = self.trained_length
+        short, scale = _computed("longrope", self.config, length, switch, self.layer_type)
+        long, _ = _computed("longrope", self.config, length, switch + 1, self.layer_type)
+        return torch.where(length > switch, long, short), scale
+
+
+def _computed(
+    kind: str, config: Any, length: Tensor, tokens: int | Tensor, layer_type: str
+) -> tuple[Tensor, Any]:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    which = {"layer_type": layer_type} if layer_type else {}
+    table, scale = ROPE_INIT_FUNCTIONS[kind](config, length.device, seq_len=tokens, **which)
+    return table, scale
+
+
+class Rows:
+    """Cos and sin at positions from 0 on, for modules that hand out whole tables.
+
+    Layers that rotate alike share one. Phases are products in float64.
+
+    Args:
+        table_at: The float64 table of a length.
+        by_length: Whether it depends on the length.
+        target: Tokens that the patched model is meant to reach.
+    """
+
+    def __init__(self, table_at: TableAt, by_length: bool, target: int) -> None:
+        self.table_at, self.by_length, self.target = table_at, by_length, target
+        self._kept: tuple[int, Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, strategy: Strategy, rope: Rope, plan: Plan, target: int) -> Rows:
+        """The rows of a strategy."""
+        if strategy.length_class == "static":
+            return cls(OneTable(plan), False, target)
+        return cls(PlannedTable(strategy, rope, torch.float64), True, target)
+
+    def cos_sin(
+        self, rows: int, device: torch.device, whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Cos and sin of a sequence of `rows` tokens, `(rows, dim // 2)`, float32.
+
+        Args:
+            rows: Tokens.
+            device: Where to.
+            whole: All rows that there are.
+        """
+        kept = self._kept
+        enough = kept is not None and (kept[0] == rows if self.by_length else kept[0] >= rows)
+        if kept is None or not enough or kept[1].device != device:
+            # Every call of a growing sequence asks for one more.
+            reach = rows if self.by_length else max(self.target, 2 ** (rows - 1).bit_length())
+            kept = self._kept = (reach, *self._computed(reach, device))
+        return kept[1][: None if whole else rows], kept[2][: None if whole else rows]
+
+    def _computed(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        inv_freq, scale = self.table_at(torch.tensor(rows))
+        phases = torch.outer(torch.arange(rows, dtype=torch.float64), inv_freq.cpu())
+        cos, sin = (phases.cos() * scale, phases.sin() * scale)
+        return cos.float().to(device), sin.float().to(device)
