@@ -18,6 +18,13 @@ _LOCAL_BASE_IN_4 = {
     "modernbert-decoder": "local_rope_theta",
     "olmo3": None,
 }
+# Families that take only these types of scaling, and no keys but `type` and these.
+_KEYS_IN_4 = {
+    "olmo": (("linear", "dynamic"), ("factor",)),
+    "olmo2": (("linear", "dynamic"), ("factor",)),
+    "phi3": (("longrope",), ("short_factor", "long_factor")),
+    "phi4_multimodal": (("longrope",), ("short_factor", "long_factor")),
+}
 # Families whose rotary module reads no scaling in transformers 4.
 UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma", "modernbert-decoder"})
 
@@ -38,7 +45,11 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     if model_type == "modernbert-decoder":  # 5 would scale all layers by it, and 4 reads none
         return root
     scaling = {key: value for key, value in entry.items() if key not in separate}
-    unscaled = entry.get("rope_type", "default") == "default"
+    kind = entry.get("rope_type", "default")
+    types, keys = _KEYS_IN_4.get(model_type, ((), ()))
+    if kind in types and entry.get("attention_factor", 1.0) == 1.0:
+        scaling = {"type": kind, **{key: entry[key] for key in keys}}
+    unscaled = kind == "default"
     return {**root, "rope_scaling": None if unscaled else scaling}
 
 

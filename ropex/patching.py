@@ -22,7 +22,7 @@ from ropex.saving import install_saving
 from ropex.sites.base import Site
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
-from ropex.verify import Verification, has_weights, probe_logits, same_unrotated, spread, verify
+from ropex.verify import Verification, has_weights, probe_at, probe_logits, same_unrotated, verify
 from ropex.warn import warn
 from ropex.window import lift_window
 
@@ -243,7 +243,7 @@ def _check_unrotated(patch: Patch) -> None:
     with patch.suspended():
         options = Options(patch.options.precision)
         same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
-        rotated = probe_logits(patch.model, spread(patch.rope.trained_length))
+        rotated = probe_logits(patch.model, probe_at(patch.rope.trained_length))
         same.remove()
     cause: Exception | None = None
     try:

@@ -110,7 +110,8 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
             result[key] = value
     key = "original_max_position_embeddings"
     # Read at the root by transformers 4 (longrope) and by converters (llama3).
-    lengths = [entry[key] for entry in each if entry["rope_type"] in ("llama3", "longrope")]
+    read_there = [entry for entry in each if entry["rope_type"] in ("llama3", "longrope")]
+    lengths = [entry.get(key, getattr(config, key, None)) for entry in read_there]
     if lengths or key in raw:
         result[key] = lengths[0] if lengths else each[0].get(key, raw.get(key))
     return result

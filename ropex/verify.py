@@ -46,7 +46,8 @@ def verify(patch: Patch) -> Verification:
         RuntimeError: One of these does not hold.
     """
     length = max(patch.target_length, 2 * patch.rope.trained_length)
-    places = spread(length) if all(site.any_position for site in patch.sites) else None
+    free = all(site.any_position for site in patch.sites)
+    places = probe_at(length) if free else patch.sites[0].probe(_PROBES)
     patched = probe_logits(patch.model, places)
     if patch.changes_rope:
         _check_tables(patch, length)
@@ -61,7 +62,7 @@ def verify(patch: Patch) -> Verification:
     first, later = float(change[0].max()) if alone else 0.0, float(change[1:].max())
     if first > 1e-2 * float(plain[0].abs().max()) or not torch.isfinite(change).all():
         raise RuntimeError(f"{patch.strategy}: the logits of position 0 moved by {first}")
-    reached = length if places is not None else _PROBES
+    reached = length if free else _PROBES
     changes = any(
         not each.kept and patch.strategy.plan(each.rope, reached).changes(each.rope)
         for each in patch.planned
@@ -69,7 +70,7 @@ def verify(patch: Patch) -> Verification:
     if changes:
         seen = later > 1e-5 * float(plain.abs().max())  # more than rounding
     else:  # the options compute otherwise, and so round otherwise
-        seen = later == 0 or patch.options != Options() or places is None
+        seen = later == 0 or patch.options != Options() or not free
     if not seen:
         raise RuntimeError(
             f"{patch.strategy}: logits beyond position 0 moved by {later}, but the plan changes "
@@ -90,7 +91,7 @@ def _check_tables(patch: Patch, length: int) -> None:
             )
 
 
-def _is_causal(model: nn.Module, places: Tensor | None, plain: Tensor) -> bool:
+def _is_causal(model: nn.Module, places: dict[str, Tensor], plain: Tensor) -> bool:
     """Whether the first token sees no later one, which may be rotated otherwise (encoders)."""
     other = probe_logits(model, places, _PROBES + 1)
     return bool(torch.allclose(other[0], plain[0], rtol=1e-3, atol=1e-6))
@@ -103,30 +104,28 @@ def same_unrotated(patch: Patch, rotated: Tensor) -> bool:
         patch: A patch with un-rotated keys.
         rotated: What `probe_logits` gives over the trained length with rotated keys.
     """
-    logits = probe_logits(patch.model, spread(patch.rope.trained_length))
+    logits = probe_logits(patch.model, probe_at(patch.rope.trained_length))
     half = patch.model.dtype in (torch.float16, torch.bfloat16)
     rounding = (5e-2 if half else 1e-3) * float(rotated.abs().max())
     return float((logits - rotated).abs().max()) <= rounding
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module, places: Tensor | None, last: int = _PROBES) -> Tensor:
+def probe_logits(model: nn.Module, inputs: dict[str, Tensor], last: int = _PROBES) -> Tensor:
     """Logits, `(8, vocabulary)`, float64, of eight made-up tokens.
 
     Args:
         model: The model.
-        places: Where they stand, `(1, 8)`, for a model that takes positions.
+        inputs: What it is given besides them.
         last: The last token.
     """
     device = _device(model)
     ids = torch.tensor([[*range(1, _PROBES), last]], device=device)
-    asked = {} if places is None else {"position_ids": places.to(device)}
+    inputs = {name: value.to(device) for name, value in inputs.items()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        if asked:  # without a mask, jumps mean packed sequences
-            asked["attention_mask"] = torch.ones_like(ids)
-        output = model(input_ids=ids, use_cache=False, **asked)
+        output = model(input_ids=ids, use_cache=False, **inputs)
     finally:
         for module, training in modes:
             module.training = training
@@ -152,6 +151,8 @@ def _has_sinks(model: nn.Module) -> bool:
     return any(name.endswith("sinks") for name, _ in model.named_parameters())
 
 
-def spread(length: int) -> Tensor:
-    """Eight positions from the first of `length` to the last, `(1, 8)`."""
-    return torch.linspace(0, length - 1, _PROBES).long()[None]
+def probe_at(length: int) -> dict[str, Tensor]:
+    """Positions, from the first of `length` to the last, for eight tokens."""
+    places = torch.linspace(0, length - 1, _PROBES).long()[None]
+    # Without a mask, jumps mean packed sequences.
+    return {"position_ids": places, "attention_mask": torch.ones_like(places)}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def warn(patch: Patch, lifted: bool) -> None:
     """Warn of a sliding window, unless it is lifted, and of a checkpoint that is scaled already."""
-    for message in (None if lifted else _window(patch), _scaling(patch)):
+    for message in (None if lifted else _window(patch), _scaling(patch), _lost(patch)):
         if message is not None:
             warnings.warn(message, stacklevel=3)
 
@@ -40,4 +40,14 @@ def _scaling(patch: Patch) -> str | None:
     return (
         f"the checkpoint is scaled already ({patch.scaled_by}); {patch.strategy} {how}, counted "
         f"from {format_size(patch.rope.trained_length)} tokens"
+    )
+
+
+def _lost(patch: Patch) -> str | None:
+    """Where tables were not there, so that the model computed nothing useful."""
+    if not patch.rebuilds:
+        return None
+    return (
+        "the rotary tables of this model were lost while it was loaded (transformers 5 does not "
+        "fill what a checkpoint does not hold); they are rebuilt for as long as the patch lasts"
     )

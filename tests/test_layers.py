@@ -15,7 +15,7 @@ ORDER = (
     "notations", "rope_config", "tables", "window", "attention", "install", "own_config",
     "softmax", "native", "sites", "models", "cache", "saving", "planning", "nesting",
     "applying", "verify", "warn", "patching", "shipped", "loading", "checkpoint", "page",
-    "families", "cli",
+    "compat", "families", "cli",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",

@@ -35,12 +35,12 @@ def render(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text: the first column to the left, numbers to the right."""
+def align(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    """Rows as text: the first column to the left, the others to the right if they are numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
+            cell.rjust(width) if index and numbers else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ropex
-from ropex.cli import checkpoints, evaluate, listing, show, suggest
+from ropex.cli import checkpoints, evaluate, families, listing, show, suggest
 from ropex.cli.common import add_traceback
 from ropex.errors import UnsupportedModel
 
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ropex {ropex.__version__}")
     add_traceback(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
-    for module in (evaluate, show, suggest, checkpoints, listing):
+    for module in (evaluate, show, suggest, checkpoints, listing, families):
         module.add_verbs(verbs)
     return parser
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 import ropex
 from ropex.families.settings import TRAINED
 from ropex.families.tiny import tiny_model
+from ropex.models import sites
 from ropex.patching import Patch
 
 LENGTH = 40  # tokens, more than the tiny models were "trained" at
@@ -44,14 +46,16 @@ class Family:
     Attributes:
         model_type: Its name in transformers.
         status: `rotary`, `no rotary`, or `not built`.
-        tables: The rotary tables; or why there are none.
+        reason: Why it is not rotary, or was not built.
+        tables: Paths of its rotary tables, `*` for the number of a layer.
         outcomes: Clause to outcome, if they were tried.
     """
 
     model_type: str
     status: str
-    tables: str
-    outcomes: dict[str, Outcome]
+    reason: str = ""
+    tables: tuple[str, ...] = ()
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -75,7 +79,7 @@ def check(model_type: str) -> Family:
             outcomes[name] = clause(copy.deepcopy(model))
         except Exception as error:  # whatever it is, this clause does not hold
             outcomes[name] = Outcome(False, f"{type(error).__name__}: {error}".split("\n")[0])
-    return Family(model_type, family.status, family.tables, outcomes)
+    return replace(family, outcomes=outcomes)
 
 
 def _look(model_type: str) -> tuple[Family, Any]:
@@ -83,17 +87,13 @@ def _look(model_type: str) -> tuple[Family, Any]:
         model = tiny_model(model_type)
     except Exception as error:  # optional packages, configs without defaults
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        return Family(model_type, "not built", reason, {}), None
+        return Family(model_type, "not built", reason), None
     try:
-        found = ropex.models.sites(model)
+        found = sites(model)
     except ropex.UnsupportedModel as error:
-        return Family(model_type, "no rotary", str(error), {}), None
-    names = sorted({f"{type(s.module).__name__}{_label(s)}" for s in found})
-    return Family(model_type, "rotary", ", ".join(names), {}), model
-
-
-def _label(site: Any) -> str:
-    return f"[{site.layer_type}]" if site.layer_type else ""
+        return Family(model_type, "no rotary", str(error)), None
+    names = dict.fromkeys(re.sub(r"\.\d+\b", ".*", str(site)) for site in found)
+    return Family(model_type, "rotary", tables=tuple(names)), model
 
 
 def undone(model: Any) -> Outcome:
@@ -136,7 +136,7 @@ def decoded(model: Any) -> Outcome:
         error, _ = _decoding_error(model, LENGTH)
     assert error is not None
     if error > ROUNDING and own > ROUNDING:
-        return Outcome(None, f"transformers' own cache is off by {own:.1g}")
+        return Outcome(None, "transformers' own cache is wrong")
     return Outcome(error <= ROUNDING, f"{error:.1g}")
 
 

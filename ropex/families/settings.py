@@ -150,6 +150,7 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "reformer": {"is_decoder": True, "axial_pos_shape": [4, 8], "axial_pos_embds_dim": [16, 48]},
     "roberta": _OFFSET,
     "roberta-prelayernorm": _OFFSET,
+    "roformer": {"is_decoder": True},
     "xlm-prophetnet": _OFFSET,
     "xlm-roberta": _OFFSET,
     "xlm-roberta-xl": _OFFSET,

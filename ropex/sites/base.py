@@ -79,6 +79,10 @@ class Site(ABC):
         """Whether the live table is not what the model was trained with."""
         return False
 
+    def probe(self, count: int) -> dict[str, Tensor]:
+        """What the model wants besides `count` tokens, to be run on made-up ones."""
+        return {}
+
     def said_length(self) -> int | None:
         """Tokens that it is made for by its config; None if unsaid."""
         said = (getattr(self.config, name, None) for name in self.lengths)

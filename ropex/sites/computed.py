@@ -48,6 +48,10 @@ class Layout(ABC):
     def first_angles(self, module: Any, length: int) -> Tensor:
         """Live phases at position 1 for a sequence of `length` tokens, `(dim // 2,)`."""
 
+    def probe(self, count: int) -> dict[str, Tensor]:
+        """What a model wants besides `count` tokens, to be run on made-up ones."""
+        return {}
+
     def check(self, module: Any, owner: Any) -> None:
         """Raise an UnsupportedModel if a model has lost more than its tables."""
         return
@@ -158,6 +162,10 @@ class ComputedSite(Site):
         """Keep the table where the model is saved; see `Site.write`."""
         assert native.rows is not None  # `realise` saw to it
         return self.layout.write(self, Answer(self.layout, native.rows), homes, undo)
+
+    def probe(self, count: int) -> dict[str, Tensor]:
+        """What the model wants besides `count` tokens."""
+        return self.layout.probe(count)
 
     def live(self, length: int) -> Tensor:
         """The phases at position 1 that the module now answers with, on the CPU."""

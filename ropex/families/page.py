@@ -1,0 +1,99 @@
+"""The page on all families, one for each version of transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ropex.families.check import CLAUSES, Family, Outcome
+
+_COLUMNS = {
+    "undone": "undone",
+    "verified": "verified",
+    "bfloat16": "bfloat16",
+    "decoded": "decoding",
+    "unrotated": "un-rotated keys",
+    "reloaded": "reloaded",
+    "saved": "saved in the config",
+}
+assert _COLUMNS.keys() == CLAUSES.keys()
+
+_HEAD = """\
+# Families under transformers {version}
+
+{rotary} of the {all} model types that transformers {version} maps to a causal language model have
+rotary embeddings. Each row was proved on a tiny random model of the family, in float32 on a CPU,
+and is proved again by every run of the tests. `ropex families --check` does it on your machine, and
+`ropex families --page docs` writes this page.
+
+- *tables*: where the frequencies are; `*` is any layer, and in brackets stands the type of the
+  layers that use a table. A table that only layers with a sliding window use is left as it is.
+- *undone*: `none` changes no bit of the logits, and a removed patch leaves none changed.
+- *verified*: the live tables are the planned ones, and logits beyond position 0 move.
+- *bfloat16*: `.to(torch.bfloat16)` after patching rounds no frequency.
+- *decoding*: with YaRN, token by token with a key-value cache gives the logits of one pass.
+- *un-rotated keys*: the same for dynamic NTK with `cache="unrotated"`; where it is refused, a
+  strategy that goes by the length refuses to continue a cache beyond the trained length.
+- *reloaded*: `save_pretrained` and plain `from_pretrained` give the logits of the patched model.
+- *saved in the config*: strategies (of linear, yarn, llama3, ntk and dynamic) which the config
+  holds, so that transformers by itself computes the same bits; saving any other is refused.
+"""
+
+
+def write_page(families: Iterable[Family], folder: Path) -> Path:
+    """Write the page of the installed transformers, `families-5.md` or `families-4.md`.
+
+    Args:
+        families: All of them, checked.
+        folder: Where to; it is made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / page_name()
+    page.write_text(text(tuple(families)), encoding="utf-8")
+    return page
+
+
+def page_name() -> str:
+    """`families-5.md` under transformers 5."""
+    return f"families-{_version().split('.')[0]}.md"
+
+
+def text(families: tuple[Family, ...]) -> str:
+    """The page, in Markdown."""
+    rotary = [family for family in families if family.status == "rotary"]
+    head = _HEAD.format(version=_version(), rotary=len(rotary), all=len(families))
+    columns = ["family", "tables", *_COLUMNS.values()]
+    lines = [head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += map(row, rotary)
+    lines += ["\n## Could not be built here\n"]
+    lines += [row(family) for family in families if family.status == "not built"]
+    plain = [f"`{family.model_type}`" for family in families if family.status == "no rotary"]
+    lines += ["\n## Without rotary embeddings\n", ", ".join(plain) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def row(family: Family) -> str:
+    """What the page says of one family."""
+    if family.status == "not built":
+        return f"- `{family.model_type}`: {family.reason}"
+    tables = "<br>".join(f"`{_broken(table)}`" for table in family.tables)
+    cells = [_cell(name, family.outcomes[name]) for name in _COLUMNS]
+    return f"| `{family.model_type}` | {tables} | {' | '.join(cells)} |"
+
+
+def _cell(name: str, outcome: Outcome) -> str:
+    if outcome.passed is False:
+        return f"**failed**: {outcome.detail}"
+    return outcome.detail if outcome.passed is None or name == "saved" else "yes"
+
+
+def _broken(path: str) -> str:
+    """A path without what all of them begin with."""
+    return re.sub(r"^(model|transformer)\.", "", path)
+
+
+def _version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
