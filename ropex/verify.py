@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,21 +112,23 @@ def same_unrotated(patch: Patch, rotated: Tensor) -> bool:
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module, inputs: dict[str, Tensor], last: int = _PROBES) -> Tensor:
+def probe_logits(model: nn.Module, given: dict[str, Tensor], last: int = _PROBES) -> Tensor:
     """Logits, `(8, vocabulary)`, float64, of eight made-up tokens.
 
     Args:
         model: The model.
-        inputs: What it is given besides them.
+        given: What it is given besides them.
         last: The last token.
     """
     device = _device(model)
     ids = torch.tensor([[*range(1, _PROBES), last]], device=device)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
+    inputs: dict[str, Any] = {name: value.to(device) for name, value in given.items()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        output = model(input_ids=ids, use_cache=False, **inputs)
+        if _takes_cache(model):
+            inputs["use_cache"] = False
+        output = model(input_ids=ids, **inputs)
     finally:
         for module, training in modes:
             module.training = training
@@ -144,6 +147,12 @@ def _device(model: nn.Module) -> Any:
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
     devices = [getattr(hook, "execution_device", None) for hook in hooks]
     return next((d for d in devices if d is not None), next(model.parameters()).device)
+
+
+def _takes_cache(model: nn.Module) -> bool:
+    """Whether a model, or one that wraps it, can be told to keep no cache; encoders have none."""
+    taken = inspect.signature(model.forward).parameters
+    return "use_cache" in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values())
 
 
 def _has_sinks(model: nn.Module) -> bool:

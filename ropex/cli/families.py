@@ -43,6 +43,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _families(arguments: argparse.Namespace) -> None:
     quiet()
+    import torch
     from tqdm import tqdm
 
     from ropex.families.check import check, look
@@ -51,6 +52,7 @@ def _families(arguments: argparse.Namespace) -> None:
     if arguments.page and arguments.types:
         raise ValueError("--page is about all model types; leave them out")
     types = _known(arguments.types)
+    torch.set_num_threads(1)  # more only get in each other's way on models as tiny as these
     find = check if arguments.check or arguments.page else look
     found = [find(each) for each in tqdm(types, disable=None, leave=False, unit="type")]
     if arguments.page:

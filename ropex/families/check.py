@@ -76,7 +76,8 @@ def check(model_type: str) -> Family:
     outcomes = {}
     for name, clause in CLAUSES.items():
         try:
-            outcomes[name] = clause(copy.deepcopy(model))
+            with _quiet():
+                outcomes[name] = clause(copy.deepcopy(model))
         except Exception as error:  # whatever it is, this clause does not hold
             outcomes[name] = Outcome(False, f"{type(error).__name__}: {error}".split("\n")[0])
     return replace(family, outcomes=outcomes)
@@ -86,7 +87,7 @@ def _look(model_type: str) -> tuple[Family, Any]:
     try:
         model = tiny_model(model_type)
     except Exception as error:  # optional packages, configs without defaults
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         return Family(model_type, "not built", reason), None
     try:
         found = sites(model)
@@ -188,13 +189,12 @@ CLAUSES: dict[str, Callable[[Any], Outcome]] = {
 
 def _patch(model: Any, text: str, **options: Any) -> Patch:
     """`ropex.patch`, with the trained length of the tiny models where no config says it."""
-    with _quiet():
-        try:
-            return ropex.patch(model, text, **options)
-        except ValueError as error:
-            if "trained_length" not in str(error):
-                raise
-            return ropex.patch(model, text, trained_length=TRAINED, **options)
+    try:
+        return ropex.patch(model, text, **options)
+    except ValueError as error:
+        if "trained_length" not in str(error):
+            raise
+        return ropex.patch(model, text, trained_length=TRAINED, **options)
 
 
 def _tokens(length: int) -> Tensor:
@@ -204,14 +204,13 @@ def _tokens(length: int) -> Tensor:
 
 @torch.no_grad()
 def _logits(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
-    with _quiet():
-        result: Tensor = model(input_ids=ids, **{"use_cache": False, **inputs}).logits
+    result: Tensor = model(input_ids=ids, **{"use_cache": False, **inputs}).logits
     return result
 
 
 def _rebuilt(patch: Patch) -> Any:
     """The model that transformers builds from the config of a patched one, with its weights."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         patch.model.config.save_pretrained(folder)
         config = type(patch.model.config).from_pretrained(folder)
         built = type(patch.model)._from_config(config).eval()
@@ -224,7 +223,7 @@ def _decoding_error(model: Any, length: int) -> tuple[float | None, str]:
     ids, start = _tokens(length), length - 6
     try:
         whole = _logits(model, ids)[:, start:]
-        with torch.no_grad(), _quiet():
+        with torch.no_grad():
             output = model(input_ids=ids[:, :start], use_cache=True)
             steps = []
             for place in range(start, length):

@@ -94,7 +94,10 @@ class Slot:
         which = {"layer_type": self.layer_type} if self.layer_type else {}
         if not self.by_positions:
             return module(x, seq_len=torch.tensor(length))
-        return module(x, position_ids=torch.tensor([[0, length - 1]], device=x.device), **which)
+        positions = torch.tensor([[0, length - 1]], device=x.device)
+        if has_axes(module):
+            positions = positions.expand(3, 1, 2)
+        return module(x, position_ids=positions, **which)
 
     def call(self, module: Any, x: Tensor, positions: Tensor) -> Any:
         """What the module returns, its hooks left out."""
