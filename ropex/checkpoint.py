@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ropex.loading import load_skeleton
+from ropex.models import sites
 from ropex.patching import Patch
-from ropex.saving import both_notations
+from ropex.saving import completed
 
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
@@ -33,15 +34,15 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
         FileExistsError: `out` exists and `force` is not set, or it is not a checkpoint.
         ValueError: No config can say what the strategy does.
     """
-    if not patch.in_config:
-        raise ValueError(
-            f"{patch.strategy} cannot be written into a config that transformers reads alike; "
-            "apply it after loading, with ropex.patch"
-        )
     if any(site.in_weights for site in patch.sites):
         raise ValueError(
             f"the rotary table of {patch.model.config.model_type} is one of its weights; save the "
             "patched model itself, with ropex.patch(model, ...) and model.save_pretrained(...)"
+        )
+    if not patch.in_config:
+        raise ValueError(
+            f"{patch.strategy} cannot be written into a config that transformers reads alike; "
+            "apply it after loading, with ropex.patch"
         )
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     whole, part = raw.get("model_type"), patch.model.config.model_type
@@ -57,7 +58,7 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
         built.mkdir()
         for source in _files(folder):
             _carry(source, built / source.relative_to(folder))
-        _write_json(built / "config.json", both_notations(raw, patch.model.config))
+        _write_json(built / "config.json", completed(raw, patch.model.config, patch.configs))
         _raise_tokenizer_limit(built / "tokenizer_config.json", patch.target_length)
         _check_written(built, patch)
         _put(built, out, Path(temporary) / "replaced")
@@ -79,22 +80,17 @@ def _check_written(built: Path, patch: Patch) -> None:
     """Raise a ValueError unless the written config builds what the patched model computes."""
     remote = type(patch.model).__module__.startswith("transformers_modules")
     written = load_skeleton(built, trust_remote_code=remote)
-    for name, module in written.named_modules():
-        ours, theirs = (_numbers(each, patch) for each in (patch.model.get_submodule(name), module))
-        if ours != theirs:
-            raise ValueError(
-                f"{patch.strategy}: transformers builds {name} otherwise from the new config, so "
-                "nothing was written; apply the strategy after loading, with ropex.patch"
-            )
-
-
-def _numbers(module: Any, patch: Patch) -> dict[str, Any]:
-    """What a module of the model has read from the config, as far as a strategy reaches."""
-    numbers = {key: vars(module).get(key) for key in ("attention_scaling", "scaling")}
-    if patch.strategy.length_class == "static" and "inv_freq" in module._buffers:
-        # A pair that does not turn has an immense divisor in the file, and no phase anywhere.
-        numbers["inv_freq"] = (module.inv_freq * (module.inv_freq > 1e-20)).tolist()
-    return numbers
+    static = patch.strategy.length_class == "static"
+    pairs = zip(patch.sites, sites(written), strict=True)
+    other = [str(ours) for ours, theirs in pairs if not ours.same(theirs, tables=static)]
+    for name, module in written.named_modules():  # attention that scales its logits
+        if vars(module).get("scaling") != vars(patch.model.get_submodule(name)).get("scaling"):
+            other.append(name)
+    if other:
+        raise ValueError(
+            f"{patch.strategy}: transformers builds {other[0]} otherwise from the new config, so "
+            "nothing was written; apply the strategy after loading, with ropex.patch"
+        )
 
 
 def _put(built: Path, out: Path, aside: Path) -> None:

@@ -83,6 +83,16 @@ _ENCODINGS = {
         ),
         f"{_RUN}; llama.cpp's model loader, read",
     ),
+    "proportional": Encoding(
+        "the `proportional` type",
+        (
+            Service("part", "from version 5 on"),
+            Service("part", "for Gemma 4; not tried"),
+            Service("part", "for Gemma 4; not tried"),
+            _NO,
+        ),
+        "transformers 5.23.0, run",
+    ),
     "dynamic": Encoding(
         "the `dynamic` type",
         (

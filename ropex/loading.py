@@ -127,10 +127,19 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with _reading(folder), init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
-            _load_config(folder, trust_remote_code), trust_remote_code=trust_remote_code
-        )
+    def build() -> Any:
+        config = _load_config(folder, trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+    with _reading(folder):
+        try:
+            with init_empty_weights(include_buffers=False):
+                return build()
+        except RuntimeError as error:
+            if "set_data" not in str(error):  # of parameters that are given data as they are made
+                raise
+        with torch.device("meta"):  # buffers as well; tables are worked out from the config
+            return build()
 
 
 @contextmanager

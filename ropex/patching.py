@@ -119,6 +119,7 @@ class Patch:
         self.scaled_by: str | None = main.site.scaled_by()
         self.target_length: int = strategy.target_length(self.rope)
         self.rebuilds: bool = any(site.damaged for site in self.sites)
+        self._goes_on = any(site.ends for site in self.sites)
         self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
         check_start(self)
         self._undo: ExitStack | None = None
@@ -127,7 +128,7 @@ class Patch:
     @property
     def changes_rope(self) -> bool:
         """Whether the frequencies or the attention scale change, at this length or at another."""
-        changed = self.rebuilds or any(each.changes for each in self.planned)
+        changed = self.rebuilds or self._goes_on or any(each.changes for each in self.planned)
         return changed or self.strategy.length_class != "static"
 
     def verify(self) -> Verification:

@@ -73,16 +73,21 @@ class SaveBothNotations:
         path = Path(save_directory) / "config.json"
         if kwargs.get("is_main_process", True) and path.is_file():
             raw = json.loads(path.read_text(encoding="utf-8"))
-            raw = self._complete(raw, self.model.config)
+            raw = completed(raw, self.model.config, self.configs)
             path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    def _complete(self, raw: dict[str, Any], config: Any) -> dict[str, Any]:
-        """`raw` with both notations of each patched config, which may be a part of another."""
-        parts = {key: part for key, part in vars(config).items() if hasattr(part, "model_type")}
-        for key in parts.keys() & raw.keys():
-            raw[key] = self._complete(raw[key], parts[key])
-        patched = any(config is each for each in self.configs)
-        return both_notations(raw, config) if patched else raw
+
+def completed(raw: dict[str, Any], config: Any, patched: tuple[Any, ...]) -> dict[str, Any]:
+    """The JSON of a config with both notations of its patched parts.
+
+    Args:
+        raw: The JSON of the checkpoint that `config` was read from.
+        config: The same config, changed by a patch; it may have others as parts.
+        patched: Those that were changed.
+    """
+    parts = {key: part for key, part in vars(config).items() if hasattr(part, "model_type")}
+    raw = {**raw, **{k: completed(raw[k], parts[k], patched) for k in parts.keys() & raw.keys()}}
+    return both_notations(raw, config) if any(config is each for each in patched) else raw
 
 
 def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:

@@ -91,17 +91,21 @@ class Rows:
         table_at: The float64 table of a length.
         by_length: Whether it depends on the length.
         target: Tokens that the patched model is meant to reach.
+        unchanged: Whether these are the model's own frequencies.
     """
 
-    def __init__(self, table_at: TableAt, by_length: bool, target: int) -> None:
+    def __init__(
+        self, table_at: TableAt, by_length: bool, target: int, unchanged: bool = False
+    ) -> None:
         self.table_at, self.by_length, self.target = table_at, by_length, target
+        self.unchanged = unchanged
         self._kept: tuple[int, Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, strategy: Strategy, rope: Rope, plan: Plan, target: int) -> Rows:
         """The rows of a strategy."""
         if strategy.length_class == "static":
-            return cls(OneTable(plan), False, target)
+            return cls(OneTable(plan), False, target, not plan.changes(rope))
         return cls(PlannedTable(strategy, rope, torch.float64), True, target)
 
     def cos_sin(

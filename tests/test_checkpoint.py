@@ -222,7 +222,7 @@ def test_a_part_of_a_model_is_saved_in_both_notations(tmp_path: Path) -> None:
 def test_a_config_that_builds_another_model_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ropex.checkpoint.both_notations", lambda raw, config: raw)
+    monkeypatch.setattr("ropex.checkpoint.completed", lambda raw, *_: raw)
     with pytest.raises(ValueError, match=r"transformers builds model\.rotary_emb otherwise"):
         write(folder, tmp_path / "out", "yarn:4")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def test_the_contract_holds_and_the_page_says_so(model_type: str) -> None:
 
 def test_the_page_lists_every_family_once() -> None:
     assert f"under transformers {transformers.__version__}\n" in PAGE
+    page = re.sub(r"## Where transformers itself is wrong.*?(?=##)", "", PAGE, flags=re.DOTALL)
     starts = ("| `", "- `")
-    listed = [line.split("`")[1] for line in PAGE.splitlines() if line.startswith(starts)]
+    listed = [line.split("`")[1] for line in page.splitlines() if line.startswith(starts)]
     listed += PAGE.partition("## Without rotary embeddings")[2].replace("`", "").split()
     assert sorted(name.strip(",.") for name in listed) == list(TYPES)
     assert PAGE.count("\n| `") == (130 if VERSION_5 else 81)

@@ -32,11 +32,14 @@ def but(name: str, reason: str) -> list[Any]:
     return [pytest.param(each, marks=broken(reason)) if each == name else each for each in ROTARY]
 
 
+def hooks(module: Any) -> tuple[Any, Any]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
 def state_of(model: Any) -> list[Any]:
     """What a patch may touch, without what the model itself keeps of its last call."""
     modules = [
-        (name, vars(each).keys() - {"ropex_patches"}, len(each._buffers))
-        + (len(each._forward_hooks), len(each._forward_pre_hooks))
+        (name, vars(each).keys() - {"ropex_patches"}, *map(len, (each._buffers, *hooks(each))))
         for name, each in model.named_modules()
     ]
     tables = [(name, table.tolist()) for name, table in model.named_buffers()]

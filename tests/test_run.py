@@ -173,13 +173,13 @@ def test_passes_are_the_fewest_that_serve_and_end_with_the_longest(
 
 def test_cost_grows_linearly_for_weights_and_quadratically_for_attention() -> None:
     model = tiny_causal(num_key_value_heads=4)
-    blocks = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
-    once, twice = cost(model.config, 1), cost(model.config, 2)
+    weights = sum(p.numel() for p in model.parameters())
+    once, twice = cost(model, 1), cost(model, 2)
     quadratic = (twice - 2 * once) / 2
-    assert once - quadratic == blocks  # multiply-adds of a token outside attention
+    assert once - quadratic == weights  # multiply-adds of a token outside attention
     assert quadratic == 2 * 2 * 4 * 8  # queries by keys and weights by values, in each layer
     for length in (10, 1000, 2**17):
-        assert cost(model.config, length) == blocks * length + quadratic * length**2
+        assert cost(model, length) == weights * length + quadratic * length**2
 
 
 # Measuring.

@@ -70,13 +70,13 @@ def passes(strategy: Strategy, rope: Rope, protocol: Protocol) -> list[tuple[str
     return sorted(wanted, key=lambda item: item[1])
 
 
-def cost(config: Any, length: int) -> float:
+def cost(model: Any, length: int) -> float:
     """Multiply-adds of a pass: linear in the length for the weights, quadratic for attention."""
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    mlp = 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    weights = config.num_hidden_layers * config.hidden_size * (4 * width + mlp)
-    attention = 2 * config.num_hidden_layers * width * length
+    config = model.config.get_text_config()
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    # BLT has neither, but in parts of its own.
+    layers, width = (getattr(config, n, 0) for n in ("num_hidden_layers", "hidden_size"))
+    attention = 2 * layers * width * length
     return float(length * (weights + attention))
 
 

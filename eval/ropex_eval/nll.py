@@ -11,7 +11,7 @@ from torch.nn import functional
 # Logits of one chunk of rows, in the model's dtype, in float32 and as probabilities.
 _BYTES_PER_LOGIT = 10
 _CHUNK_BYTES = 32 * 2**20
-_PROBE = 64
+_PROBE = 32
 
 
 class Scorer:
@@ -30,6 +30,8 @@ class Scorer:
         self.model = model
         self.device = next(model.parameters()).device
         self.head = model.get_output_embeddings()
+        base = model.base_model  # the model itself in some families (Llama 4)
+        self.decoder = model.get_decoder() if base is model else base
         self.chunked = self.head is not None and self._head_is_everything()
 
     @torch.no_grad()
@@ -56,7 +58,7 @@ class Scorer:
 
     def _hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states, `(length, width)`."""
-        hidden: Tensor = self.model.base_model(ids[None], use_cache=False)[0][0]
+        hidden: Tensor = self.decoder(ids[None], use_cache=False)[0][0]
         return hidden
 
     def _rows(self, length: int, width: int) -> int:
@@ -69,8 +71,10 @@ class Scorer:
     def _head_is_everything(self) -> bool:
         size = min(_PROBE, self.head.weight.shape[0])
         ids = torch.arange(size, device=self.device)
-        logits = self.model(ids[None], use_cache=False).logits[0]
-        return bool(torch.allclose(self.head(self._hidden(ids)), logits, rtol=1e-4, atol=1e-4))
+        logits, hidden = self.model(ids[None], use_cache=False).logits[0], self._hidden(ids)
+        if hidden.shape[-1] != self.head.weight.shape[1]:
+            return False
+        return bool(torch.allclose(self.head(hidden), logits, rtol=1e-4, atol=1e-4))
 
 
 def _nll_of(logits: Tensor, targets: Tensor) -> Tensor:

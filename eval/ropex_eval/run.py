@@ -182,7 +182,7 @@ def _measured(study: Study, strategy: Strategy, bar: Any) -> NllTable:
     def advance(length: int) -> None:
         nonlocal finished
         finished += 1
-        bar.update(cost(study.scorer.model.config, length))
+        bar.update(cost(study.scorer.model, length))
 
     def where() -> str:
         return (
@@ -287,9 +287,9 @@ def _about_strategy(study: Study, strategy: Strategy) -> dict[str, Any]:
 @contextmanager
 def _progress(study: Study, todo: Sequence[Strategy]) -> Iterator[Any]:
     """A bar that counts cost and not passes, so that the time left is right."""
-    config, rope = study.scorer.model.config, study.rope
+    model, rope = study.scorer.model, study.rope
     lengths = [n for s in todo for _, n in passes(s, rope, study.protocol)]
-    total = sum(cost(config, n) for n in lengths) * len(study.corpus.windows)
+    total = sum(cost(model, n) for n in lengths) * len(study.corpus.windows)
     style = "{percentage:3.0f}% |{bar:30}| {elapsed} so far, {remaining} left  {desc}"
     with tqdm(total=total, disable=None, leave=False, bar_format=style) as bar:
         yield bar

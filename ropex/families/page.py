@@ -41,6 +41,33 @@ and is proved again by every run of the tests. `ropex families --check` does it 
 """
 
 
+# What was seen to be wrong without any patch; the same under each patch, and no more.
+_WRONG = {
+    "5": """
+- `bamba`: positions start at 0 again with a filled cache; pass `position_ids`.
+- `blt`: `use_cache=True` raises an AttributeError.
+- `recurrent_gemma`: returns no cache object, so that nothing but `generate` can continue.
+- `mixtral`, `minimax`: `head_dim` is null by default, with which transformers' own `yarn`, `dynamic`
+  and `longrope` raise a TypeError; ropex writes the number.
+- Any family with an entry per layer type: `truncate: false` of a nested `yarn` entry is ignored;
+  ropex sees that and writes a list instead.
+""",
+    "4": """
+- `doge`: with an `attention_mask`, attention is not causal: changing the last ten of twenty tokens
+  moves logits of the first ten by 3.2 (a tiny model, sdpa).
+- `deepseek_v2`: `mscale_all_dim` does not scale the logits, as version 5 and DeepSeek do; ropex
+  scales them, and refuses to save what version 4 would not compute.
+- `nemotron`, `dbrx`, `recurrent_gemma`, `modernbert-decoder`: any `rope_scaling` is ignored.
+- `llama4`, `llama4_text`: every type is computed as `llama3`, and others raise a KeyError.
+- `phimoe`, `open-llama`: positions beyond the number of tokens raise an IndexError.
+- `gemma3n_text`: without a cache, layers that share keys compute their own.
+- `blt`, `bamba`, `falcon_h1`, `granitemoehybrid`: plain `use_cache=True` returns no cache.
+- `open-llama`: its cache is a tuple that its own code no longer reads.
+- `recurrent_gemma`: returns no cache object.
+""",
+}
+
+
 def write_page(families: Iterable[Family], folder: Path) -> Path:
     """Write the page of the installed transformers, `families-5.md` or `families-4.md`.
 
@@ -66,6 +93,7 @@ def text(families: tuple[Family, ...]) -> str:
     columns = ["family", "tables", *_COLUMNS.values()]
     lines = [head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += map(row, rotary)
+    lines += ["\n## Where transformers itself is wrong", _WRONG[_version().split(".")[0]].rstrip()]
     lines += ["\n## Could not be built here\n"]
     lines += [row(family) for family in families if family.status == "not built"]
     plain = [f"`{family.model_type}`" for family in families if family.status == "no rotary"]

@@ -75,6 +75,11 @@ class Site(ABC):
         return False
 
     @property
+    def ends(self) -> bool:
+        """Whether the model's own table has a last row, which a patch goes beyond."""
+        return False
+
+    @property
     def damaged(self) -> bool:
         """Whether the live table is not what the model was trained with."""
         return False
@@ -137,6 +142,15 @@ class Site(ABC):
         Raises:
             UnsupportedModel: It cannot compute so.
         """
+
+    def same(self, other: Site, *, tables: bool) -> bool:
+        """Whether two models compute alike here.
+
+        Args:
+            other: The site of the other model.
+            tables: Whether to compare tables; one that goes by the length has none to compare.
+        """
+        return str(self) == str(other)
 
     @abstractmethod
     def live(self, length: int) -> Tensor:

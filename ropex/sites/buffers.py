@@ -122,6 +122,16 @@ class BufferSite(Site):
             set_attribute(module, name, value, undo)
         return tables if slot.by_positions else None
 
+    def same(self, other: Site, *, tables: bool) -> bool:
+        """Whether two models compute alike here; see `Site.same`."""
+        if not isinstance(other, BufferSite) or str(self) != str(other):
+            return False
+        if self.slot.scale(self.module) != other.slot.scale(other.module):
+            return False
+        # A pair that does not turn has an immense divisor in the file, and no phase anywhere.
+        ours, theirs = (s.slot.table(s.module).detach().cpu() for s in (self, other))
+        return not tables or torch.equal(ours * (ours > 1e-20), theirs * (theirs > 1e-20))
+
     def live(self, length: int) -> Tensor:
         """The frequencies in the buffer after a call over `length` tokens, on the CPU."""
         table = self.slot.table(self.module)

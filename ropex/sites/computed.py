@@ -30,6 +30,7 @@ class Layout(ABC):
     lengths: tuple[str, ...] = ("max_position_embeddings",)  # where configs say the trained length
     base = 10000.0
     told_length = True  # whether a call says how long the sequence is
+    ends = False  # whether the model's own table has a last row
     in_weights = False  # whether the table is saved with the weights
 
     @abstractmethod
@@ -41,7 +42,7 @@ class Layout(ABC):
         """What the model was trained with, `(dim // 2,)`, float64."""
 
     @abstractmethod
-    def answer(self, rows: Rows, module: Any, *args: Any, **kwargs: Any) -> Any:
+    def answer(self, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
         """What the module returns, from planned rows."""
 
     @abstractmethod
@@ -84,14 +85,21 @@ class Layout(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Stands in for a method of a module; it holds no module, so that models can be copied."""
+    """Stands in for a method of a module; it holds no module, so that models can be copied.
+
+    Attributes:
+        layout: How the module is asked.
+        rows: What it answers with.
+        own: The module's own rows, where `rows` only continue them.
+    """
 
     layout: Layout
     rows: Rows
+    own: Tensor | None = None
 
     def __call__(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """What the method returns."""
-        return self.layout.answer(self.rows, module, *args, **kwargs)
+        return self.layout.answer(self, module, *args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,11 @@ class ComputedSite(Site):
     def lengths(self) -> tuple[str, ...]:
         """Where its config says the trained length, first what is believed most."""
         return self.layout.lengths
+
+    @property
+    def ends(self) -> bool:
+        """Whether the model's own table has a last row."""
+        return self.layout.ends and self.layout.earlier(self.module) is None
 
     @property
     def in_weights(self) -> bool:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ropex.errors import UnsupportedModel
-from ropex.sites.computed import Layout, angles, powers, trusted
-from ropex.tables import Rows
+from ropex.sites.computed import Answer, Layout, angles, powers, trusted
 
 
 class RowsBySize(Layout):
@@ -54,13 +53,13 @@ class RowsBySize(Layout):
         return not torch.allclose(row, wanted, atol=1e-2)
 
     def answer(
-        self, rows: Rows, module: Any, x: Tensor, seq_len: Any = None, **unused: Any
+        self, given: Answer, module: Any, x: Tensor, seq_len: Any = None, **unused: Any
     ) -> tuple[Tensor, Tensor]:
         """Cos and sin in the shape of the cached ones."""
         cached = _held(module, "cos_cached")
         plain = "cos_cached" in vars(module)  # Baichuan 2, which rotates in float32
         dtype = torch.float32 if plain else x.dtype
-        made = (torch.cat([t, t], -1).to(dtype) for t in rows.cos_sin(int(seq_len), x.device))
+        made = (torch.cat([t, t], -1).to(dtype) for t in given.rows.cos_sin(int(seq_len), x.device))
         cos, sin = (t[None, None] if cached.ndim == 4 else t for t in made)
         return cos, sin
 
@@ -95,10 +94,10 @@ class RowsOnDemand(Layout):
         }
 
     def answer(
-        self, rows: Rows, module: Any, x: Tensor, seq_dim: int = 1, seq_len: Any = None
+        self, given: Answer, module: Any, x: Tensor, seq_dim: int = 1, seq_len: Any = None
     ) -> tuple[Tensor, Tensor]:
         """Cos and sin of the longer of both streams of positions."""
-        tables = rows.cos_sin(int(x.shape[seq_dim] if seq_len is None else seq_len), x.device)
+        tables = given.rows.cos_sin(int(x.shape[seq_dim] if seq_len is None else seq_len), x.device)
         cos, sin = (torch.cat([t, t], -1)[:, None].to(module.inv_freq.dtype) for t in tables)
         return cos, sin
 
@@ -132,9 +131,9 @@ class PairRows(Layout):
         divisor = _ratio(module) if self._divides(module) else 1.0
         return powers(self.base_of(module, config), module.dim) / divisor
 
-    def answer(self, rows: Rows, module: Any, max_seq_len: int, offset: int = 0) -> Tensor:
+    def answer(self, given: Answer, module: Any, max_seq_len: int, offset: int = 0) -> Tensor:
         """Rows up to the target length, in the precision of the module."""
-        cos, sin = rows.cos_sin(max(max_seq_len, rows.target), module.inv_freq.device)
+        cos, sin = given.rows.cos_sin(max(max_seq_len, given.rows.target), module.inv_freq.device)
         return torch.stack([cos, sin], dim=-1).to(module.inv_freq.dtype)
 
     def first_angles(self, module: Any, length: int) -> Tensor:
@@ -187,10 +186,10 @@ class RowsByAlpha(Layout):
         return bool(getattr(config, "use_dynamic_ntk", False))
 
     def answer(
-        self, rows: Rows, module: Any, max_seq_len: int, offset: int = 0, ntk_alpha: float = 1.0
+        self, given: Answer, module: Any, max_seq_len: int, offset: int = 0, ntk_alpha: float = 1.0
     ) -> list[Tensor]:
         """Cos and sin, float32, whatever factor the caller has for them."""
-        tables = rows.cos_sin(int(max_seq_len), module.inv_freq.device)
+        tables = given.rows.cos_sin(int(max_seq_len), module.inv_freq.device)
         return [torch.cat([t, t], -1)[None, :, None] for t in tables]
 
     def first_angles(self, module: Any, length: int) -> Tensor:

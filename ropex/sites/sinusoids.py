@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from ropex.install import set_attribute
 from ropex.sites.base import Site
 from ropex.sites.computed import Answer, Layout, angles, powers, trusted
-from ropex.tables import Rows
 
 
 class PositionBuffer(Layout):
     """A buffer of rows on each attention, indexed by `position_ids` (GPT-J, CodeGen)."""
+
+    ends = True
 
     def fits(self, module: Any, model: Any) -> bool:
         """Whether the module holds such a buffer."""
@@ -32,18 +34,17 @@ class PositionBuffer(Layout):
         formula = powers(self.base, rows.shape[1])
         return formula if rows.is_meta else trusted(_row_angles(rows), formula)
 
-    def answer(self, rows: Rows, module: Any, *args: Any, **kwargs: Any) -> Any:
+    def answer(self, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Pre-hook of the attention: a buffer as long as the call's positions ask for."""
-        self.put(rows, module, int(kwargs["position_ids"].max()) + 1)
+        self.put(given, module, int(kwargs["position_ids"].max()) + 1)
 
-    def put(self, rows: Rows, module: Any, reach: int) -> None:
+    def put(self, given: Answer, module: Any, reach: int) -> None:
         """Let the module hold rows for a sequence of `reach` tokens."""
-        live = module.embed_positions
+        rows, live = given.rows, module.embed_positions
         held = getattr(live, "ropex_reach", 0)
         if held == reach or (held > reach and not rows.by_length):
             return
-        cos, sin = rows.cos_sin(reach, live.device, whole=not rows.by_length)
-        table = torch.cat([sin, cos], dim=-1).to(live.dtype)
+        table = _table(given, reach, live)
         table.ropex_reach = len(table)  # type: ignore[attr-defined]
         module.embed_positions = table
 
@@ -51,8 +52,12 @@ class PositionBuffer(Layout):
         """Phases at position 1 in the buffer for a sequence of `length` tokens."""
         answer = vars(module).get("ropex_answer")
         if answer is not None:
-            self.put(answer.rows, module, length)
+            self.put(answer, module, length)
         return _row_angles(module.embed_positions)
+
+    def write(self, site: Site, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
+        """Nothing; only a table that goes on as it began needs not be said."""
+        return answer.rows.unchanged
 
     def earlier(self, module: Any) -> Answer | None:
         """What an earlier patch answers with."""
@@ -61,6 +66,8 @@ class PositionBuffer(Layout):
 
     def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
         """Put rows into the buffer before each call."""
+        if answer.rows.unchanged:
+            answer = replace(answer, own=module.embed_positions)
         undo.callback(
             module.register_forward_pre_hook(_BeforeCall(answer), with_kwargs=True).remove
         )
@@ -79,11 +86,12 @@ class _BeforeCall:
 class PositionEmbedding(Layout):
     """An embedding whose weight is the table, one row a position (RoFormer)."""
 
+    ends = True
     in_weights = True
 
     def fits(self, module: Any, model: Any) -> bool:
         """Whether the module is such an embedding, and attention rotates by it (Marian adds it)."""
-        if not isinstance(module, nn.Embedding) or module.weight.requires_grad:
+        if not isinstance(module, nn.Embedding):
             return False
         asked = inspect.signature(type(module).forward).parameters
         rotates = any(hasattr(m, "apply_rotary_position_embeddings") for m in model.modules())
@@ -95,14 +103,24 @@ class PositionEmbedding(Layout):
         return formula if module.weight.is_meta else trusted(_row_angles(module.weight), formula)
 
     def answer(
-        self, rows: Rows, module: Any, shape: Any, past: int = 0, positions: Tensor | None = None
+        self,
+        given: Answer,
+        module: Any,
+        input_ids_shape: Any,
+        past_key_values_length: int = 0,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Rows of the positions, `(length, dim)`."""
-        weight = module.weight
-        if positions is None:
-            positions = torch.arange(past, past + int(shape[1]), device=weight.device)
-        cos, sin = rows.cos_sin(int(positions.max()) + 1, weight.device)
-        return torch.cat([sin, cos], dim=-1)[positions].to(weight.dtype)
+        if position_ids is None:
+            past, length = past_key_values_length, int(input_ids_shape[1])
+            position_ids = torch.arange(past, past + length, device=module.weight.device)
+        return _table(given, int(position_ids.max()) + 1, module.weight)[position_ids]
+
+    def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
+        """Answer in the place of the embedding."""
+        if answer.rows.unchanged:
+            answer = replace(answer, own=module.weight.detach())
+        super().attach(module, answer, undo)
 
     def first_angles(self, module: Any, length: int) -> Tensor:
         """Phases at position 1 of a sequence of `length` tokens."""
@@ -112,15 +130,25 @@ class PositionEmbedding(Layout):
     def write(self, site: Site, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
         """A weight as long as the target, and a config that says so."""
         rows, module = answer.rows, site.module
+        if rows.unchanged:
+            return True
         if rows.by_length or module.weight.is_meta:
             return False
-        cos, sin = rows.cos_sin(rows.target, module.weight.device)
-        table = torch.cat([sin, cos], dim=-1).to(module.weight.dtype)
+        table = _table(answer, rows.target, module.weight)[: rows.target]
         set_attribute(module, "weight", nn.Parameter(table, requires_grad=False), undo)
         set_attribute(module, "num_embeddings", rows.target, undo)
         for config in (site.config, *homes):
             config.max_position_embeddings = rows.target
         return bool(homes)
+
+
+def _table(given: Answer, reach: int, like: Tensor) -> Tensor:
+    """Rows of `sin | cos`, at least `reach` of them, on the device and in the dtype of `like`."""
+    cos, sin = given.rows.cos_sin(reach, like.device, whole=not given.rows.by_length)
+    table = torch.cat([sin, cos], dim=-1).to(like.dtype)
+    if given.own is not None:
+        table[: len(given.own)] = given.own[: len(table)]
+    return table
 
 
 def _row_angles(table: Tensor) -> Tensor:
