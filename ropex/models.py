@@ -12,7 +12,7 @@ from ropex.rope import Rope
 from ropex.sites import buffers
 from ropex.sites.base import Site
 from ropex.sites.computed import ComputedSite, Layout
-from ropex.sites.layouts import PairRows, RowsByAlpha, RowsBySize, RowsOnDemand
+from ropex.sites.layouts import PairRows, RowsByAlpha, RowsByPosition, RowsBySize, RowsOnDemand
 from ropex.sites.sinusoids import PositionBuffer, PositionEmbedding
 from ropex.softmax import latent_attention
 from ropex.window import windowed
@@ -22,6 +22,7 @@ LAYOUTS: tuple[Layout, ...] = (
     PositionEmbedding(),
     RowsOnDemand(),
     RowsBySize(),
+    RowsByPosition(),
     PairRows(),
     RowsByAlpha(),
 )

@@ -46,9 +46,9 @@ _WRONG = {
     "5": """
 - `bamba`: positions start at 0 again with a filled cache; pass `position_ids`.
 - `blt`: `use_cache=True` raises an AttributeError.
-- `recurrent_gemma`: returns no cache object, so that nothing but `generate` can continue.
-- `mixtral`, `minimax`: `head_dim` is null by default, with which transformers' own `yarn`, `dynamic`
-  and `longrope` raise a TypeError; ropex writes the number.
+- `recurrent_gemma`: returns no cache object.
+- `mixtral`, `minimax`: `head_dim` is null by default, with which transformers' own `yarn`,
+  `dynamic` and `longrope` raise a TypeError; ropex writes the number.
 - Any family with an entry per layer type: `truncate: false` of a nested `yarn` entry is ignored;
   ropex sees that and writes a list instead.
 """,
@@ -58,7 +58,7 @@ _WRONG = {
 - `deepseek_v2`: `mscale_all_dim` does not scale the logits, as version 5 and DeepSeek do; ropex
   scales them, and refuses to save what version 4 would not compute.
 - `nemotron`, `dbrx`, `recurrent_gemma`, `modernbert-decoder`: any `rope_scaling` is ignored.
-- `llama4`, `llama4_text`: every type is computed as `llama3`, and others raise a KeyError.
+- `llama4`, `llama4_text`: any type but `llama3` raises a KeyError (`low_freq_factor`).
 - `phimoe`, `open-llama`: positions beyond the number of tokens raise an IndexError.
 - `gemma3n_text`: without a cache, layers that share keys compute their own.
 - `blt`, `bamba`, `falcon_h1`, `granitemoehybrid`: plain `use_cache=True` returns no cache.

@@ -129,8 +129,13 @@ class BufferSite(Site):
         if self.slot.scale(self.module) != other.slot.scale(other.module):
             return False
         # A pair that does not turn has an immense divisor in the file, and no phase anywhere.
-        ours, theirs = (s.slot.table(s.module).detach().cpu() for s in (self, other))
+        ours, theirs = (site._held() for site in (self, other))
         return not tables or torch.equal(ours * (ours > 1e-20), theirs * (theirs > 1e-20))
+
+    def _held(self) -> Tensor:
+        """The table of the module, or the one that it would have outside of the meta device."""
+        table = self.slot.table(self.module)
+        return self.built(self.config)[0] if table.is_meta else table.detach().cpu()
 
     def live(self, length: int) -> Tensor:
         """The frequencies in the buffer after a call over `length` tokens, on the CPU."""

@@ -30,6 +30,7 @@ class Layout(ABC):
     lengths: tuple[str, ...] = ("max_position_embeddings",)  # where configs say the trained length
     base = 10000.0
     told_length = True  # whether a call says how long the sequence is
+    any_position = False  # whether tokens may stand as far apart as may be
     ends = False  # whether the model's own table has a last row
     in_weights = False  # whether the table is saved with the weights
 
@@ -60,6 +61,10 @@ class Layout(ABC):
     def base_of(self, module: Any, config: Any) -> float:
         """The constant whose powers are the frequencies."""
         return float(getattr(module, "base", self.base))
+
+    def stretch(self, module: Any, config: Any) -> float:
+        """What positions are divided by, so that the config's length is reached so many times."""
+        return 1.0
 
     def by_length(self, module: Any, config: Any) -> bool:
         """Whether the model itself changes its frequencies with the length."""
@@ -118,6 +123,11 @@ class ComputedSite(Site):
         return self.layout.lengths
 
     @property
+    def any_position(self) -> bool:
+        """Whether tokens may stand at positions of the caller's choice."""
+        return self.layout.any_position
+
+    @property
     def ends(self) -> bool:
         """Whether the model's own table has a last row."""
         return self.layout.ends and self.layout.earlier(self.module) is None
@@ -126,6 +136,11 @@ class ComputedSite(Site):
     def in_weights(self) -> bool:
         """Whether the table is saved with the weights."""
         return self.layout.in_weights
+
+    def said_length(self) -> int | None:
+        """Tokens that it is made for by its config, its own scaling included."""
+        said = super().said_length()
+        return said and round(said * self.layout.stretch(self.module, self.config))
 
     @property
     def damaged(self) -> bool:

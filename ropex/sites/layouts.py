@@ -35,7 +35,11 @@ class RowsBySize(Layout):
         formula = powers(self.base_of(module, config), _held(module, "cos_cached").shape[-1])
         if self.by_length(module, config):  # some overwrite the buffer as they grow
             return formula
-        return trusted(_held(module, "inv_freq"), formula) / _factor(module, config)
+        return trusted(_held(module, "inv_freq"), formula) / self.stretch(module, config)
+
+    def stretch(self, module: Any, config: Any) -> float:
+        """The factor of a module that divides positions."""
+        return _factor(module, config)
 
     def by_length(self, module: Any, config: Any) -> bool:
         """Whether the module is of a class that rebuilds its tables by a dynamic base."""
@@ -69,6 +73,48 @@ class RowsBySize(Layout):
         x = torch.zeros(1, 1, 1, 1, device="cpu" if device.type == "meta" else device)
         cos, sin = (table.reshape(-1, table.shape[-1])[1] for table in module(x, seq_len=length))
         return angles(*(row[: len(row) // 2] for row in (cos, sin)))
+
+
+class RowsByPosition(Layout):
+    """Cos and sin at given positions, by a module that scales in its own way (InternLM 2.5)."""
+
+    any_position = True
+
+    def fits(self, module: Any, model: Any) -> bool:
+        """Whether the module has positions and a factor, and nothing that transformers' have."""
+        ours = hasattr(module, "inv_freq") and hasattr(module, "scaling_factor")
+        return ours and not hasattr(module, "config") and _asked_by(module, "x", "position_ids")
+
+    def frequencies(self, module: Any, config: Any) -> Tensor:
+        """The powers of the base; the buffer of a dynamic one is overwritten as it grows."""
+        formula = powers(module.base, module.dim)
+        live = None if self.by_length(module, config) else module.inv_freq
+        return trusted(live, formula) / self.stretch(module, config)
+
+    def stretch(self, module: Any, config: Any) -> float:
+        """The factor of a module that divides positions."""
+        return _factor(module, config)
+
+    def by_length(self, module: Any, config: Any) -> bool:
+        """Whether the module enlarges its base as sequences grow."""
+        return _own_type(config) == "dynamic"
+
+    def damaged(self, module: Any, config: Any) -> bool:
+        """Whether the buffer is not the powers of the base (transformers 5, loading)."""
+        live = module.inv_freq
+        return not live.is_meta and bool(abs(float(live[0]) - 1) > 1e-2)
+
+    def answer(self, given: Answer, module: Any, x: Tensor, position_ids: Tensor) -> Any:
+        """Cos and sin, `(batch, length, dim)`, of the length that the furthest position reaches."""
+        tables = given.rows.cos_sin(int(position_ids.max()) + 1, x.device)
+        cos, sin = (torch.cat([t, t], -1)[position_ids].to(x.dtype) for t in tables)
+        return cos, sin
+
+    def first_angles(self, module: Any, length: int) -> Tensor:
+        """Phases at position 1 of a sequence of `length` tokens."""
+        x = torch.zeros(1, 1, 1, device=module.inv_freq.device)
+        cos, sin = module(x, torch.tensor([[1, length - 1]], device=x.device))
+        return angles(*(part[0, 0, : part.shape[-1] // 2] for part in (cos, sin)))
 
 
 class RowsOnDemand(Layout):
