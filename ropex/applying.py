@@ -76,7 +76,9 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
         for decoder in _decoders(patch):
             undo.callback(decoder.register_forward_pre_hook(guard.before, with_kwargs=True).remove)
             undo.callback(decoder.register_forward_hook(guard.after, with_kwargs=True).remove)
-    return all(said) and not patch.reads_token_by_token
+    kept = any(each.kept for each in patch.planned)
+    one_entry = kept and any(hasattr(each.site.config, "layer_rope_theta") for each, _ in made)
+    return all(said) and not patch.reads_token_by_token and not one_entry  # Granite scales all
 
 
 def apply_attention(patch: Patch, undo: ExitStack) -> bool:

@@ -43,7 +43,9 @@ def load_remote(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     for module in model.modules():  # in forward, long after this function
         if hasattr(module, "main_input_name") and not hasattr(module, "get_head_mask"):
             module.get_head_mask = _no_head_mask
-    return model.to(dtype).eval()
+    for parameter in model.parameters():  # not buffers: tables stay as the code made them
+        parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 @contextmanager

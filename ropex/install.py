@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ropex.attention import patched_attention
 from ropex.errors import UnsupportedModel
@@ -21,9 +21,13 @@ def set_attribute(module: Any, name: str, value: Any, undo: ExitStack) -> None:
 
     def restore() -> None:
         if old is _MISSING:
-            delattr(module, name)
+            vars(module).pop(name, None)  # unless someone was there before
+            module._buffers.pop(name, None)
         elif isinstance(old, Tensor) and not old.is_meta:
-            old.data = old.data.to(getattr(module, name).device)  # the model may have moved
+            now = getattr(module, name)  # the model may have moved
+            dtype = now.dtype if isinstance(old, nn.Parameter) else old.dtype
+            if not now.is_meta:
+                old.data = old.data.to(device=now.device, dtype=dtype)
             setattr(module, name, old)
         else:
             setattr(module, name, old)

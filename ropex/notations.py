@@ -26,7 +26,9 @@ _KEYS_IN_4 = {
     "phi4_multimodal": (("longrope",), ("short_factor", "long_factor")),
 }
 # Families whose rotary module reads no scaling in transformers 4.
-UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma", "modernbert-decoder"})
+_UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma", "modernbert-decoder"})
+# Types that families refuse there.
+_REFUSED_IN_4 = {"hunyuan_v1_dense": ("dynamic",), "hunyuan_v1_moe": ("dynamic",)}
 
 
 def version_5() -> bool:
@@ -51,6 +53,25 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
         scaling = {"type": kind, **{key: entry[key] for key in keys}}
     unscaled = kind == "default"
     return {**root, "rope_scaling": None if unscaled else scaling}
+
+
+def misread_by_4(entries: dict[str, Any], model_type: str) -> str | None:
+    """What transformers 4 does with these entries, in words, where it is not what 5 does."""
+    nested = [entry for entry in entries.values() if isinstance(entry, dict)]
+    for entry in nested or [entries]:
+        kind = entry.get("rope_type", "default")
+        types, _ = _KEYS_IN_4.get(model_type, ((kind,), ()))
+        exact = model_type not in _KEYS_IN_4 or entry.get("attention_factor", 1.0) == 1.0
+        if kind == "default":
+            continue
+        if model_type in _UNSCALED_IN_4:
+            return f"ignores any scaling of {model_type}, without a word"
+        if kind not in types or not exact or kind in _REFUSED_IN_4.get(model_type, ()):
+            return f"refuses to load {model_type} with this {kind} entry"
+    bases = {entry["rope_theta"] for entry in nested}
+    if len(bases) > 1 and _LOCAL_BASE_IN_4.get(model_type, "") is None:
+        return f"has one base for all layers of {model_type}"
+    return None
 
 
 def written(entries: dict[str, Any], model_type: str) -> dict[str, Any]:

@@ -12,6 +12,12 @@ from torch import nn
 from ropex.install import set_attribute
 from ropex.rope_config import read_entry
 
+# What a patch writes, or transformers on saving because of it; never an edit of the user.
+_OURS = frozenset({
+    "rope_parameters", "rope_scaling", "rope_theta", "max_position_embeddings",
+    "original_max_position_embeddings",
+})  # fmt: skip
+
 Copies = tuple[tuple[Any, Any], ...]
 """Pairs of a config and the copy that the model has in its place."""
 
@@ -39,7 +45,9 @@ def keep_edits(copies: Copies, undo: ExitStack) -> None:
         for (original, mine), then in zip(copies, patched, strict=True):
             for key, now in vars(mine).items():
                 old = vars(original).get(key)
-                theirs = not hasattr(now, "model_type") and then.get(key) == old
+                theirs = (
+                    not hasattr(now, "model_type") and then.get(key) == old and key not in _OURS
+                )
                 if theirs and now != old:
                     original.__dict__[key] = now
 
@@ -51,7 +59,8 @@ def homes_of(model: nn.Module, config: Any, layer_type: str) -> tuple[Any, ...]:
 
     It is one of them itself, unless a module has a copy of its own (Granite with windows).
     """
-    saved = list(_tree(model.config))
+    roots = [m.config for m in model.modules() if hasattr(m, "save_pretrained")]
+    saved = list({id(each): each for root in roots for each in _tree(root)}.values())
     if any(each is config for each in saved):
         return (config,)
     entry = read_entry(config, layer_type)

@@ -72,9 +72,12 @@ def patch(
     """
     options = Options(precision, cache)
     handle = Patch(model, parse_strategy(strategy), trained_length, lift_sliding_window, options)
-    if cache == "unrotated" and has_weights(model):
+    if has_weights(model):
         try:
-            _check_unrotated(handle)
+            if cache == "unrotated":
+                _check_unrotated(handle)
+            elif handle.plan.query_scale is not None:  # which attention may have no positions for
+                probe_logits(model, probe_at(handle.rope.trained_length))
         except BaseException:
             handle.remove()
             raise

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ropex.install import set_attribute
-from ropex.notations import UNSCALED_IN_4, written
+from ropex.notations import misread_by_4, written
 from ropex.rope_config import is_nested, read_entries
 
 
@@ -30,10 +30,8 @@ def install_saving(
     for module in model.modules():
         if not hasattr(module, "save_pretrained"):
             continue
-        if refused is not None:
-            set_attribute(module, "save_pretrained", RefuseSaving(refused), undo)
-        else:
-            set_attribute(module, "save_pretrained", SaveBothNotations(module, configs), undo)
+        saving = SaveBothNotations(module, configs) if refused is None else RefuseSaving(refused)
+        set_attribute(module, "save_pretrained", saving, undo)
 
 
 class RefuseSaving:
@@ -101,11 +99,9 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
     if not is_nested(entries) and not entries["rope_theta"]:  # RoFormer, whose table is a weight
         return raw
     each = [entry for entry in entries.values() if isinstance(entry, dict)] or [entries]
-    if config.model_type in UNSCALED_IN_4 and any(e["rope_type"] != "default" for e in each):
+    if misread := misread_by_4(entries, config.model_type):
         warnings.warn(
-            f"transformers 4 ignores any scaling of {config.model_type}, without a word; load this "
-            "checkpoint with transformers 5",
-            stacklevel=2,
+            f"transformers 4 {misread}; load this checkpoint with transformers 5", stacklevel=2
         )
     result = {**copy.deepcopy(raw), **written(entries, config.model_type)}
     result["max_position_embeddings"] = config.max_position_embeddings

@@ -52,16 +52,18 @@ def verify(patch: Patch) -> Verification:
     patched = probe_logits(patch.model, places)
     if patch.changes_rope:
         _check_tables(patch, length)
+    if not torch.isfinite(patched).all():
+        raise RuntimeError(f"{patch.strategy}: the model computes no numbers")
     if patch.rebuilds:  # there is nothing to compare with
-        if not torch.isfinite(patched).all():
-            raise RuntimeError(f"{patch.strategy}: the model computes no numbers")
         return Verification(len(patch.sites), float("nan"))
     with patch.suspended():
         plain = probe_logits(patch.model, places)
         alone = not _has_sinks(patch.model) and _is_causal(patch.model, places, plain)
+    if not torch.isfinite(plain).all():
+        return Verification(len(patch.sites), float("nan"))
     change = (patched - plain).abs()
     first, later = float(change[0].max()) if alone else 0.0, float(change[1:].max())
-    if first > 1e-2 * float(plain[0].abs().max()) or not torch.isfinite(change).all():
+    if first > 1e-2 * float(plain[0].abs().max()):
         raise RuntimeError(f"{patch.strategy}: the logits of position 0 moved by {first}")
     reached = length if free else _PROBES
     changes = any(
@@ -82,8 +84,11 @@ def verify(patch: Patch) -> Verification:
 
 
 def _check_tables(patch: Patch, length: int) -> None:
-    """Raise a RuntimeError unless every table is as planned for `length` tokens."""
+    """Raise a RuntimeError unless every table is there and as planned for `length` tokens."""
+    there = {id(module) for module in patch.model.modules()}
     for each in patch.planned:
+        if id(each.site.module) not in there:
+            raise RuntimeError(f"{patch.strategy}: {each.site} is no longer part of the model")
         wanted = each.plan if each.kept else patch.strategy.plan(each.rope, length)
         if not each.site.holds(wanted, length):
             raise RuntimeError(

@@ -153,13 +153,20 @@ class Trunk(Base):
         lowest = torch.finfo(hidden.dtype).min
         allowed = torch.ones(rows, length, dtype=torch.bool, device=hidden.device)
         allowed = allowed.tril(length - rows)[None, None]
-        if mask is not None:
+        if mask is not None and mask.ndim == 4:  # ChatGLM's, true where a token is hidden
+            allowed = ~mask
+        elif mask is not None:
             allowed = allowed & mask[:, None, None].bool()
         return torch.zeros(1, dtype=hidden.dtype, device=hidden.device).where(allowed, lowest)
 
     def forward(
-        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: Past | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Past | None,
     ) -> tuple[Tensor, list[Any]]:
+        ids, mask, positions, past = input_ids, attention_mask, position_ids, past_key_values
         hidden = self.get_input_embeddings()(ids)
         layers: Any = self.get_submodule(self.blocks)
         tokens = self.attention[1].axes.index("s")

@@ -12,6 +12,7 @@ import torch
 import transformers
 from cases import TRAINED, logits, tokens
 from remote_code import DOUBLES
+from remote_rotary import ChatGLMRotary
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,15 +60,12 @@ def check_repair(model: Any, wanted: Tensor) -> None:
     assert [(id(table), str(table)) for *_, table in held(model)] == before
 
 
-BUFFER = "frequencies of a module that takes positions are believed, whatever they are"
-
-
 @pytest.mark.parametrize(
     ("name", "value", "names"),
     [
         ("baichuan", NAN, TABLES),
         ("baichuan", 3.5, TABLES[1:]),
-        pytest.param(*("baichuan", NAN, TABLES[2:]), marks=broken("sin is not looked at")),
+        ("baichuan", NAN, TABLES[2:]),
         ("baichuan2", NAN, TABLES),
         ("baichuan2", None, TABLES),
         ("internlm", 3.5, TABLES),
@@ -75,7 +73,8 @@ BUFFER = "frequencies of a module that takes positions are believed, whatever th
         ("internlm2", 0.0, TABLES),
         ("internlm2_linear", NAN, TABLES),
         ("internlm2_dynamic", 3.5, TABLES),
-        pytest.param(*("internlm2_5", 3.5, TABLES), marks=broken(BUFFER)),
+        ("internlm2_5", 3.5, TABLES),
+        ("internlm2_5", NAN, TABLES),
     ],
 )
 def test_lost_tables_are_rebuilt_for_as_long_as_the_patch_lasts(
@@ -116,8 +115,8 @@ def unfilled() -> Iterator[None]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("baichuan", "baichuan2", "internlm", "internlm_dynamic", "internlm2", "internlm2_linear"),
-        pytest.param("internlm2_5", marks=broken(BUFFER)),
+        *("baichuan", "baichuan2", "internlm", "internlm_dynamic"),
+        *("internlm2", "internlm2_linear", "internlm2_5"),
     ],
 )
 def test_tables_lost_by_version_5_are_rebuilt(name: str, tmp_path: Path, unfilled: None) -> None:
@@ -130,21 +129,23 @@ def test_tables_lost_by_version_5_are_rebuilt(name: str, tmp_path: Path, unfille
 # Half precision.
 
 
-HALF = "frequencies are taken from a buffer that `.to(bfloat16)` has rounded"
-
-
 @pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(each, marks=broken(HALF)) for each in ("baichuan", "internlm", "internlm2")),
-        pytest.param("internlm2_5", marks=broken("its class is built with a config, and fails")),
-        *("baichuan2", "qwen"),
-    ],
+    "name", ["baichuan", "baichuan2", "internlm", "internlm2", "internlm2_5", "qwen"]
 )
 def test_a_model_in_half_precision_starts_from_whole_frequencies(name: str) -> None:
     rope = ropex.rope_of(DOUBLES[name]().to(torch.bfloat16))
     wanted = 10000.0 ** -(torch.arange(0, 16, 2).double() / 16)
     torch.testing.assert_close(rope.inv_freq, wanted, rtol=1e-6, atol=0)
+
+
+@broken("powers of a frequency in half precision are not those in half precision")
+def test_chatglm_was_trained_in_half_precision() -> None:
+    model: Any = DOUBLES["chatglm"]()
+    for layer in model.transformer.layers:
+        layer.attention.rotary_emb = ChatGLMRotary(64)
+    wanted = ChatGLMRotary(64).inv_freq.double()
+    for whole in (model, model.float()):
+        assert torch.equal(ropex.rope_of(whole).inv_freq, wanted)
 
 
 # Checkpoints with their code.
@@ -190,6 +191,8 @@ class OwnForCausalLM(PreTrainedModel):
         self.embed = nn.Embedding(64, 16)
         self.rotary_emb = Rotary(16, config.max_position_embeddings)
         self.lm_head = nn.Linear(16, 64, bias=False)
+        self.register_buffer("table", torch.zeros(1).half(), persistent=False)
+        self.register_buffer("said", torch.zeros(1, dtype=config.torch_dtype), persistent=False)
 
     def get_input_embeddings(self):
         return self.embed
@@ -219,7 +222,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(modules))
     made = tmp_path / f"own_{tmp_path.name}"
     made.mkdir()
-    config = {"model_type": "own", "auto_map": AUTO_MAP, "architectures": ["OwnForCausalLM"]}
+    config = {"model_type": "own", "auto_map": AUTO_MAP, "torch_dtype": "float16"}
     (made / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (made / "own.py").write_text(CODE, encoding="utf-8")
     weights = {"embed.weight": torch.randn(64, 16), "lm_head.weight": torch.randn(64, 16)}
@@ -302,7 +305,13 @@ def test_weights_have_the_dtype_that_is_asked(folder: Path) -> None:
     assert torch.isfinite(logits(model, IDS)).all()
 
 
-@broken("the tables are rounded along with the weights; transformers 4 leaves them")
 def test_tables_keep_the_precision_that_the_code_gave_them(folder: Path) -> None:
-    model = load_remote(folder, torch.bfloat16)
-    assert {table.dtype for table in model.buffers()} == {torch.float32}
+    rotary = load_remote(folder, torch.bfloat16).rotary_emb
+    assert {table.dtype for table in rotary.buffers()} == {torch.float32}
+
+
+@broken("ChatGLM's tables have the dtype of such buffers, and attention wants that of the weights")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tables_of_chatglm_have_the_dtype_of_the_weights(folder: Path, dtype: torch.dtype) -> None:
+    model = load_remote(folder, dtype)
+    assert (model.table.dtype, model.said.dtype) == (dtype, dtype)

@@ -107,6 +107,8 @@ class BufferSite(Site):
     ) -> Tables | None:
         """Make it compute `native`; see `Site.install`."""
         module, slot = self.module, self.slot
+        if slot.table(module).is_meta:  # weights may come before the patch goes
+            undo.callback(slot.put, module, self.frequencies(), slot.scale(module))
         by_length = native.table_at is not None
         tables, table = self._tables(native)
         if options.precision == "exact":

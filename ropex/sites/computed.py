@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,11 +76,11 @@ class Layout(ABC):
 
     def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
         """Let a module answer by `answer`."""
-        set_attribute(module, self.attribute, MethodType(answer, module), undo)
+        set_attribute(module, self.attribute, partial(answer, module), undo)
 
     def earlier(self, module: Any) -> Answer | None:
         """What an earlier patch answers with."""
-        given = getattr(vars(module).get(self.attribute), "__func__", None)
+        given = getattr(vars(module).get(self.attribute), "func", None)
         return given if isinstance(given, Answer) else None
 
     def write(self, site: Site, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
@@ -142,6 +142,15 @@ class ComputedSite(Site):
         said = super().said_length()
         return said and round(said * self.layout.stretch(self.module, self.config))
 
+    def scaled_by(self) -> str | None:
+        """How the checkpoint itself was scaled, in words; None if it was not."""
+        if self.layout.earlier(self.module) is not None:
+            return None
+        if self.layout.by_length(self.module, self.config):
+            return "dynamic"
+        factor = self.layout.stretch(self.module, self.config)
+        return None if factor == 1 else f"linear, factor {factor:g}"
+
     @property
     def damaged(self) -> bool:
         """Whether the live tables are not what the model was trained with."""
@@ -151,8 +160,9 @@ class ComputedSite(Site):
 
     def rope(self, trained_length: int | None = None) -> Rope:
         """What it was trained with, or was given by an earlier patch; see `Site.rope`."""
-        length = checked_length(self.config, self.said_length(), trained_length)
         earlier = self.layout.earlier(self.module)
+        said = self.said_length() if earlier is None else earlier.rows.target
+        length = checked_length(self.config, said, trained_length)
         if earlier is not None:
             inv_freq, scale = earlier.rows.table_at(torch.tensor(length))
         else:
@@ -216,9 +226,19 @@ def powers(base: float, dim: int) -> Tensor:
     return base ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
-def trusted(live: Tensor | None, formula: Tensor) -> Tensor:
-    """Live frequencies, unless they are not there or not those of the formula at all."""
-    if live is None or live.is_meta or live.shape != formula.shape:
-        return formula
+def trusted(live: Any, formula: Tensor) -> Tensor:
+    """Live frequencies, unless they are not there, rounded, or not the powers of any base."""
+    there = base_of(live)
+    known = there is not None and live.shape == formula.shape
+    return live.detach().double().cpu() if known else formula
+
+
+def base_of(live: Any) -> float | None:
+    """The base whose powers whole frequencies are; None if they are lost, rounded or otherwise."""
+    whole = isinstance(live, Tensor) and live.dtype in (torch.float32, torch.float64)
+    if not whole or live.is_meta or live.ndim != 1 or len(live) < 2:
+        return None
     there = live.detach().double().cpu()
-    return there if torch.allclose(there, formula, rtol=1e-2, atol=1e-6) else formula
+    steps = torch.arange(len(there), dtype=torch.float64)
+    alike = torch.allclose(there, there[1] ** steps, rtol=1e-3, atol=0) and 0 < there[1] < 1
+    return float(there[1]) ** -len(there) if alike else None

@@ -46,6 +46,7 @@ class FixedTable:
 
     def __init__(self, slot: Slot, inv_freq: Tensor, scale: float) -> None:
         self.slot, self.inv_freq, self.scale = slot, protected(inv_freq), scale
+        self.master = inv_freq.clone()  # FSDP rounds the very tensor that is registered
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the table where the module reads it, on the device of its input."""
@@ -60,8 +61,8 @@ class FixedTable:
 
     def _put(self, module: Any, device: torch.device) -> None:
         table = self.inv_freq  # one name for all lines, as replicas on other devices share it
-        if table.device != device:
-            table = self.inv_freq = protected(table.to(device))
+        if table.device != device or table.dtype != self.master.dtype:
+            table = self.inv_freq = protected(self.master.to(device, copy=True))
         if not self.slot.holds(module, table):
             self.slot.put(module, table, self.scale)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ropex.errors import UnsupportedModel
-from ropex.sites.computed import Answer, Layout, angles, powers, trusted
+from ropex.sites.computed import Answer, Layout, angles, base_of, powers, trusted
+from ropex.sites.hooks import by_row
 
 
 class RowsBySize(Layout):
@@ -28,7 +29,8 @@ class RowsBySize(Layout):
     def base_of(self, module: Any, config: Any) -> float:
         """The module's own, the config's, or the 10000 of the first releases."""
         settings = getattr(config, "rotary", None) or {}
-        return float(getattr(module, "base", settings.get("base", self.base)))
+        said = getattr(module, "base", settings.get("base"))
+        return float(said or base_of(_held(module, "inv_freq")) or self.base)
 
     def frequencies(self, module: Any, config: Any) -> Tensor:
         """The powers of the base, divided by the factor of a module that scales positions."""
@@ -50,11 +52,15 @@ class RowsBySize(Layout):
         cached = _held(module, "cos_cached")
         if cached.is_meta:
             return True
-        row = cached.reshape(-1, cached.shape[-1])[1].double().cpu()
-        wanted = self.frequencies(module, config).cos().repeat(2)
-        if self.by_length(module, config):  # but no base slows down the first pair
-            row, wanted = row[:1], wanted[:1]
-        return not torch.allclose(row, wanted, atol=1e-2)
+        known = self.frequencies(module, config).repeat(2)
+        if self.by_length(module, config):  # no base slows down the first pair
+            known = known[:1]
+        for name, function in (("cos_cached", torch.cos), ("sin_cached", torch.sin)):
+            table = _held(module, name)
+            row = table.reshape(-1, table.shape[-1])[1].double().cpu()[: len(known)]
+            if not torch.allclose(row, function(known), atol=1e-2):
+                return True
+        return False
 
     def answer(
         self, given: Answer, module: Any, x: Tensor, seq_len: Any = None, **unused: Any
@@ -102,12 +108,16 @@ class RowsByPosition(Layout):
     def damaged(self, module: Any, config: Any) -> bool:
         """Whether the buffer is not the powers of the base (transformers 5, loading)."""
         live = module.inv_freq
-        return not live.is_meta and bool(abs(float(live[0]) - 1) > 1e-2)
+        return not live.is_meta and not abs(float(live[0]) - 1) < 1e-2  # NaN is neither
 
     def answer(self, given: Answer, module: Any, x: Tensor, position_ids: Tensor) -> Any:
-        """Cos and sin, `(batch, length, dim)`, of the length that the furthest position reaches."""
-        tables = given.rows.cos_sin(int(position_ids.max()) + 1, x.device)
-        cos, sin = (torch.cat([t, t], -1)[position_ids].to(x.dtype) for t in tables)
+        """Cos and sin, `(batch, length, dim)`, of the length that each row reaches."""
+        parts = []
+        rows = by_row(position_ids, None) if given.rows.by_length else [(position_ids, None)]
+        for row, _ in rows:
+            tables = given.rows.cos_sin(int(row.max()) + 1, x.device)
+            parts.append([torch.cat([t, t], -1)[row].to(x.dtype) for t in tables])
+        cos, sin = (torch.cat(each) for each in zip(*parts, strict=True))
         return cos, sin
 
     def first_angles(self, module: Any, length: int) -> Tensor:
@@ -128,7 +138,7 @@ class RowsOnDemand(Layout):
 
     def frequencies(self, module: Any, config: Any) -> Tensor:
         """The buffer, rounded as the model was trained with it."""
-        return trusted(module.inv_freq, powers(self.base, 2 * len(module.inv_freq)))
+        return trusted(module.inv_freq.float(), powers(self.base, 2 * len(module.inv_freq)))
 
     def probe(self, count: int) -> dict[str, Tensor]:
         """Both streams of positions, and a mask that is true where a token is hidden."""

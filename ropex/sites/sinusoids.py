@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ropex.install import set_attribute
 from ropex.sites.base import Site
 from ropex.sites.computed import Answer, Layout, angles, powers, trusted
+from ropex.sites.slots import row_lengths
 
 
 class PositionBuffer(Layout):
@@ -35,8 +36,22 @@ class PositionBuffer(Layout):
         return formula if rows.is_meta else trusted(_row_angles(rows), formula)
 
     def answer(self, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """Pre-hook of the attention: a buffer as long as the call's positions ask for."""
-        self.put(given, module, int(kwargs["position_ids"].max()) + 1)
+        """Pre-hook of the attention: a buffer as long as the call's positions ask for.
+
+        Raises:
+            RuntimeError: Rows of the batch have lengths of their own, and the table goes by them.
+        """
+        if vars(module)["ropex_answer"] is not given:  # of a patch below the last one
+            return
+        lengths = row_lengths(kwargs["position_ids"])
+        longest = int(lengths.max())
+        if given.rows.by_length and longest > max(given.rows.target, int(lengths.min())):
+            raise RuntimeError(
+                "this model has one rotary table for a batch, and its rows are of different "
+                "lengths, by which the strategy goes; run them one by one, or fix the length "
+                "(dynamic:length=32k)"
+            )
+        self.put(given, module, longest)
 
     def put(self, given: Answer, module: Any, reach: int) -> None:
         """Let the module hold rows for a sequence of `reach` tokens."""
@@ -44,14 +59,15 @@ class PositionBuffer(Layout):
         held = getattr(live, "ropex_reach", 0)
         if held == reach or (held > reach and not rows.by_length):
             return
-        table = _table(given, reach, live)
+        table = _table(given, reach, live.device, live.dtype)
         table.ropex_reach = len(table)  # type: ignore[attr-defined]
         module.embed_positions = table
 
     def first_angles(self, module: Any, length: int) -> Tensor:
         """Phases at position 1 in the buffer for a sequence of `length` tokens."""
         answer = vars(module).get("ropex_answer")
-        if answer is not None:
+        hooks = module._forward_pre_hooks.values()
+        if answer is not None and any(isinstance(hook, _BeforeCall) for hook in hooks):
             self.put(answer, module, length)
         return _row_angles(module.embed_positions)
 
@@ -99,8 +115,10 @@ class PositionEmbedding(Layout):
 
     def frequencies(self, module: Any, config: Any) -> Tensor:
         """The powers of 10000, which the weight was made of."""
-        formula = powers(self.base, module.weight.shape[1])
-        return formula if module.weight.is_meta else trusted(_row_angles(module.weight), formula)
+        formula, weight = powers(self.base, module.weight.shape[1]), module.weight
+        if weight.is_meta or hasattr(weight, "full_tensor"):  # elsewhere, or in shards
+            return formula
+        return trusted(_row_angles(weight), formula)
 
     def answer(
         self,
@@ -113,8 +131,10 @@ class PositionEmbedding(Layout):
         """Rows of the positions, `(length, dim)`."""
         if position_ids is None:
             past, length = past_key_values_length, int(input_ids_shape[1])
-            position_ids = torch.arange(past, past + length, device=module.weight.device)
-        return _table(given, int(position_ids.max()) + 1, module.weight)[position_ids]
+            position_ids = torch.arange(past, past + length, device=_device(module))
+        weight = module.weight
+        table = _table(given, int(position_ids.max()) + 1, _device(module), weight.dtype)
+        return table[position_ids]
 
     def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
         """Answer in the place of the embedding."""
@@ -124,7 +144,7 @@ class PositionEmbedding(Layout):
 
     def first_angles(self, module: Any, length: int) -> Tensor:
         """Phases at position 1 of a sequence of `length` tokens."""
-        row: Tensor = module((1, length))[1]
+        row: Tensor = module((1, length if self.earlier(module) else 2))[1]
         return _row_angles(torch.stack([row, row]))
 
     def write(self, site: Site, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
@@ -132,9 +152,10 @@ class PositionEmbedding(Layout):
         rows, module = answer.rows, site.module
         if rows.unchanged:
             return True
-        if rows.by_length or module.weight.is_meta:
+        if rows.by_length or module.weight.is_meta or hasattr(module.weight, "full_tensor"):
             return False
-        table = _table(answer, rows.target, module.weight)[: rows.target]
+        weight = module.weight
+        table = _table(answer, rows.target, weight.device, weight.dtype)[: rows.target]
         set_attribute(module, "weight", nn.Parameter(table, requires_grad=False), undo)
         set_attribute(module, "num_embeddings", rows.target, undo)
         for config in (site.config, *homes):
@@ -142,13 +163,22 @@ class PositionEmbedding(Layout):
         return bool(homes)
 
 
-def _table(given: Answer, reach: int, like: Tensor) -> Tensor:
-    """Rows of `sin | cos`, at least `reach` of them, on the device and in the dtype of `like`."""
-    cos, sin = given.rows.cos_sin(reach, like.device, whole=not given.rows.by_length)
-    table = torch.cat([sin, cos], dim=-1).to(like.dtype)
+def _table(given: Answer, reach: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Rows of `sin | cos`, at least `reach` of them."""
+    cos, sin = given.rows.cos_sin(reach, device, whole=not given.rows.by_length)
+    table = torch.cat([sin, cos], dim=-1).to(dtype)
     if given.own is not None:
         table[: len(given.own)] = given.own[: len(table)]
     return table
+
+
+def _device(module: Any) -> torch.device:
+    """Where a module computes: where its weight is, or where accelerate brings it."""
+    hook = getattr(module, "_hf_hook", None)
+    if module.weight.is_meta and hook is not None:
+        return torch.device(hook.execution_device)
+    device: torch.device = module.weight.device
+    return device
 
 
 def _row_angles(table: Tensor) -> Tensor:
