@@ -37,14 +37,17 @@ def load_remote(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     with _as_in_version_4(dtype):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         _drop_default_scaling(config, folder)
+        config.torch_dtype = config.dtype = dtype  # by which ChatGLM makes its tables
         model_class: Any = get_class_from_dynamic_module(_code_of(config, folder), str(folder))
         model = model_class(config)
     _load_weights(model, folder)
     for module in model.modules():  # in forward, long after this function
         if hasattr(module, "main_input_name") and not hasattr(module, "get_head_mask"):
             module.get_head_mask = _no_head_mask
-    for parameter in model.parameters():  # not buffers: tables stay as the code made them
-        parameter.data = parameter.data.to(dtype)
+    whole = [buffer for buffer in model.buffers() if buffer.dtype != torch.float32]
+    for tensor in (*model.parameters(), *whole):  # but tables that the code made in float32
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
     return model.eval()
 
 

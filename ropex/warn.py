@@ -34,7 +34,9 @@ def _window(patch: Patch) -> str | None:
 
 def _scaling(patch: Patch) -> str | None:
     """Where the checkpoint itself was scaled, and not by an earlier patch."""
-    if patch.scaled_by is None or not patch.changes_rope or len(stack(patch.sites)) > 1:
+    static = patch.strategy.length_class == "static"
+    scales = not static or any(each.changes for each in patch.planned)
+    if patch.scaled_by is None or not scales or len(stack(patch.sites)) > 1:
         return None
     how = "takes its place" if patch.rope.by_length else "comes on top"
     return (

