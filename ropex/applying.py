@@ -107,6 +107,7 @@ def _install(patch: Patch, each: Planned, native: Native, undo: ExitStack) -> Ta
         each.kept or patch.strategy.length_class == "static"
     ):  # no need to plan it again in each forward
         exact_at = OneTable(each.plan)
+    each.site.fill_later(each.rope, undo)
     length = getattr(each.site.config, "max_position_embeddings", each.rope.trained_length)
     return each.site.install(native, exact_at, patch.options, length, undo)
 

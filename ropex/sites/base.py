@@ -143,6 +143,10 @@ class Site(ABC):
             UnsupportedModel: It cannot compute so.
         """
 
+    def fill_later(self, rope: Rope, undo: ExitStack) -> None:
+        """Leave what it was trained with behind, where a model had no tables yet (meta device)."""
+        return
+
     def same(self, other: Site, *, tables: bool) -> bool:
         """Whether two models compute alike here.
 

@@ -107,8 +107,6 @@ class BufferSite(Site):
     ) -> Tables | None:
         """Make it compute `native`; see `Site.install`."""
         module, slot = self.module, self.slot
-        if slot.table(module).is_meta:  # weights may come before the patch goes
-            undo.callback(slot.put, module, self.frequencies(), slot.scale(module))
         by_length = native.table_at is not None
         tables, table = self._tables(native)
         if options.precision == "exact":
@@ -123,6 +121,12 @@ class BufferSite(Site):
         for name, value in slot.attributes(module, native, table, length).items():
             set_attribute(module, name, value, undo)
         return tables if slot.by_positions else None
+
+    def fill_later(self, rope: Rope, undo: ExitStack) -> None:
+        """Leave a table behind where there was none; see `Site.fill_later`."""
+        if self.slot.table(self.module).is_meta:
+            table = rope.inv_freq.float()
+            undo.callback(self.slot.put, self.module, table, rope.attention_scale)
 
     def same(self, other: Site, *, tables: bool) -> bool:
         """Whether two models compute alike here; see `Site.same`."""
