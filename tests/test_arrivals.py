@@ -168,17 +168,6 @@ EMPTY: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-# transformers 4 leaves a scale of GPT-J's attention on meta, which is no weight and no buffer.
-LATER = [
-    pytest.param(kind, "everything", marks=pytest.mark.xfail(strict=True, reason=reason))
-    for kind, reason, found in [
-        ("gptj", "put back are rows on meta", NEW),
-        ("phimoe", "a meta buffer is patched, which its module does not read", NEW),
-    ]
-    if found
-]
-
-
 def on_meta(kind: str, name: str) -> Any:
     source = MAKERS[kind]()
     with EMPTY[name]():
@@ -190,13 +179,8 @@ def on_meta(kind: str, name: str) -> Any:
 @pytest.mark.filterwarnings("ignore:the rotary tables of this model were lost")
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [
-        *crossed(
-            *EMPTY,
-            without="gptj-everything phimoe-everything",
-        ),
-        *LATER,
-    ],
+    # transformers 4 leaves a scale of GPT-J's attention on meta, which is no weight and no buffer.
+    crossed(*EMPTY, without="" if NEW else "gptj-everything"),
 )
 @torch.no_grad()
 def test_weights_that_come_later(kind: str, name: str, references: dict[str, Reference]) -> None:
@@ -404,10 +388,7 @@ def test_patched_models_are_wrapped(
     check(WRAPS[name](model, tmp_path), patch, expected)
 
 
-GUARDS_ON_NO_HOOK = pytest.mark.xfail(strict=True, reason="compiled code guards on no hook")
-
-
-@pytest.mark.parametrize("kind", [pytest.param("gptj", marks=GUARDS_ON_NO_HOOK), "baichuan"])
+@pytest.mark.parametrize("kind", ["gptj", "baichuan"])
 def test_compiled_code_follows_a_later_patch(kind: str) -> None:  # llama's: test_survival
     torch._dynamo.reset()
     model = MAKERS[kind]()

@@ -223,6 +223,10 @@ def _follows(module: Any, slot: Slot) -> bool:
     table = slot.table(module)
     if table.ndim != 1:
         return False
+    if table.is_meta and hasattr(module, "config"):  # ask one that has a table
+        with torch.device("cpu"):
+            module = type(module)(module.config)
+        table = slot.table(module)
     if table.is_meta:
         return not isinstance(slot, FunctionSlot)
     twin = copy.copy(module)

@@ -74,6 +74,10 @@ class Layout(ABC):
         """Whether the tables are not what the model was trained with."""
         return False
 
+    def fill(self, module: Any, rope: Rope) -> None:
+        """Give a module on the meta device the rows that it was trained with."""
+        return
+
     def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
         """Let a module answer by `answer`."""
         set_attribute(module, self.attribute, partial(answer, module), undo)
@@ -181,6 +185,10 @@ class ComputedSite(Site):
         native = outside_config(strategy, rope)
         plan = strategy.plan(rope)
         return replace(native, rows=Rows.of(strategy, rope, plan, strategy.target_length(rope)))
+
+    def fill_later(self, rope: Rope, undo: ExitStack) -> None:
+        """Leave rows behind where there were none; see `Site.fill_later`."""
+        self.layout.fill(self.module, rope)
 
     def install(
         self, native: Native, exact_at: Any, options: Options, length: int, undo: ExitStack

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ropex.install import set_attribute
+from ropex.rope import Rope
 from ropex.sites.base import Site
 from ropex.sites.computed import Answer, Layout, angles, powers, trusted
 from ropex.sites.slots import row_lengths
@@ -34,6 +35,14 @@ class PositionBuffer(Layout):
         rows = module.embed_positions
         formula = powers(self.base, rows.shape[1])
         return formula if rows.is_meta else trusted(_row_angles(rows), formula)
+
+    def fill(self, module: Any, rope: Rope) -> None:
+        """Give a module on the meta device the rows that it was trained with."""
+        live = module.embed_positions
+        if live.is_meta:
+            phases = torch.outer(torch.arange(len(live)).double(), rope.inv_freq)
+            rows = torch.cat([phases.sin(), phases.cos()], dim=-1)
+            module.embed_positions = (rows * rope.attention_scale).to(live.dtype)
 
     def answer(self, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Pre-hook of the attention: a buffer as long as the call's positions ask for.
@@ -89,6 +98,8 @@ class PositionBuffer(Layout):
         )
         set_attribute(module, "ropex_answer", answer, undo)
         set_attribute(module, "embed_positions", module.embed_positions.clone(), undo)
+        # Code that was compiled before reads the buffer, and notices no new hook.
+        self.put(answer, module, len(module.embed_positions))
 
 
 class _BeforeCall:
