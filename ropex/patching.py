@@ -72,12 +72,9 @@ def patch(
     """
     options = Options(precision, cache)
     handle = Patch(model, parse_strategy(strategy), trained_length, lift_sliding_window, options)
-    if has_weights(model):
+    if cache == "unrotated" and has_weights(model):
         try:
-            if cache == "unrotated":
-                _check_unrotated(handle)
-            elif handle.plan.query_scale is not None:  # which attention may have no positions for
-                probe_logits(model, probe_at(handle.rope.trained_length))
+            _check_unrotated(handle)
         except BaseException:
             handle.remove()
             raise
