@@ -85,7 +85,8 @@ def check(model_type: str) -> Family:
 
 def _look(model_type: str) -> tuple[Family, Any]:
     try:
-        model = tiny_model(model_type)
+        with _quiet():
+            model = tiny_model(model_type)
     except Exception as error:  # optional packages, configs without defaults
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         return Family(model_type, "not built", reason), None
