@@ -72,7 +72,8 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
         _keep_unrotated(patch, tables, by_length, undo)
     elif by_length is not None:
         switches = patch.strategy.length_class == "two"
-        guard = CacheGuard(str(patch.strategy), patch.rope.trained_length, switches)
+        by_row = all(each.site.any_position for each, _ in made)
+        guard = CacheGuard(str(patch.strategy), patch.rope.trained_length, switches, by_row)
         for decoder in _decoders(patch):
             undo.callback(decoder.register_forward_pre_hook(guard.before, with_kwargs=True).remove)
             undo.callback(decoder.register_forward_hook(guard.after, with_kwargs=True).remove)

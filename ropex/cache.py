@@ -23,10 +23,14 @@ class CacheGuard:
         strategy: The strategy's text, for the message.
         trained_length: Tokens up to which every length has the same frequencies.
         switches: Whether all lengths beyond it have the same frequencies as well (LongRoPE).
+        by_row: Whether each row of a batch has a table of its own.
     """
 
-    def __init__(self, strategy: str, trained_length: int, switches: bool) -> None:
+    def __init__(
+        self, strategy: str, trained_length: int, switches: bool, by_row: bool = True
+    ) -> None:
         self.strategy, self.trained_length, self.switches = strategy, trained_length, switches
+        self.by_row = by_row
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook.
@@ -36,6 +40,13 @@ class CacheGuard:
                 not rotated by this patch.
         """
         call = Call.of(module, args, kwargs)
+        padded = isinstance(call.mask, Tensor) and call.mask.ndim == 2 and not call.mask.all()
+        if padded and not self.by_row and call.end > self.trained_length:
+            raise RuntimeError(
+                f"{self.strategy}: this model rotates all rows of a batch alike, so those with "
+                "padding would count as longer than they are; give rows one by one, or fix the "
+                "length (dynamic:length=32k)"
+            )
         if not call.past:
             return
         kept: tuple[Tensor, Tensor] | None = getattr(call.cache, "ropex_lengths", None)

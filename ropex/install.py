@@ -25,8 +25,8 @@ def set_attribute(module: Any, name: str, value: Any, undo: ExitStack) -> None:
             module._buffers.pop(name, None)
         elif isinstance(old, Tensor) and not old.is_meta:
             now = getattr(module, name)  # the model may have moved
-            dtype = now.dtype if isinstance(old, nn.Parameter) else old.dtype
-            if not now.is_meta:
+            if isinstance(now, Tensor) and not now.is_meta:
+                dtype = now.dtype if isinstance(old, nn.Parameter) else old.dtype
                 old.data = old.data.to(device=now.device, dtype=dtype)
             setattr(module, name, old)
         else:

@@ -287,3 +287,24 @@ def test_a_failure_at_the_second_layer_restores_the_first(monkeypatch: pytest.Mo
 def test_a_scaled_checkpoint_says_so(name: str) -> None:
     with pytest.warns(UserWarning, match="scaled already"):
         ropex.patch(DOUBLES[name](), "ntk:2")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_training_before_and_under_a_patch_keeps_nothing_of_the_other(trained: bool) -> None:
+    model = DOUBLES["baichuan"]().train()
+    plain = logits(DOUBLES["baichuan"]().train(), SHORT)
+    if trained:
+        assert torch.equal(logits(model, SHORT), plain)
+    with ropex.patch(model, "linear:2"):
+        assert (logits(model, SHORT) - plain).abs().max() > 0.1
+    assert torch.equal(logits(model, SHORT), plain)
+
+
+def test_padded_rows_beyond_the_trained_length_are_refused() -> None:
+    mask = torch.ones(2, 40, dtype=torch.long)
+    mask[1, :20] = 0
+    with (
+        ropex.patch(qwen(), "dynamic_qwen:logn=false") as patch,
+        pytest.raises(RuntimeError, match="padding"),
+    ):
+        logits(patch.model, IDS[:, :40].expand(2, -1), attention_mask=mask)

@@ -112,6 +112,7 @@ class BufferSite(Site):
         if options.precision == "exact":
             layout = layout_of(module, slot)
             tables = ExactTables(slot, tables.before, exact_at, by_length, layout)
+        set_attribute(module, "ropex_scales", slot.scales, undo)  # `attention_scaling` is ours now
         undo.callback(module.register_forward_pre_hook(tables.before, with_kwargs=True).remove)
         own = slot.scales and options == Options()
         if slot.by_positions and (by_length or not own):
@@ -207,7 +208,8 @@ def _slots(module: Any) -> tuple[Slot, ...]:
     types = [name.removesuffix("inv_freq").removesuffix("_") for name in names]
     if not set(types) <= {"", *_layer_types(module)}:
         return ()
-    scales = all(hasattr(module, Slot(each).name("attention_scaling")) for each in types)
+    own = all(hasattr(module, Slot(each).name("attention_scaling")) for each in types)
+    scales = getattr(module, "ropex_scales", own)
     slots = tuple(Slot(each, scales, by_positions) for each in types)
     if by_positions and slots and all(_follows(module, slot) for slot in slots):
         return slots

@@ -33,6 +33,7 @@ class Layout(ABC):
     any_position = False  # whether tokens may stand as far apart as may be
     ends = False  # whether the model's own table has a last row
     in_weights = False  # whether the table is saved with the weights
+    kept: tuple[str, ...] = ()  # where an owner keeps what the module has answered
 
     @abstractmethod
     def fits(self, module: Any, model: Any) -> bool:
@@ -196,6 +197,9 @@ class ComputedSite(Site):
         """Answer in the place of the module; see `Site.install`."""
         assert native.rows is not None  # `realise` saw to it
         self.layout.attach(self.module, Answer(self.layout, native.rows), undo)
+        for name in self.layout.kept:
+            if name in vars(self.owner):
+                set_attribute(self.owner, name, None, undo)
 
     def write(
         self,

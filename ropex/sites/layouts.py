@@ -22,6 +22,8 @@ class RowsBySize(Layout):
     `(1, 1, rows, dim)` in Baichuan and InternLM, `(rows, dim)` in InternLM 2 and Open-Llama.
     """
 
+    kept = ("cos", "sin")  # Baichuan, in training
+
     def fits(self, module: Any, model: Any) -> bool:
         """Whether the module caches cos and sin, and is asked for a number of rows."""
         return isinstance(_held(module, "cos_cached"), Tensor) and _asked_by(module, "seq_len")
