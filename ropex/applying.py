@@ -74,9 +74,7 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
         switches = patch.strategy.length_class == "two"
         by_row = all(each.site.any_position for each, _ in made)
         guard = CacheGuard(str(patch.strategy), patch.rope.trained_length, switches, by_row)
-        for decoder in _decoders(patch):
-            undo.callback(decoder.register_forward_pre_hook(guard.before, with_kwargs=True).remove)
-            undo.callback(decoder.register_forward_hook(guard.after, with_kwargs=True).remove)
+        _hook(patch, guard, undo)
     kept = any(each.kept for each in patch.planned)
     one_entry = kept and any(hasattr(each.site.config, "layer_rope_theta") for each, _ in made)
     return all(said) and not patch.reads_token_by_token and not one_entry  # Granite scales all
@@ -104,9 +102,8 @@ def apply_attention(patch: Patch, undo: ExitStack) -> bool:
 
 def _install(patch: Patch, each: Planned, native: Native, undo: ExitStack) -> Tables | None:
     exact_at: TableAt = PlannedTable(patch.strategy, each.rope, torch.float64)
-    if (
-        each.kept or patch.strategy.length_class == "static"
-    ):  # no need to plan it again in each forward
+    fixed = each.kept or patch.strategy.length_class == "static"
+    if fixed:  # no need to plan it again in each forward
         exact_at = OneTable(each.plan)
     each.site.fill_later(each.rope, undo)
     length = getattr(each.site.config, "max_position_embeddings", each.rope.trained_length)
@@ -130,9 +127,14 @@ def _keep_unrotated(
             )
     assert rotating is not None  # see above
     keys = KeyRotation(patch.sites[-1].module, rotating, table_at)
+    _hook(patch, keys, undo)
+
+
+def _hook(patch: Patch, hooks: CacheGuard | KeyRotation, undo: ExitStack) -> None:
+    """Let `hooks` see each call that comes with a cache, and what it returns."""
     for decoder in _decoders(patch):
-        undo.callback(decoder.register_forward_pre_hook(keys.before, with_kwargs=True).remove)
-        undo.callback(decoder.register_forward_hook(keys.after, with_kwargs=True).remove)
+        undo.callback(decoder.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
+        undo.callback(decoder.register_forward_hook(hooks.after, with_kwargs=True).remove)
 
 
 def _decoders(patch: Patch) -> tuple[nn.Module, ...]:

@@ -15,6 +15,7 @@ from ropex.sites.computed import ComputedSite, Layout
 from ropex.sites.layouts import PairRows, RowsByAlpha, RowsByPosition, RowsBySize, RowsOnDemand
 from ropex.sites.sinusoids import PositionBuffer, PositionEmbedding
 from ropex.softmax import latent_attention
+from ropex.tables import table_key
 from ropex.window import windowed
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -43,8 +44,10 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         if not (layout or buffers.looks_rotary(module)) or not _reads_text(model, name):
             continue
         owner = _owner(model, name)
-        here: tuple[Site, ...] = buffers.found_in(name, module, owner)
-        if layout is not None:
+        here: tuple[Site, ...]
+        if layout is None:
+            here = buffers.found_in(name, module, owner)
+        else:
             layout.check(module, owner)
             here = (ComputedSite(name, module, owner, layout),)
         if not here:
@@ -98,7 +101,7 @@ def _with_others(found: list[Site]) -> list[Site]:
     kinds: dict[int, set[Any]] = {}
     for site in found:
         if isinstance(site, buffers.BufferSite) and not site.layer_type:
-            kind = windowed(site), bytes(site.frequencies().numpy().tobytes())
+            kind = windowed(site), table_key(site.frequencies())
             kinds.setdefault(id(site.config), set()).add(kind)
     return [
         replace(site, alone=False)
@@ -111,7 +114,8 @@ def _with_others(found: list[Site]) -> list[Site]:
 
 def _with_latent(model: nn.Module, found: list[Site]) -> tuple[Site, ...]:
     """The sites, and in those of latent attention the modules that scale its logits."""
-    latent = {id(site.config): latent_attention(model, site.config) for site in found}
+    configs = {id(site.config): site.config for site in found}
+    latent = {key: latent_attention(model, config) for key, config in configs.items()}
     return tuple(
         replace(site, latent=latent[id(site.config)]) if latent[id(site.config)] else site
         for site in found

@@ -38,6 +38,18 @@ def version_5() -> bool:
     return int(transformers.__version__.split(".")[0]) >= 5
 
 
+def is_nested(entries: dict[str, Any]) -> bool:
+    """Whether this is no entry, but a dict of one for each layer type."""
+    return any(isinstance(value, dict) for value in entries.values())
+
+
+def each_entry(entries: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entry, or that of each layer type which rotates."""
+    if not is_nested(entries):
+        return [entries]
+    return [entry for entry in entries.values() if isinstance(entry, dict)]
+
+
 def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     """`entry` as transformers 4 has it: base, scaling and rotated share at the root."""
     separate = ("rope_theta", "partial_rotary_factor")
@@ -48,30 +60,33 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
         return root
     scaling = {key: value for key, value in entry.items() if key not in separate}
     kind = entry.get("rope_type", "default")
-    types, keys = _KEYS_IN_4.get(model_type, ((), ()))
-    if kind in types and entry.get("attention_factor", 1.0) == 1.0:
-        scaling = {"type": kind, **{key: entry[key] for key in keys}}
+    if _fits_keys(entry, model_type):
+        scaling = {"type": kind, **{key: entry[key] for key in _KEYS_IN_4[model_type][1]}}
     unscaled = kind == "default"
     return {**root, "rope_scaling": None if unscaled else scaling}
 
 
 def misread_by_4(entries: dict[str, Any], model_type: str) -> str | None:
     """What transformers 4 does with these entries, in words, where it is not what 5 does."""
-    nested = [entry for entry in entries.values() if isinstance(entry, dict)]
-    for entry in nested or [entries]:
+    for entry in each_entry(entries):
         kind = entry.get("rope_type", "default")
-        types, _ = _KEYS_IN_4.get(model_type, ((kind,), ()))
-        exact = model_type not in _KEYS_IN_4 or entry.get("attention_factor", 1.0) == 1.0
         if kind == "default":
             continue
         if model_type in _UNSCALED_IN_4:
             return f"ignores any scaling of {model_type}, without a word"
-        if kind not in types or not exact or kind in _REFUSED_IN_4.get(model_type, ()):
+        misfit = model_type in _KEYS_IN_4 and not _fits_keys(entry, model_type)
+        if misfit or kind in _REFUSED_IN_4.get(model_type, ()):
             return f"refuses to load {model_type} with this {kind} entry"
-    bases = {entry["rope_theta"] for entry in nested}
+    bases = {entry["rope_theta"] for entry in each_entry(entries)}
     if len(bases) > 1 and _LOCAL_BASE_IN_4.get(model_type, "") is None:
         return f"has one base for all layers of {model_type}"
     return None
+
+
+def _fits_keys(entry: dict[str, Any], model_type: str) -> bool:
+    """Whether a family that takes only some types and keys can say this entry with them."""
+    types, _ = _KEYS_IN_4.get(model_type, ((), ()))
+    return entry.get("rope_type") in types and entry.get("attention_factor", 1.0) == 1.0
 
 
 def written(entries: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def written(entries: dict[str, Any], model_type: str) -> dict[str, Any]:
         entries: The entry; or that of each layer type, None where layers do not rotate.
         model_type: Of the config.
     """
-    per_layer_type = any(isinstance(entry, dict) for entry in entries.values())
+    per_layer_type = is_nested(entries)
     if not per_layer_type and model_type in _LOCAL_BASE_IN_4:  # read by 4, which has no such keys
         return version_4(entries, model_type)
     keys = {"rope_parameters": entries}

@@ -9,6 +9,7 @@ from ropex.native import Native
 from ropex.rope import Plan, Rope
 from ropex.sites.base import Site
 from ropex.strategies.base import Strategy
+from ropex.tables import table_key
 from ropex.window import windowed
 
 
@@ -78,7 +79,12 @@ def realised(
     for each in planned:
         if not each.kept:
             site = each.site
-            key = (id(site.config), type(site.module), site.layer_type, _bytes(each.rope))
+            key = (
+                id(site.config),
+                type(site.module),
+                site.layer_type,
+                table_key(each.rope.inv_freq),
+            )
             if key not in known:
                 known[key] = site.realise(strategy, each.rope)
             made.append((each, known[key]))
@@ -87,8 +93,4 @@ def realised(
 
 def several_tables(planned: tuple[Planned, ...]) -> bool:
     """Whether layers of the model rotate differently."""
-    return len({(each.site.layer_type, _bytes(each.rope)) for each in planned}) > 1
-
-
-def _bytes(rope: Rope) -> bytes:
-    return bytes(rope.inv_freq.numpy().tobytes())
+    return len({(each.site.layer_type, table_key(each.rope.inv_freq)) for each in planned}) > 1

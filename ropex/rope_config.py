@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ropex.errors import UnsupportedModel
-from ropex.notations import version_4, version_5
+from ropex.notations import is_nested, version_4, version_5
 
 # Parameters of one rope type; they go when another type is written.
 # fmt: off
@@ -55,11 +55,6 @@ def read_entries(config: Any) -> dict[str, Any]:
     entry = dict(getattr(config, "rope_scaling", None) or {})
     entry.setdefault("rope_type", entry.get("type", "default"))
     return {**entry, "rope_theta": getattr(config, "rope_theta", None)}
-
-
-def is_nested(entry: dict[str, Any]) -> bool:
-    """Whether this is no entry, but a dict of one for each layer type."""
-    return any(isinstance(value, dict) for value in entry.values())
 
 
 def reach(config: Any, entry: dict[str, Any]) -> int | None:

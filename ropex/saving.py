@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from ropex.install import set_attribute
-from ropex.notations import misread_by_4, written
-from ropex.rope_config import is_nested, read_entries
+from ropex.notations import each_entry, is_nested, misread_by_4, written
+from ropex.rope_config import read_entries
 
 
 def install_saving(
@@ -98,7 +98,7 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
     entries = read_entries(config)
     if not is_nested(entries) and not entries["rope_theta"]:  # RoFormer, whose table is a weight
         return raw
-    each = [entry for entry in entries.values() if isinstance(entry, dict)] or [entries]
+    each = each_entry(entries)
     if misread := misread_by_4(entries, config.model_type):
         warnings.warn(
             f"transformers 4 {misread}; load this checkpoint with transformers 5", stacklevel=2

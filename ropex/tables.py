@@ -82,6 +82,11 @@ def _computed(
     return table, scale
 
 
+def table_key(inv_freq: Tensor) -> bytes:
+    """What tables have in common that are the same to the last bit."""
+    return bytes(inv_freq.numpy().tobytes())
+
+
 class Rows:
     """Cos and sin at positions from 0 on, for modules that hand out whole tables.
 

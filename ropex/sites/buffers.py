@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ropex.errors import UnsupportedModel
 from ropex.install import Options, set_attribute
 from ropex.native import Native, realise
+from ropex.notations import is_nested
 from ropex.rope import Rope
-from ropex.rope_config import is_nested, reach, read_entries, read_entry, scaling_of, write_entry
+from ropex.rope_config import reach, read_entries, read_entry, scaling_of, write_entry
 from ropex.sites.base import Site, checked_length
 from ropex.sites.exact import ExactTables, layout_of
 from ropex.sites.hooks import FixedTable, LengthTable, Rotation, Tables, protected

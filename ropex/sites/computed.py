@@ -223,8 +223,8 @@ class ComputedSite(Site):
 
     def holds(self, plan: Plan, length: int) -> bool:
         """Whether they are the planned frequencies, to the accuracy of the tables."""
-        live, wanted = self.live(length).double(), plan.inv_freq
-        rounding = 4 * torch.finfo(self.live(length).dtype).eps
+        live, wanted = self.live(length), plan.inv_freq
+        rounding = 4 * torch.finfo(live.dtype).eps
         return bool(((live - wanted).abs() <= rounding * wanted.abs().clamp(min=1e-3)).all())
 
 

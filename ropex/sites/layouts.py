@@ -16,7 +16,16 @@ from ropex.sites.computed import Answer, Layout, angles, base_of, powers, truste
 from ropex.sites.hooks import by_row
 
 
-class RowsBySize(Layout):
+class Divides(Layout):
+    """Tables of a module that may divide positions by its `scaling_factor`."""
+
+    def stretch(self, module: Any, config: Any) -> float:
+        """The factor, if the config's scaling is of type linear."""
+        linear = _own_type(config) == "linear"
+        return float(getattr(module, "scaling_factor", 1.0)) if linear else 1.0
+
+
+class RowsBySize(Divides):
     """Cos and sin of the first `seq_len` positions, cached and grown on demand.
 
     `(1, 1, rows, dim)` in Baichuan and InternLM, `(rows, dim)` in InternLM 2 and Open-Llama.
@@ -40,10 +49,6 @@ class RowsBySize(Layout):
         if self.by_length(module, config):  # some overwrite the buffer as they grow
             return formula
         return trusted(_held(module, "inv_freq"), formula) / self.stretch(module, config)
-
-    def stretch(self, module: Any, config: Any) -> float:
-        """The factor of a module that divides positions."""
-        return _factor(module, config)
 
     def by_length(self, module: Any, config: Any) -> bool:
         """Whether the module is of a class that rebuilds its tables by a dynamic base."""
@@ -71,7 +76,7 @@ class RowsBySize(Layout):
         cached = _held(module, "cos_cached")
         plain = "cos_cached" in vars(module)  # Baichuan 2, which rotates in float32
         dtype = torch.float32 if plain else x.dtype
-        made = (torch.cat([t, t], -1).to(dtype) for t in given.rows.cos_sin(int(seq_len), x.device))
+        made = (_halves(t).to(dtype) for t in given.rows.cos_sin(int(seq_len), x.device))
         cos, sin = (t[None, None] if cached.ndim == 4 else t for t in made)
         return cos, sin
 
@@ -80,10 +85,10 @@ class RowsBySize(Layout):
         device = _held(module, "inv_freq").device
         x = torch.zeros(1, 1, 1, 1, device="cpu" if device.type == "meta" else device)
         cos, sin = (table.reshape(-1, table.shape[-1])[1] for table in module(x, seq_len=length))
-        return angles(*(row[: len(row) // 2] for row in (cos, sin)))
+        return _half_angles(cos, sin)
 
 
-class RowsByPosition(Layout):
+class RowsByPosition(Divides):
     """Cos and sin at given positions, by a module that scales in its own way (InternLM 2.5)."""
 
     any_position = True
@@ -98,10 +103,6 @@ class RowsByPosition(Layout):
         formula = powers(module.base, module.dim)
         live = None if self.by_length(module, config) else module.inv_freq
         return trusted(live, formula) / self.stretch(module, config)
-
-    def stretch(self, module: Any, config: Any) -> float:
-        """The factor of a module that divides positions."""
-        return _factor(module, config)
 
     def by_length(self, module: Any, config: Any) -> bool:
         """Whether the module enlarges its base as sequences grow."""
@@ -118,7 +119,7 @@ class RowsByPosition(Layout):
         rows = by_row(position_ids, None) if given.rows.by_length else [(position_ids, None)]
         for row, _ in rows:
             tables = given.rows.cos_sin(int(row.max()) + 1, x.device)
-            parts.append([torch.cat([t, t], -1)[row].to(x.dtype) for t in tables])
+            parts.append([_halves(t)[row].to(x.dtype) for t in tables])
         cos, sin = (torch.cat(each) for each in zip(*parts, strict=True))
         return cos, sin
 
@@ -126,7 +127,7 @@ class RowsByPosition(Layout):
         """Phases at position 1 of a sequence of `length` tokens."""
         x = torch.zeros(1, 1, 1, device=module.inv_freq.device)
         cos, sin = module(x, torch.tensor([[1, length - 1]], device=x.device))
-        return angles(*(part[0, 0, : part.shape[-1] // 2] for part in (cos, sin)))
+        return _half_angles(cos[0, 0], sin[0, 0])
 
 
 class RowsOnDemand(Layout):
@@ -156,14 +157,14 @@ class RowsOnDemand(Layout):
     ) -> tuple[Tensor, Tensor]:
         """Cos and sin of the longer of both streams of positions."""
         tables = given.rows.cos_sin(int(x.shape[seq_dim] if seq_len is None else seq_len), x.device)
-        cos, sin = (torch.cat([t, t], -1)[:, None].to(module.inv_freq.dtype) for t in tables)
+        cos, sin = (_halves(t)[:, None].to(module.inv_freq.dtype) for t in tables)
         return cos, sin
 
     def first_angles(self, module: Any, length: int) -> Tensor:
         """Phases at position 1."""
         x = torch.zeros(1, 1, 1, 1, device=module.inv_freq.device)
         cos, sin = (table[1, 0] for table in module(x, seq_len=length))
-        return angles(*(row[: len(row) // 2] for row in (cos, sin)))
+        return _half_angles(cos, sin)
 
 
 class PairRows(Layout):
@@ -248,12 +249,12 @@ class RowsByAlpha(Layout):
     ) -> list[Tensor]:
         """Cos and sin, float32, whatever factor the caller has for them."""
         tables = given.rows.cos_sin(int(max_seq_len), module.inv_freq.device)
-        return [torch.cat([t, t], -1)[None, :, None] for t in tables]
+        return [_halves(t)[None, :, None] for t in tables]
 
     def first_angles(self, module: Any, length: int) -> Tensor:
         """Phases at position 1."""
         cos, sin = (table[0, 1, 0] for table in module(length))
-        return angles(*(row[: len(row) // 2] for row in (cos, sin)))
+        return _half_angles(cos, sin)
 
 
 def _held(module: Any, name: str) -> Any:
@@ -279,10 +280,16 @@ def _own_type(config: Any) -> str:
     return str(entry.get("type", entry.get("rope_type", "")))
 
 
-def _factor(module: Any, config: Any) -> float:
-    """What positions are divided by."""
-    return float(getattr(module, "scaling_factor", 1.0)) if _own_type(config) == "linear" else 1.0
-
-
 def _ratio(module: Any) -> float:
     return float(getattr(module, "rope_ratio", 1.0) or 1.0)
+
+
+def _halves(table: Tensor) -> Tensor:
+    """Columns of each pair for both halves of a head."""
+    return torch.cat([table, table], dim=-1)
+
+
+def _half_angles(cos: Tensor, sin: Tensor) -> Tensor:
+    """Phases of a row that has each pair in both halves."""
+    pairs = len(cos) // 2
+    return angles(cos[:pairs], sin[:pairs])

@@ -120,9 +120,9 @@ class PositionEmbedding(Layout):
         """Whether the module is such an embedding, and attention rotates by it (Marian adds it)."""
         if not isinstance(module, nn.Embedding):
             return False
-        asked = inspect.signature(type(module).forward).parameters
-        rotates = any(hasattr(m, "apply_rotary_position_embeddings") for m in model.modules())
-        return rotates and "past_key_values_length" in asked
+        if "past_key_values_length" not in inspect.signature(type(module).forward).parameters:
+            return False
+        return any(hasattr(m, "apply_rotary_position_embeddings") for m in model.modules())
 
     def frequencies(self, module: Any, config: Any) -> Tensor:
         """The powers of 10000, which the weight was made of."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ropex.notations import each_entry
 from ropex.rope_config import read_entries, read_entry
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class FunctionSlot(Slot):
         """A function in the place of the module's own, and no factors of its lists."""
         scale = native.attention_scale
         given = {"rope_init_fn": Given(table, scale), "short_mscale": scale, "long_mscale": scale}
-        return given | ({"rope_type": self.settled_type(module, native)})
+        return {**given, "rope_type": self.settled_type(module, native)}
 
     def beside_lists(self, scale: float) -> dict[str, Any]:
         """The factors that it reads instead of `attention_factor`."""
@@ -183,5 +184,5 @@ def row_lengths(positions: Tensor) -> Tensor:
 def has_axes(module: Any) -> bool:
     """Whether tokens have three positions (time, height, width), as in Qwen2-VL."""
     entries = read_entries(module.config) if hasattr(module, "config") else {}
-    nested = [entry for entry in entries.values() if isinstance(entry, dict)]
-    return hasattr(module, "mrope_section") or any("mrope_section" in e for e in [entries, *nested])
+    said = any("mrope_section" in entry for entry in each_entry(entries))
+    return said or hasattr(module, "mrope_section")
