@@ -65,12 +65,19 @@ def _download(model: str, weights: bool) -> Path:
     return folder
 
 
-def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> Any:
+def load_model(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
     """The causal language model of a checkpoint, in evaluation mode.
 
     Args:
         folder: The checkpoint.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for what the checkpoint holds.
+        device_map: How accelerate spreads it over devices, such as `auto`; None for the CPU.
         trust_remote_code: Whether code that comes with the checkpoint may run.
 
     Raises:
@@ -85,6 +92,7 @@ def load_model(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = F
             folder,
             config=_load_config(folder, trust_remote_code),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            device_map=device_map,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,

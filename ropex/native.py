@@ -19,6 +19,7 @@ from ropex.rope import Plan, Rope
 from ropex.rope_config import carrier, write_entry
 from ropex.softmax import SOFTMAX_KEYS, same_softmax
 from ropex.strategies.base import Strategy
+from ropex.strategies.frozen import Frozen
 from ropex.tables import DynamicTable, PlannedTable, Rows, TableAt, TwoTables
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def realise(site: BufferSite, strategy: Strategy, rope: Rope) -> Native:
         rope: What the table was trained with.
     """
     plan = strategy.plan(rope)
+    if isinstance(strategy, Frozen):
+        return _held(realise(site, strategy.strategy, rope), strategy.at)
     if strategy.length_class != "static":
         return _by_length(site, strategy, rope, plan)
     for entry in _candidates(site, strategy, rope, plan):
@@ -71,6 +74,14 @@ def realise(site: BufferSite, strategy: Strategy, rope: Rope) -> Native:
             if same and same_softmax(site, config, plan):
                 return Native(entry, table, None, scale)
     return outside_config(strategy, rope)
+
+
+def _held(native: Native, length: int) -> Native:
+    """The table that a strategy has at one length, to the last bit, for every length."""
+    if native.table_at is None:
+        return native
+    table, scale = native.table_at(torch.tensor(length))
+    return Native(None, table, None, float(scale))
 
 
 def outside_config(strategy: Strategy, rope: Rope) -> Native:

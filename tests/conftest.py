@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 if TYPE_CHECKING:
+    from cli_world import World
+    from tiny_eval import Watch
+
     from ropex_eval.nll import Scorer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and that stays true
@@ -42,8 +47,35 @@ def scorer(causal: Any) -> Scorer:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Texts of the strategies that are measured from now on, one entry a measurement."""
+def measured(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """The batches that are measured from now on."""
     from tiny_eval import watch_measuring
 
     return watch_measuring(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny Llama and its tokenizer; nobody changes it."""
+    from tiny_eval import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def world(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    from cli_world import World
+    from tiny_eval import words
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # verbs replace it
+    (tmp_path / "tiny").mkdir()
+    for path in checkpoint.iterdir():
+        (tmp_path / "tiny" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "book.txt").write_text(words(200), encoding="utf-8")
+    return World(tmp_path, capsys)

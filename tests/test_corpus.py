@@ -1,214 +1,21 @@
-"""Texts: where they come from, and how windows are cut out of them."""
+"""Excerpts: how they are cut out of texts, kept, and told apart."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from tiny_eval import tiny_tokenizer, words
 
-from ropex_eval.corpus import Corpus, Window, load_corpus, read_texts
-from ropex_eval.stdlib import HELD_OUT, held_out_files, training_texts
+from ropex_eval.corpus import Corpus, Excerpt, load_corpus
+from ropex_eval.passes import Pass
 
 TOKENIZER = tiny_tokenizer()
 BOS_ID = 0
-
-
-def write_jsonl(path: Path, records: list[Any]) -> Path:
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    folder = tmp_path / "set"
-    folder.mkdir()
-    write_jsonl(folder / "train.jsonl", [{"text": "training", "body": "b"}])
-    write_jsonl(
-        folder / "test.jsonl", [{"text": "one", "body": "eins"}, {"text": "two", "body": "zwei"}]
-    )
-    return folder
-
-
-# Sources.
-
-
-def test_file_is_one_document(tmp_path: Path) -> None:
-    (tmp_path / "bücher.txt").write_bytes("Grüße\r\nund mehr".encode())
-    assert list(read_texts(str(tmp_path / "bücher.txt"))) == [("bücher.txt", "Grüße\nund mehr")]
-
-
-def test_folder_is_its_files_in_order_of_their_names(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.md", "c", ".hidden"):
-        (tmp_path / name).write_text(f"text of {name}", encoding="utf-8")
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "d.txt").write_text("not read", encoding="utf-8")
-    names = ["a.md", "b.txt", "c"]
-    assert list(read_texts(str(tmp_path))) == [(name, f"text of {name}") for name in names]
-
-
-def test_jsonl_is_one_document_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "docs.jsonl"
-    path.write_text('{"t": "one"}\n\n{"t": "two\\nlines", "x": 1}\n', encoding="utf-8")
-    read = list(read_texts(f"{path}:t"))
-    assert read == [("docs.jsonl:1", "one"), ("docs.jsonl:3", "two\nlines")]
-
-
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
-def test_jsonl_lines_end_at_line_feeds_alone(tmp_path: Path, separator: str) -> None:
-    path = tmp_path / "docs.jsonl"
-    text = f"one{separator}document"
-    path.write_text(json.dumps({"t": text}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert list(read_texts(f"{path}:t")) == [("docs.jsonl:1", text)]
-
-
-def test_colon_in_the_name_of_a_file_is_no_field(tmp_path: Path) -> None:
-    (tmp_path / "a.json:b").write_text("plain", encoding="utf-8")
-    assert list(read_texts(f"{tmp_path}/a.json:b")) == [("a.json:b", "plain")]
-
-
-@pytest.mark.parametrize(
-    ("suffix", "texts"),
-    [
-        ("", ["one", "two"]),
-        (":test", ["one", "two"]),
-        (":test:body", ["eins", "zwei"]),
-        (":train", ["training"]),
-        ("::body", ["eins", "zwei"]),
-    ],
-)
-def test_dataset_is_one_document_a_row(dataset: Path, suffix: str, texts: list[str]) -> None:
-    read = list(read_texts(f"hf:{dataset}{suffix}"))
-    assert read == [(f"{dataset}:{number}", text) for number, text in enumerate(texts)]
-
-
-def test_stdlib_is_long_modules_that_training_never_sees() -> None:
-    read = dict(read_texts("stdlib"))
-    assert list(read) == [f"{name}.py" for name in HELD_OUT]
-    assert min(map(len, read.values())) > 20_000
-    assert "def dedent" not in "".join(read.values())  # textwrap is not among them
-    training = training_texts()
-    assert not set(read) & set(training)
-    assert not set(read.values()) & set(training.values())
-    assert "textwrap.py" in training
-    assert all(path.is_file() for path in held_out_files())
-
-
-def empty_folder(folder: Path) -> str:
-    (folder / "empty").mkdir()
-    return str(folder / "empty")
-
-
-def empty_file(folder: Path) -> str:
-    (folder / "empty.txt").write_text(" \n\t\n", encoding="utf-8")
-    return str(folder / "empty.txt")
-
-
-def latin_1_file(folder: Path) -> str:
-    (folder / "latin.txt").write_bytes("Grüße".encode("latin-1"))
-    return str(folder / "latin.txt")
-
-
-def folder_with_an_empty_file(folder: Path) -> str:
-    (folder / "a.txt").write_text("full", encoding="utf-8")
-    (folder / "b.txt").write_text("", encoding="utf-8")
-    return str(folder)
-
-
-def jsonl_without_field(folder: Path) -> str:
-    return str(write_jsonl(folder / "docs.jsonl", [{"text": "one"}]))
-
-
-def jsonl_with_another_field(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [{'text': 'one', 'id': 1}])}:body"
-
-
-def jsonl_with_a_number(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [{'id': 1}])}:id"
-
-
-def jsonl_with_a_hole(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [{'text': 'one'}, {'text': None}])}:text"
-
-
-def jsonl_of_lists(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [['one']])}:text"
-
-
-def jsonl_damaged(folder: Path) -> str:
-    (folder / "docs.jsonl").write_text('{"text": "one"}\n{"text": \n', encoding="utf-8")
-    return f"{folder / 'docs.jsonl'}:text"
-
-
-def jsonl_missing(folder: Path) -> str:
-    return f"{folder / 'none.jsonl'}:text"
-
-
-def nothing(folder: Path) -> str:
-    return str(folder / "none.txt")
-
-
-def dataset_missing(folder: Path) -> str:
-    return f"hf:{folder / 'none'}"
-
-
-def dataset_of_the_hub(folder: Path) -> str:
-    return "hf:nobody/nothing-of-that-name"
-
-
-def dataset_empty(folder: Path) -> str:
-    return f"hf:{empty_folder(folder)}"
-
-
-@pytest.mark.parametrize(
-    ("source", "error", "message"),
-    [
-        (nothing, FileNotFoundError, "no such file or folder: .*none.txt"),
-        (empty_folder, ValueError, "the folder holds no files"),
-        (empty_file, ValueError, "empty.txt is empty"),
-        (folder_with_an_empty_file, ValueError, "b.txt is empty"),
-        (latin_1_file, ValueError, "latin.txt is not UTF-8 text"),
-        (jsonl_without_field, ValueError, "say which field is the text, as in .*docs.jsonl:text"),
-        (jsonl_with_another_field, ValueError, "line 1: the field 'body' holds no .*: text, id$"),
-        (jsonl_with_a_number, ValueError, "line 1: the field 'id' holds no text"),
-        (jsonl_with_a_hole, ValueError, "line 2: the field 'text' holds no text"),
-        (jsonl_of_lists, ValueError, "line 1: the field 'text' holds no text"),
-        (jsonl_damaged, ValueError, "line 2: not JSON"),
-        (jsonl_missing, FileNotFoundError, "no such file: .*none.jsonl"),
-        (dataset_missing, FileNotFoundError, "hf:.*none"),
-        (dataset_of_the_hub, FileNotFoundError, "hf:nobody/nothing-of-that-name"),
-        (dataset_empty, FileNotFoundError, "hf:.*empty"),
-    ],
-)
-def test_bad_source_is_refused(
-    tmp_path: Path, source: Callable[[Path], str], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        list(read_texts(source(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "message"),
-    [
-        (":validation", "validation"),
-        (":test:title", "row 0: the field 'title' holds no text; fields: text, body"),
-        (":test:text:more", "write hf:NAME:SPLIT:FIELD"),
-    ],
-)
-def test_bad_split_or_field_of_a_dataset_is_refused(
-    dataset: Path, suffix: str, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        list(read_texts(f"hf:{dataset}{suffix}"))
-
-
-# Windows.
 
 
 def folder_of(folder: Path, *sizes: int) -> str:
@@ -218,16 +25,16 @@ def folder_of(folder: Path, *sizes: int) -> str:
     return str(folder)
 
 
-def cut(source: str, length: int, windows: int, bos: int | None = BOS_ID) -> Corpus:
-    return load_corpus(source, TOKENIZER, bos, length, windows)
+def cut(source: str, length: int, excerpts: int, bos: int | None = BOS_ID) -> Corpus:
+    return load_corpus(source, TOKENIZER, bos, length, excerpts)
 
 
 def places(corpus: Corpus) -> list[tuple[str, int]]:
-    return [(window.document[0], window.start) for window in corpus.windows]
+    return [(excerpt.document[0], excerpt.start) for excerpt in corpus.excerpts]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "windows", "expected", "too_short"),
+    ("sizes", "excerpts", "expected", "too_short"),
     [
         ((35,), 9, [("a", 0), ("a", 10), ("a", 20)], 0),
         ((35,), 2, [("a", 0), ("a", 10)], 0),
@@ -237,25 +44,25 @@ def places(corpus: Corpus) -> list[tuple[str, int]]:
         ((9, 10, 3, 19), 9, [("b", 0), ("d", 0)], 2),
     ],
 )
-def test_every_document_gives_its_first_window_before_any_a_second(
+def test_every_document_gives_its_first_excerpt_before_any_a_second(
     tmp_path: Path,
     sizes: tuple[int, ...],
-    windows: int,
+    excerpts: int,
     expected: list[tuple[str, int]],
     too_short: int,
 ) -> None:
-    corpus = cut(folder_of(tmp_path, *sizes), 11, windows)
+    corpus = cut(folder_of(tmp_path, *sizes), 11, excerpts)
     assert places(corpus) == expected
     assert corpus.too_short == too_short
     assert corpus.documents == list(dict.fromkeys(f"{name}.txt" for name, _ in expected))
 
 
 @pytest.mark.parametrize(("bos", "size"), [(BOS_ID, 10), (None, 11)])
-def test_windows_are_the_documents_own_tokens(tmp_path: Path, bos: int | None, size: int) -> None:
+def test_excerpts_are_the_documents_own_tokens(tmp_path: Path, bos: int | None, size: int) -> None:
     corpus = cut(folder_of(tmp_path, 3 * size), 11, 9, bos)
     whole = TOKENIZER(words(3 * size), add_special_tokens=False)["input_ids"]
-    assert [window.start for window in corpus.windows] == [0, size, 2 * size]
-    assert torch.cat([window.ids for window in corpus.windows]).tolist() == whole
+    assert [excerpt.start for excerpt in corpus.excerpts] == [0, size, 2 * size]
+    assert torch.cat([excerpt.ids for excerpt in corpus.excerpts]).tolist() == whole
 
 
 @pytest.mark.parametrize("bos", [BOS_ID, None])
@@ -266,48 +73,45 @@ def test_text_one_token_too_short_is_refused_with_both_numbers(
     source = folder_of(tmp_path, needed - 1, needed - 2)
     with pytest.raises(ValueError, match=rf"a\.txt, has {needed - 1} tokens, and {needed} are"):
         cut(source, 10, 4, bos)
-    assert len(cut(source, 9, 4, bos).windows) == 1
+    assert len(cut(source, 9, 4, bos).excerpts) == 1
 
 
-@pytest.mark.parametrize("length", [2, 3, 7, 12])
-def test_inputs_have_their_length_with_bos_in_front_and_nowhere_else(
-    tmp_path: Path, length: int
+@pytest.mark.parametrize(("bos", "front"), [(BOS_ID, [BOS_ID]), (None, [])])
+def test_pass_reads_its_tokens_with_bos_in_front_and_nowhere_else(
+    tmp_path: Path, bos: int | None, front: list[int]
 ) -> None:
-    corpus = cut(folder_of(tmp_path, 30), 12, 2)
-    for window in corpus.windows:
-        text = window.ids.tolist()
-        assert corpus.inputs(window, length).tolist() == [BOS_ID, *text[: length - 1]]
-        assert corpus.last_inputs(window, length).tolist() == [BOS_ID, *text[12 - length :]]
+    corpus = cut(folder_of(tmp_path, 30), 12, 2, bos)
+    for index, excerpt in enumerate(corpus.excerpts):
+        text = excerpt.ids.tolist()
         assert BOS_ID not in text
-
-
-@pytest.mark.parametrize("length", [2, 3, 7, 12])
-def test_inputs_without_bos_are_text_alone(tmp_path: Path, length: int) -> None:
-    corpus = cut(folder_of(tmp_path, 30), 12, 2, None)
-    for window in corpus.windows:
-        assert corpus.inputs(window, length).tolist() == window.ids[:length].tolist()
-        assert corpus.last_inputs(window, length).tolist() == window.ids[12 - length :].tolist()
+        for start in (0, 3):
+            for length in (2, 3, 7):
+                end = start + length - len(front)
+                for last in (length - 1, length):  # where the next token is scored, it is there
+                    one = Pass(index, start, bool(front), length, length, ((0, 1), (1, last)))
+                    ids = [*front, *text[start:end], *text[end : end + (last == length)]]
+                    assert one.ids(corpus).tolist() == ids
 
 
 def test_text_that_spells_bos_does_not_become_bos(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the <s> of html, " * 3, encoding="utf-8")
     corpus = cut(str(tmp_path), 40, 1)
-    assert corpus.inputs(corpus.windows[0], 40).tolist().count(BOS_ID) == 1
+    assert BOS_ID not in corpus.excerpts[0].ids.tolist()
 
 
 def test_hash_follows_the_tokens_and_not_the_names(tmp_path: Path) -> None:
     corpus = cut(folder_of(tmp_path, 30), 11, 2)
-    first, second = corpus.windows
-    other = Window(first.document, first.start, first.ids.flip(0))
-    renamed = tuple(dataclasses.replace(window, document="x") for window in corpus.windows)
-    same = dataclasses.replace(corpus, source="elsewhere", windows=renamed)
+    first, second = corpus.excerpts
+    other = Excerpt(first.document, first.start, first.ids.flip(0))
+    renamed = tuple(dataclasses.replace(excerpt, document="x") for excerpt in corpus.excerpts)
+    same = dataclasses.replace(corpus, source="elsewhere", excerpts=renamed)
     assert same.sha256 == corpus.sha256
     changed = [
         dataclasses.replace(corpus, bos=None),
         dataclasses.replace(corpus, bos=1),
-        dataclasses.replace(corpus, windows=(first,)),
-        dataclasses.replace(corpus, windows=(second, first)),
-        dataclasses.replace(corpus, windows=(other, second)),
+        dataclasses.replace(corpus, excerpts=(first,)),
+        dataclasses.replace(corpus, excerpts=(second, first)),
+        dataclasses.replace(corpus, excerpts=(other, second)),
     ]
     assert len({corpus.sha256, *(one.sha256 for one in changed)}) == 1 + len(changed)
 
@@ -325,5 +129,61 @@ def test_long_data_sets_are_read_only_as_far_as_needed(
             number += 1
 
     monkeypatch.setattr("ropex_eval.corpus.read_texts", endless)
-    assert len(cut("endless", 11, 5).windows) == 5
+    assert len(cut("endless", 11, 5).excerpts) == 5
     assert len(taken) == 5
+
+
+def test_more_excerpts_begin_with_the_fewer(tmp_path: Path) -> None:
+    source = folder_of(tmp_path, 35, 9, 20, 50)
+    most = places(cut(source, 11, 99))
+    assert len(most) == 10
+    for count in range(1, 11):
+        corpus = cut(source, 11, count)
+        assert places(corpus) == most[:count]
+        assert places(cut(source, 11, 99).first(count)) == most[:count]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "clusters"),
+    [((35,), ["a.txt:0", "a.txt:10", "a.txt:20"]), ((20, 10), ["a.txt", "b.txt", "a.txt"])],
+)
+def test_clusters_are_documents_or_the_excerpts_of_the_only_one(
+    tmp_path: Path, sizes: tuple[int, ...], clusters: list[str]
+) -> None:
+    assert cut(folder_of(tmp_path, *sizes), 11, 3).clusters == clusters
+
+
+@pytest.mark.parametrize("bos", [BOS_ID, None])
+def test_excerpts_are_read_back_as_they_were_written(tmp_path: Path, bos: int | None) -> None:
+    (tmp_path / "texts").mkdir()
+    corpus = cut(folder_of(tmp_path / "texts", 35, 3, 12), 11, 4, bos)
+    path = tmp_path / "excerpts.safetensors"
+    corpus.save(path)
+    corpus.save(path)
+    read = Corpus.load(path)
+    assert (read.source, read.bos, read.too_short) == (corpus.source, bos, 1)
+    assert places(read) == places(corpus)
+    assert read.sha256 == corpus.sha256
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "texts"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 100,
+        save({"ids": torch.zeros(1, 2)}),
+        save({"ids": torch.zeros(1, 2)}, {"ropex": "[]"}),
+        save({"ids": torch.zeros(1, 2)}, {"ropex": "{}"}),
+        save({"ids": torch.zeros(2)}, {"ropex": '{"source": "x", "bos": 0, "too_short": 0}'}),
+        save(
+            {"ids": torch.zeros(1, 2)},
+            {"ropex": '{"source": "", "bos": 0, "too_short": 0, "excerpts": [["a", 0], ["b", 0]]}'},
+        ),
+    ],
+)
+def test_damaged_excerpts_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "excerpts.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"excerpts.safetensors is damaged \("):
+        Corpus.load(path)

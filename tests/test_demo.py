@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_eval import start
 
 import ropex
 import train
@@ -16,9 +17,8 @@ from muon import Muon
 from ropex.loading import load_model, load_tokenizer
 from ropex.shipped import demo_checkpoint, recipes_dir
 from ropex_eval.corpus import load_corpus
-from ropex_eval.measure import Protocol, measure
-from ropex_eval.nll import Scorer
-from ropex_eval.table import mean_nll, perplexity
+from ropex_eval.protocol import Protocol
+from ropex_eval.study import Study
 from rows import NAMES, RowSampler
 
 LENGTH = 256
@@ -143,20 +143,18 @@ def test_the_shipped_checkpoint_is_small_and_what_the_recipe_says() -> None:
     )
 
 
-def test_the_shipped_checkpoint_shows_what_the_field_is_about() -> None:
+def test_the_shipped_checkpoint_shows_what_the_field_is_about(tmp_path: Path) -> None:
     folder = demo_checkpoint()
     tokenizer, model = load_tokenizer(folder), load_model(folder, dtype="float32")
     corpus = load_corpus("stdlib", tokenizer, tokenizer.bos_token_id, 2048, 8)
-    protocol, scorer = Protocol.of((256, 2048), metrics=("fixed",)), Scorer(model)
+    protocol = Protocol.of((256, 2048), definitions=("fixed",))
+    study = Study("demo", folder, model, lambda: model, corpus, protocol)
+    fixed = start(study, tmp_path / "out", "none", "yarn:8").of("fixed")
 
-    def fixed(text: str) -> list[float]:
-        table = measure(scorer, corpus, protocol, ropex.strategy(text))
-        return [
-            perplexity(mean_nll(table, "fixed", length, protocol.targets)[0])
-            for length in protocol.lengths
-        ]
+    def perplexities(text: str) -> list[float]:
+        return [fixed[text][length].perplexity for length in protocol.lengths]
 
-    trained, collapsed = fixed("none")
+    trained, collapsed = perplexities("none")
     assert collapsed > 3 * trained
-    within, beyond = fixed("yarn:8")
+    within, beyond = perplexities("yarn:8")
     assert beyond < 1.1 * within < 1.5 * trained

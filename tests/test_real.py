@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from tiny_eval import start
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
 from ropex.loading import load_model, load_tokenizer
+from ropex.strategies.frozen import Frozen
 from ropex_eval.corpus import Corpus, load_corpus
-from ropex_eval.measure import Protocol, measure
 from ropex_eval.nll import Scorer
-from ropex_eval.table import mean_nll
+from ropex_eval.protocol import Protocol
+from ropex_eval.study import Study
 
 REAL = Path(os.environ.get("ROPEX_REAL", Path(__file__).parents[2] / "shared" / "real"))
 STORIES, TEXT = REAL / "stories260K", REAL / "texts" / "tinystories_val.txt"
 TRAINED = 512
+
+Local = Callable[[str, tuple[int, ...], int], list[float]]
 
 pytestmark = pytest.mark.skipif(
     not (STORIES.is_dir() and TEXT.is_file()),
@@ -35,9 +39,20 @@ def scorer() -> Scorer:
     return Scorer(load_model(STORIES, dtype="float32"))
 
 
-def corpus_of(length: int, windows: int) -> Corpus:
+def corpus_of(length: int, excerpts: int) -> Corpus:
     tokenizer = load_tokenizer(STORIES)
-    return load_corpus(str(TEXT), tokenizer, tokenizer.bos_token_id, length, windows)
+    return load_corpus(str(TEXT), tokenizer, tokenizer.bos_token_id, length, excerpts)
+
+
+def text_of(length: int) -> Tensor:
+    """BOS and the beginning of the text."""
+    corpus = corpus_of(length, 1)
+    return torch.cat([torch.tensor([corpus.bos]), corpus.excerpts[0].ids])
+
+
+def scores_of(scorer: Scorer, ids: Tensor, chunk: int | None = None) -> Tensor:
+    goals = torch.cat([ids[1:], ids[:1]])
+    return scorer.nll(ids[None], goals[None], ((0, len(ids) - 1),), chunk)[0]
 
 
 def native(entry: dict[str, Any]) -> Any:
@@ -83,32 +98,51 @@ def plain_nll(model: Any, ids: Tensor) -> Tensor:
 def test_scores_are_those_of_a_model_with_the_method_in_its_config(
     scorer: Scorer, text: str, entry: dict[str, Any]
 ) -> None:
-    corpus = corpus_of(3 * TRAINED, 1)
-    ids = corpus.inputs(corpus.windows[0], 3 * TRAINED)
-    with ropex.patch(scorer.model, text):
-        scores = scorer.nll(ids)
+    ids = text_of(3 * TRAINED)
     plain = plain_nll(native(entry), ids)
-    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+    for chunk in (None, 400):
+        with ropex.patch(scorer.model, text):
+            scores = scores_of(scorer, ids, chunk)
+        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
     if text != "none":
-        unpatched = scorer.nll(ids).double()
+        unpatched = scores_of(scorer, ids).double()
         assert (unpatched - plain).abs().max() > 0.1  # so that equality says something
 
 
-def local(scorer: Scorer, text: str, lengths: tuple[int, ...], windows: int) -> list[float]:
+@pytest.mark.parametrize("length", [200, TRAINED + 1, 3 * TRAINED])
+def test_strategy_held_at_a_length_scores_as_the_live_one_does(length: int) -> None:
+    exact = Scorer(load_model(STORIES, dtype="float32").double())  # pieces round otherwise, 2e-5
+    ids = text_of(length)
+    with ropex.patch(exact.model, "dynamic"):
+        plain = plain_nll(exact.model, ids)
+    with ropex.patch(exact.model, Frozen(ropex.strategy("dynamic"), length)):
+        for chunk in (None, 100):
+            scores = scores_of(exact, ids, chunk)
+            torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def local(scorer: Scorer, tmp_path: Path) -> Local:
     """Perplexity of the last 256 of the first L tokens, for each length L."""
-    protocol = Protocol.of(lengths, 256, ("local",))
-    table = measure(scorer, corpus_of(lengths[-1], windows), protocol, ropex.strategy(text))
-    return [math.exp(mean_nll(table, "local", length, 256)[0]) for length in lengths]
+
+    def measured(text: str, lengths: tuple[int, ...], excerpts: int) -> list[float]:
+        protocol, model = Protocol.of(lengths, 256, ("local",)), scorer.model
+        corpus = corpus_of(lengths[-1], excerpts)
+        study = Study("stories", STORIES, model, lambda: model, corpus, protocol)
+        found = start(study, tmp_path / "out", text).of("local")[text]
+        return [found[length].perplexity for length in lengths]
+
+    return measured
 
 
-def test_perplexity_grows_beyond_the_trained_length(scorer: Scorer) -> None:
-    trained, beyond = local(scorer, "none", (TRAINED, 4 * TRAINED), 8)
+def test_perplexity_grows_beyond_the_trained_length(local: Local) -> None:
+    trained, beyond = local("none", (TRAINED, 4 * TRAINED), 8)
     assert 3 < trained < 6
     assert beyond > 1.7 * trained
 
 
-def test_perplexity_collapses_far_beyond_and_two_methods_prevent_it(scorer: Scorer) -> None:
-    far = {text: local(scorer, text, (4096,), 1)[0] for text in ("none", "yarn:8", "ntk:8")}
+def test_perplexity_collapses_far_beyond_and_two_methods_prevent_it(local: Local) -> None:
+    far = {text: local(text, (4096,), 1)[0] for text in ("none", "yarn:8", "ntk:8")}
     assert far["none"] > 100
     assert far["yarn:8"] < 60
     assert far["ntk:8"] < 60

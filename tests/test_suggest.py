@@ -172,7 +172,7 @@ def test_commands_that_are_suggested_run(
     Path("book.txt").write_text(words(400), encoding="utf-8")
     options = ("--length", "100", "--trained-length", "30")
     measure, keep = strict_json(told(capsys, "tiny", *options, "--json")[1])["next"]
-    small = ["--windows", "2", "--data", "book.txt"]
+    small = ["--excerpts", "2", "--data", "book.txt"]
     assert "--lengths 30,60,100" in measure
     assert main([*shlex.split(measure)[1:], *small]) == 0
     assert main(shlex.split(keep)[1:]) == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import ropex
 import ropex_eval.run
 from ropex_eval.corpus import Corpus, load_corpus
-from ropex_eval.measure import measure
-from ropex_eval.table import NllTable
+from ropex_eval.measure import Reader
+from ropex_eval.passes import Pass
+from ropex_eval.protocol import Protocol
+from ropex_eval.results import Result, Results
+from ropex_eval.run import Effort, run
+from ropex_eval.study import Study
+from ropex_eval.work import Worker
 
 TRAINED = 32
 LENGTHS = (8, 24, 48, 96)  # two within the trained length, two beyond
@@ -88,46 +97,105 @@ def save_checkpoint(folder: Path, *, bos: bool = True, seed: int = 0) -> Path:
 
 
 def words(tokens: int, seed: int = 0) -> str:
-    """Text of `tokens` letters, hence of as many tokens."""
+    """Text of `tokens` letters, hence of as many tokens; the first are those of a shorter one."""
     chosen = random.Random(seed).choices(_WORDS, k=tokens)
     return " ".join(chosen)[:tokens]
 
 
-def corpus_of(folder: Path, length: int, windows: int = 3, *, bos: int | None = 0) -> Corpus:
-    """Windows out of two documents that are written into `folder`."""
+def corpus_of(folder: Path, tokens: int, excerpts: int = 3, *, bos: int | None = 0) -> Corpus:
+    """Excerpts of as many tokens, BOS included, of two documents that are written into `folder`."""
     folder.mkdir(exist_ok=True)
     for name, seed in (("a.txt", 1), ("b.txt", 2)):
-        (folder / name).write_text(words(2 * length, seed), encoding="utf-8")
-    return load_corpus(str(folder), tiny_tokenizer(), bos, length, windows)
+        (folder / name).write_text(words(4 * tokens, seed), encoding="utf-8")
+    return load_corpus(str(folder), tiny_tokenizer(), bos, tokens, excerpts)
+
+
+def study_of(
+    folder: Path,
+    checkpoint: Path,
+    model: Any,
+    protocol: Protocol,
+    *,
+    excerpts: int = 3,
+    bos: int | None = 0,
+) -> Study:
+    """A study of a loaded model on excerpts that are written below `folder`."""
+    corpus = corpus_of(folder / "texts", protocol.excerpt, excerpts, bos=bos)
+    return Study("tiny", checkpoint, model, lambda: model, corpus, protocol)
+
+
+def start(
+    study: Study, out: Path, *texts: str, budget: float | None = None, **settings: Any
+) -> Results:
+    """Measure strategies, given by their texts."""
+    strategies = [ropex.strategy(text) for text in texts]
+    return run(study, strategies, out, effort=Effort(budget), **settings)
 
 
 @torch.no_grad()
 def plain_nll(model: Any, ids: Tensor) -> Tensor:
     """NLL of tokens 1, 2, ... by the definition: all logits at once, float64."""
-    logits = model(ids[None]).logits[0].double()
+    logits = model(ids[None], use_cache=False).logits[0].double()
     rows = [logits[p - 1].logsumexp(0) - logits[p - 1, ids[p]] for p in range(1, len(ids))]
     return torch.stack(rows)
 
 
-def watch_measuring(
-    monkeypatch: pytest.MonkeyPatch, broken: Mapping[str, BaseException] | None = None
-) -> list[str]:
-    """A list that each strategy is added to that a run measures from now on.
+@dataclass
+class Watch:
+    """What is measured from now on.
 
-    Args:
-        monkeypatch: Ends the watch.
-        broken: Strategies that raise instead.
+    Attributes:
+        batches: Strategy and passes of each batch.
     """
-    seen: list[str] = []
 
-    def watched(scorer: Any, corpus: Any, protocol: Any, strategy: Any, **others: Any) -> NllTable:
-        if error := (broken or {}).get(str(strategy)):
-            raise error
-        seen.append(str(strategy))
-        return measure(scorer, corpus, protocol, strategy, **others)
+    batches: list[tuple[str, tuple[Pass, ...]]] = field(default_factory=list)
 
-    monkeypatch.setattr(ropex_eval.run, "measure", watched)
+    @property
+    def strategies(self) -> list[str]:
+        """Strategies, each where it was measured first."""
+        return list(dict.fromkeys(strategy for strategy, _ in self.batches))
+
+    @property
+    def passes(self) -> list[tuple[str, Pass]]:
+        """Every pass."""
+        return [(strategy, each) for strategy, batch in self.batches for each in batch]
+
+    def take(self) -> list[str]:
+        """The strategies so far, which are then forgotten."""
+        found = self.strategies
+        self.batches.clear()
+        return found
+
+
+def watch_measuring(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """Watch every worker of a run."""
+    seen = Watch()
+
+    class Watched(Worker):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            told = self.done
+
+            def done(strategy: Any, batch: Sequence[Pass]) -> None:
+                seen.batches.append((str(strategy), tuple(batch)))
+                told(strategy, batch)
+
+            self.done = done
+
+    monkeypatch.setattr(ropex_eval.run, "Worker", Watched)
     return seen
+
+
+def break_reading(monkeypatch: pytest.MonkeyPatch, error: BaseException, turn: int = 0) -> None:
+    """Let a later batch raise: the first, the second, ..."""
+    real, turns = Reader.read, itertools.count()
+
+    def read(self: Reader, *given: Any) -> Tensor:
+        if next(turns) == turn:
+            raise error
+        return real(self, *given)
+
+    monkeypatch.setattr(Reader, "read", read)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -145,3 +213,29 @@ def strict_json(text: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
+
+
+def results_of(
+    values: dict[str, dict[str, list[float]]], lengths: list[int], trained: int = TRAINED
+) -> Results:
+    """Results from definition to strategy to perplexities."""
+    about = {
+        "model": {"id": "tiny", "trained_length": trained},
+        "data": {"clusters": "documents"},
+        "protocol": {
+            "lengths": lengths,
+            "targets": 4,
+            "stride": None,
+            "short": None,
+            "evaluator": "none",
+            "definitions": list(values),
+            "evaluator": "none",
+        },
+    }
+    rows = [
+        Result(text, name, n, math.log(value) if value > 0 else value, value, None, None, None, 12)
+        for name, table in values.items()
+        for text, perplexities in table.items()
+        for n, value in zip(lengths, perplexities, strict=True)
+    ]
+    return Results(about, {row.strategy: {} for row in rows}, tuple(rows))

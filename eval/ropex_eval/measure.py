@@ -1,124 +1,107 @@
-"""Measure strategies on one loaded model: passes, their cost, and the tables they fill."""
+"""Run the passes of a strategy on a loaded model, side by side where they are alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-import ropex
-from ropex.rope import Rope
-from ropex.strategies.base import Strategy
-from ropex_eval.corpus import Corpus
+from ropex_eval.memory import SHORTEST_CHUNK, Shape, chunk_for, gib, is_out_of_memory
 from ropex_eval.nll import Scorer
-from ropex_eval.table import METRICS, NllTable, length_classes
+from ropex_eval.passes import Pass
+
+BATCH_TOKENS = 8192
+"""Tokens that are read side by side, where passes are alike."""
+
+_LOGITS_BYTES = 2**29
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What is measured; two runs with equal protocols and corpora can be compared.
-
-    Attributes:
-        lengths: Tokens of context, BOS included, in ascending order.
-        targets: Tokens that local and fixed-target perplexity are taken over.
-        metrics: Some of `METRICS`.
-    """
-
-    lengths: tuple[int, ...]
-    targets: int
-    metrics: tuple[str, ...] = METRICS
-
-    def __post_init__(self) -> None:
-        if not self.lengths or min(self.lengths) < 2:
-            raise ValueError("lengths must be at least 2: a token needs one before it")
-        if not 1 <= self.targets < self.lengths[0]:
-            raise ValueError(
-                f"targets is {self.targets}, it must be at least 1 and below the shortest length, "
-                f"{self.lengths[0]}"
-            )
-        if unknown := set(self.metrics) - set(METRICS):
-            raise ValueError(f"unknown metric {min(unknown)!r}; known: {', '.join(METRICS)}")
-
-    @classmethod
-    def of(
-        cls, lengths: Sequence[int], targets: int | None = None, metrics: Sequence[str] = METRICS
-    ) -> Protocol:
-        """A protocol whose targets are 64, or half of a shortest length below 128."""
-        ordered = tuple(sorted(set(lengths)))
-        if not ordered or ordered[0] < 2:
-            raise ValueError("lengths must be at least 2: a token needs one before it")
-        if targets is None:
-            targets = min(64, max(1, ordered[0] // 2))
-        return cls(ordered, targets, tuple(dict.fromkeys(metrics)))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of a window."""
-        return self.lengths[-1]
-
-
-def passes(strategy: Strategy, rope: Rope, protocol: Protocol) -> list[tuple[str, int]]:
-    """The forward passes that one window needs: kind of table and length, longest last."""
-    groups = length_classes(strategy, rope, protocol.lengths)
-    wanted = [("prefix", group[-1]) for group in groups]
-    if "fixed" in protocol.metrics:
-        wanted += [("fixed", length) for length in protocol.lengths[:-1]]
-    if not {"prefix", "local"} & set(protocol.metrics):
-        wanted = [(kind, n) for kind, n in wanted if kind == "fixed" or n == protocol.longest]
-    return sorted(wanted, key=lambda item: item[1])
-
-
-def cost(model: Any, length: int) -> float:
-    """Multiply-adds of a pass: linear in the length for the weights, quadratic for attention."""
-    config = model.config.get_text_config()
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    # BLT has neither, but in parts of its own.
-    layers, width = (getattr(config, n, 0) for n in ("num_hidden_layers", "hidden_size"))
-    attention = 2 * layers * width * length
-    return float(length * (weights + attention))
-
-
-def measure(
-    scorer: Scorer,
-    corpus: Corpus,
-    protocol: Protocol,
-    strategy: Strategy,
-    *,
-    trained_length: int | None = None,
-    lift_sliding_window: bool = False,
-    advance: Callable[[int], None] = lambda length: None,
-) -> NllTable:
-    """Fill the table of one strategy, on the model as it is loaded.
+class Reader:
+    """Reads passes with as much memory as there is.
 
     Args:
-        scorer: Of the model; it is patched meanwhile, and restored.
-        corpus: Windows of `protocol.longest` tokens.
-        protocol: What to measure.
-        strategy: What to measure it under.
-        trained_length: Where the model's config does not say.
-        lift_sliding_window: As for `ropex.patch`.
-        advance: Called with the length of each pass when it is done.
+        scorer: Of the loaded model.
+        limit: Bytes that weights and pass may take together; None for what the device has.
+        tell: Called with a sentence where a text must be read in smaller pieces.
     """
-    tables: dict[str, dict[int, list[torch.Tensor]]] = {"prefix": {}, "fixed": {}}
-    with ropex.patch(
-        scorer.model,
-        strategy,
-        trained_length=trained_length,
-        lift_sliding_window=lift_sliding_window,
-    ) as patch:
-        wanted = passes(strategy, patch.rope, protocol)
-        for window in corpus.windows:
-            for kind, length in wanted:
-                if kind == "prefix":
-                    row = scorer.nll(corpus.inputs(window, length))
-                else:
-                    row = scorer.nll(corpus.last_inputs(window, length), protocol.targets)
-                tables[kind].setdefault(length, []).append(row)
-                advance(length)
-    prefix, fixed = (
-        {length: torch.stack(rows) for length, rows in tables[kind].items()}
-        for kind in ("prefix", "fixed")
-    )
-    return NllTable(prefix, fixed)
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        limit: int | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.scorer, self.limit, self.tell = scorer, limit, tell
+        self.shape = Shape.of(scorer.model)
+        self._largest: int | None = None  # tokens at a time, once memory has run out
+
+    def read(self, batch: Sequence[Pass], ids: Sequence[Tensor]) -> Tensor:
+        """NLL of what the passes score, `(passes, scored)`, float32.
+
+        Args:
+            batch: Passes that are alike in length and rows.
+            ids: What each reads, and the token after it if that is scored.
+
+        Raises:
+            MemoryError: Even the smallest pieces are too much.
+        """
+        length, rows = batch[0].length, batch[0].rows
+        texts = torch.stack(list(ids)).long()
+        goals = torch.zeros_like(texts[:, :length])
+        following = texts[:, 1 : length + 1]
+        goals[:, : following.shape[1]] = following
+        return self._fitting(texts[:, :length], goals, rows)
+
+    def _fitting(self, ids: Tensor, goals: Tensor, rows: Any) -> Tensor:
+        length = ids.shape[1]
+        if len(ids) > 1 and not self._fits(length, len(ids)):
+            return self._one_by_one(ids, goals, rows)
+        chunk = self._chunk(length)
+        try:
+            return self.scorer.nll(ids, goals, rows, chunk)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            smallest = (chunk or length) <= SHORTEST_CHUNK or not self.scorer.chunkable
+            if len(ids) == 1 and smallest:
+                raise MemoryError(
+                    f"out of memory at {length} tokens, read {chunk or length} at a time; smaller "
+                    "--lengths or --dtype bfloat16 need less, and what is finished is kept"
+                ) from error
+        return self._smaller(ids, goals, rows, chunk or length)
+
+    def _smaller(self, ids: Tensor, goals: Tensor, rows: Any, chunk: int) -> Tensor:
+        """One text at a time, and then pieces half as long as those that did not fit."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(ids) > 1:
+            return self._one_by_one(ids, goals, rows)
+        self._largest = max(SHORTEST_CHUNK, chunk // 2)
+        self.tell(f"out of memory: texts are read {self._largest} tokens at a time from here on")
+        return self._fitting(ids, goals, rows)
+
+    def _one_by_one(self, ids: Tensor, goals: Tensor, rows: Any) -> Tensor:
+        parts = zip(ids.split(1), goals.split(1), strict=True)
+        return torch.cat([self._fitting(*part, rows) for part in parts])
+
+    def _fits(self, length: int, batch: int) -> bool:
+        """Whether so many texts may be read at once, side by side."""
+        wanted = self.shape.held() + self.shape.peak(length, batch=batch)
+        return self.limit is None or wanted <= self.limit
+
+    def _chunk(self, length: int) -> int | None:
+        here = -(-length // self.scorer.processes)  # tokens of a text that is split
+        chunk = chunk_for(self.shape, here, self.limit)
+        if chunk is not None and not self.scorer.chunkable:
+            raise MemoryError(
+                f"{length} tokens at once take {gib(self.shape.held() + self.shape.peak(length))}, "
+                "and this model cannot be read in pieces; give more (--max-memory), or smaller "
+                "--lengths"
+            )
+        if not self.scorer.head_alone and chunk is None and self.scorer.chunkable:
+            # The model's own forward makes the logits of all that it reads at once.
+            chunk = max(SHORTEST_CHUNK, _LOGITS_BYTES // (4 * max(1, self.shape.vocabulary)))
+        known = [tokens for tokens in (chunk, self._largest) if tokens is not None]
+        return min(known) if known and min(known) < length else None

@@ -1,81 +1,179 @@
-"""Negative log-likelihood of every token, without ever holding all logits."""
+"""Negative log-likelihood of tokens, without ever holding all logits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ropex_eval.feed_forward import ROWS, feed_forward, in_rows
+
 # Logits of one chunk of rows, in the model's dtype, in float32 and as probabilities.
-_BYTES_PER_LOGIT = 10
-_CHUNK_BYTES = 32 * 2**20
+BYTES_PER_LOGIT = 10
+ROWS_BYTES = 32 * 2**20
 _PROBE = 32
+
+Finish = Callable[[Tensor], Tensor]
+"""What makes logits of what the output embedding returns."""
 
 
 class Scorer:
     """Scores tokens under one loaded model, whatever strategy it is patched with.
 
     The decoder runs once; the output embedding and the loss run over chunks of its rows, so that
-    memory does not grow with length times vocabulary. Models whose logits are more than an output
-    embedding of the last hidden state (a soft cap, a scale) are found by comparing, and then the
-    model's own forward is used.
+    memory does not grow with length times vocabulary. That these are all that makes a logit, with a
+    soft cap or a scale that the config names, is found by comparing; if it is not, the model's own
+    forward is used.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
+
+    Attributes:
+        head_alone: Whether the output embedding, capped or scaled, is all that follows the decoder.
+        feed_forward: Modules that may read a few rows at a time.
+        chunkable: Whether the model reads a text in pieces, through its cache, as it does at once.
+        processes: How many processes share a text.
     """
+
+    processes = 1
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.device = next(model.parameters()).device
+        self.device = model.get_input_embeddings().weight.device
         self.head = model.get_output_embeddings()
         base = model.base_model  # the model itself in some families (Llama 4)
         self.decoder = model.get_decoder() if base is model else base
-        self.chunked = self.head is not None and self._head_is_everything()
+        self._finish = self._found_finish()
+        self.head_alone = self._finish is not None
+        self.feed_forward = feed_forward(model)
+        self.chunkable = self._chunks_are_exact()
 
     @torch.no_grad()
-    def nll(self, ids: Tensor, last: int | None = None) -> Tensor:
-        """Negative log-likelihood, in nats, of the last tokens of a sequence.
+    def nll(
+        self,
+        ids: Tensor,
+        goals: Tensor,
+        rows: Sequence[tuple[int, int]],
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood, in nats, of the tokens that follow.
 
         Args:
-            ids: Token ids, `(length,)`.
-            last: How many tokens to score, at most `length - 1`, which is the default.
+            ids: What is read, `(batch, length)`.
+            goals: The token after each, `(batch, length)`; those that are not scored do not matter.
+            rows: Positions whose next token is scored, as stretches in ascending order.
+            chunk: Tokens that are read at a time, through the model's key-value cache; all at once
+                if None.
 
         Returns:
-            `(last,)`, float32, on the CPU.
+            `(batch, scored)`, float32, on the CPU.
         """
-        ids = ids.to(self.device)
-        last = len(ids) - 1 if last is None else last
-        targets = ids[len(ids) - last :]
-        if not self.chunked:
-            logits = self.model(ids[None], use_cache=False).logits[0, -1 - last : -1]
-            return _nll_of(logits, targets).cpu()
-        hidden = self._hidden(ids)[-1 - last : -1]
-        rows = self._rows(len(ids), hidden.shape[-1])
-        chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-        return torch.cat([_nll_of(self.head(part), goal) for part, goal in chunks]).cpu()
+        ids, goals = ids.to(self.device), goals.to(self.device)
+        scored = []
+        for begin, states in self._read(ids, chunk):
+            for first, last in within(rows, begin, states.shape[1]):
+                part = states[:, first - begin : last - begin]
+                scored.append(self._score(part, goals[:, first:last].to(part.device)))
+        return torch.cat(scored, dim=1).cpu()
 
-    def _hidden(self, ids: Tensor) -> Tensor:
-        """Last hidden states, `(length, width)`."""
-        hidden: Tensor = self.decoder(ids[None], use_cache=False)[0][0]
-        return hidden
+    def _read(self, ids: Tensor, chunk: int | None) -> Iterator[tuple[int, Tensor]]:
+        """Hidden states, or logits where the head is more than a matrix, piece by piece."""
+        run = self.decoder if self.head_alone else self.model
+        if chunk is None or chunk >= ids.shape[1]:
+            long = ids.shape[1] > ROWS
+            with in_rows(self.feed_forward) if long else nullcontext():
+                states = run(ids, use_cache=False)[0]
+            yield 0, states
+            return
+        cache: Any = None
+        for begin in range(0, ids.shape[1], chunk):
+            output = run(ids[:, begin : begin + chunk], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            yield begin, output[0]
+
+    def _score(self, states: Tensor, goals: Tensor) -> Tensor:
+        """NLL of `goals`, `(batch, rows)`, from hidden states or logits, a few rows at a time."""
+        flat, wanted = states.flatten(0, 1), goals.flatten()
+        if not self.head_alone:
+            return nll_of(flat, wanted).view_as(goals)
+        size = self._rows(*flat.shape)
+        chunks = zip(torch.split(flat, size), torch.split(wanted, size), strict=True)
+        return torch.cat([nll_of(self._logits(part), goal) for part, goal in chunks]).view_as(goals)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        assert self._finish is not None  # head_alone
+        return self._finish(self.head(states.to(self.head.weight.device)))
 
     def _rows(self, length: int, width: int) -> int:
         """Rows of logits at a time: what fits the budget, or takes no more than hidden states."""
         vocabulary: int = self.head.weight.shape[0]
-        budget = _CHUNK_BYTES // (_BYTES_PER_LOGIT * vocabulary)
-        return max(1, budget, length * width // (_BYTES_PER_LOGIT * vocabulary))
+        budget = ROWS_BYTES // (BYTES_PER_LOGIT * vocabulary)
+        return max(1, budget, length * width // (BYTES_PER_LOGIT * vocabulary))
 
     @torch.no_grad()
-    def _head_is_everything(self) -> bool:
-        size = min(_PROBE, self.head.weight.shape[0])
-        ids = torch.arange(size, device=self.device)
-        logits, hidden = self.model(ids[None], use_cache=False).logits[0], self._hidden(ids)
+    def _found_finish(self) -> Finish | None:
+        """What makes the model's logits of what the output embedding returns; None if unknown."""
+        if self.head is None:
+            return None
+        ids = self.probe()
+        logits = self.model(ids, use_cache=False).logits
+        hidden: Tensor = self.decoder(ids, use_cache=False)[0]
         if hidden.shape[-1] != self.head.weight.shape[1]:
+            return None
+        raw = self.head(hidden.to(self.head.weight.device)).to(logits.device)
+        known = _finishes(self.model.config.get_text_config())
+        return next((f for f in known if close(f(raw), logits)), None)
+
+    @torch.no_grad()
+    def _chunks_are_exact(self) -> bool:
+        ids = self.probe()
+        try:
+            whole = torch.cat([states for _, states in self._read(ids, None)], dim=1)
+            parts = torch.cat([states for _, states in self._read(ids, _PROBE // 4)], dim=1)
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # of its cache, or without
             return False
-        return bool(torch.allclose(self.head(hidden), logits, rtol=1e-4, atol=1e-4))
+        return close(parts, whole)
+
+    def probe(self) -> Tensor:
+        """A few tokens to compare on, `(1, tokens)`."""
+        size = min(_PROBE, self.model.get_input_embeddings().weight.shape[0])
+        return torch.arange(size, device=self.device)[None]
 
 
-def _nll_of(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float(), targets, reduction="none")
+def _finishes(config: Any) -> Iterator[Finish]:
+    """What families do to the output embedding's result: a soft cap, a scale, or nothing.
+
+    Nothing comes last: a cap hardly shows in most logits, and changes the largest all the same.
+    """
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        yield lambda logits: cap * torch.tanh(logits / cap)
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        yield lambda logits: logits * scale
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        yield lambda logits: logits / divisor
+    yield lambda logits: logits
+
+
+def close(left: Tensor, right: Tensor) -> bool:
+    """Whether these are alike but for rounding, going by all their numbers together."""
+    tolerance = 1e-4 if right.dtype in (torch.float32, torch.float64) else 3e-2
+    if left.shape != right.shape:
+        return False
+    return bool((left - right).float().norm() <= tolerance * right.float().norm())
+
+
+def nll_of(logits: Tensor, goals: Tensor) -> Tensor:
+    """Of each goal by the logits that predict it, in float32 at least."""
+    return functional.cross_entropy(logits.float(), goals, reduction="none")
+
+
+def within(rows: Sequence[tuple[int, int]], begin: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts of stretches that lie in `length` positions from `begin` on."""
+    for first, last in rows:
+        first, last = max(first, begin), min(last, begin + length)
+        if first < last:
+            yield first, last

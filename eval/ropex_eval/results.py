@@ -7,11 +7,11 @@ import io
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,165 @@ class Result:
 
     Attributes:
         strategy: Text form of the strategy.
-        metric: `local`, `fixed` or `prefix`; see `ropex_eval.table.mean_nll`.
+        definition: Of perplexity; see `ropex_eval.definitions`.
         length: Tokens of context.
         nll: Mean negative log-likelihood, in nats a token.
         perplexity: `exp(nll)`.
+        se: Standard error of `nll`, by cluster; None from one cluster.
+        low: Lower end of the 95 % interval of the perplexity; None from one cluster.
+        high: Its upper end.
         tokens: Number of tokens that the mean is over.
     """
 
     strategy: str
-    metric: str
+    definition: str
     length: int
     nll: float
     perplexity: float
+    se: float | None
+    low: float | None
+    high: float | None
     tokens: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a strategy changes, on the same tokens: the tax within, the gain beyond.
+
+    Attributes:
+        strategy: Text form of the strategy.
+        kind: `tax`, against no scaling at the same length, at or below the trained length; or
+            `gain`, against no scaling at the longest length within the trained one.
+        definition: `local` or `fixed`.
+        length: Tokens of context of the strategy.
+        against: Tokens of context without scaling.
+        nll: Difference in nats a token; below 0 the strategy is better.
+        se: Its standard error, paired by cluster; None from one cluster.
+        low: Lower end of its 95 % interval; None from one cluster.
+        high: Its upper end.
+    """
+
+    strategy: str
+    kind: str
+    definition: str
+    length: int
+    against: int
+    nll: float
+    se: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A doubling of the context in front of the same tokens.
+
+    Attributes:
+        start: Tokens of context before.
+        end: Tokens of context after.
+        nll: What it changes, in nats a token; above 0 it hurts.
+        se: Standard error, paired by cluster; None from one cluster.
+    """
+
+    start: int
+    end: int
+    nll: float
+    se: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a strategy can be used; see `ropex_eval.contexts`.
+
+    Attributes:
+        strategy: Text form of the strategy.
+        safe: Longest context up to which no doubling hurts.
+        safe_decided: Whether more text could not change that.
+        useful: Longest safe context whose last doubling helps; None if none does.
+        useful_decided: Whether more text could not change that.
+        clusters_needed: About how many documents would decide both; None if they are decided, or
+            there was only one.
+        steps: The doublings that were tested.
+    """
+
+    strategy: str
+    safe: int
+    safe_decided: bool
+    useful: int | None
+    useful_decided: bool
+    clusters_needed: int | None
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best strategy at a length by fixed targets, and the next one, on the same tokens.
+
+    Attributes:
+        length: Tokens of context.
+        strategy: Text form of the best.
+        second: Text form of the next.
+        nll: Difference in nats a token, at most 0.
+        se: Its standard error, paired by cluster; None from one cluster.
+        low: Lower end of its 95 % interval; None from one cluster.
+        high: Its upper end.
+    """
+
+    length: int
+    strategy: str
+    second: str
+    nll: float
+    se: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """Mean negative log-likelihood over a stretch of positions, of one strategy.
+
+    Attributes:
+        strategy: Text form of the strategy.
+        start: First position, counted from the beginning of an excerpt with BOS.
+        end: One past the last position.
+        nll: In nats a token.
+        se: Standard error by cluster; None from one cluster.
+    """
+
+    strategy: str
+    start: int
+    end: int
+    nll: float
+    se: float | None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How often answers are found, of one task at one length and depth.
+
+    Attributes:
+        strategy: Text form of the strategy.
+        task: See `ropex_eval.tasks`.
+        length: Tokens of context.
+        depth: Where the answer stands, from 0 at the beginning to 1; None where it has no place.
+        accuracy: Share of answers that greedy decoding would give.
+        low: Lower end of its 95 % interval (Wilson).
+        high: Its upper end.
+        logprob: Mean log-probability of a token of the answer.
+        rank: Median rank of a token of the answer; 0 is the most probable.
+        trials: Number of answers.
+    """
+
+    strategy: str
+    task: str
+    length: int
+    depth: float | None
+    accuracy: float
+    low: float
+    high: float
+    logprob: float
+    rank: float
+    trials: int
 
 
 @dataclass(frozen=True)
@@ -40,14 +186,24 @@ class Results:
     """Everything that `results.json` holds.
 
     Attributes:
-        about: Model, data, protocol and versions.
-        strategies: Text form to what is known of a strategy: its frequencies' hash, its seconds.
-        results: The numbers, by strategy, metric and length.
+        about: Model, data, protocol, versions and warnings.
+        strategies: Text form to what is known of a strategy: its frequencies and their hash.
+        results: Perplexities, by strategy, definition and length.
+        changes: Tax and gain, by strategy and length.
+        verdicts: Safe and useful context, by strategy.
+        winners: The best strategy, by length.
+        curve: Negative log-likelihood by position.
+        retrieval: By strategy, task, length and depth.
     """
 
     about: dict[str, Any]
-    strategies: dict[str, dict[str, Any]]
-    results: tuple[Result, ...]
+    strategies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: tuple[Result, ...] = ()
+    changes: tuple[Change, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    winners: tuple[Winner, ...] = ()
+    curve: tuple[Point, ...] = ()
+    retrieval: tuple[Retrieval, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -59,61 +215,85 @@ class Results:
         path = folder / "results.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema"] != SCHEMA:
+            if content.pop("schema") != SCHEMA:
                 raise ValueError(f"{path} was written by another version of ropex")
-            about, rows = content["about"], tuple(map(_row, content["results"]))
-            about["model"], about["data"]  # every run says what was measured on what
-            return cls(about, content["strategies"], rows)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            about, strategies = content.pop("about"), content.pop("strategies")
+            # Every run says what was measured on what.
+            about["model"] | about["data"] | about["protocol"] | about["versions"] | strategies
+            parts = {name: _rows(_ROWS[name], rows) for name, rows in content.items()}
+            return cls(about, strategies, **parts)
+        except (
+            json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError,
+        ) as error:  # fmt: skip
             raise ValueError(f"{path} is not a run's results, or damaged ({error})") from None
 
-    def including(self, text: str, about: dict[str, Any], rows: list[Result]) -> Results:
-        """These results with those of one more strategy, or with its new ones."""
-        others = tuple(row for row in self.results if row.strategy != text)
-        return Results(self.about, {**self.strategies, text: about}, (*others, *rows))
-
-    def of(self, metric: str) -> dict[str, dict[int, float]]:
-        """Perplexities of one metric: strategy to length to value."""
-        table: dict[str, dict[int, float]] = {text: {} for text in self.strategies}
+    def of(self, definition: str) -> dict[str, dict[int, Result]]:
+        """The results of one definition: strategy to length to result."""
+        table: dict[str, dict[int, Result]] = {text: {} for text in self.strategies}
         for row in self.results:
-            if row.metric == metric:
-                table[row.strategy][row.length] = row.perplexity
+            if row.definition == definition:
+                table[row.strategy][row.length] = row
         return table
 
     def save(self, folder: Path) -> None:
         """Write `results.json` and `results.csv`, each complete or not at all."""
-        content = {
-            "schema": SCHEMA,
-            "about": self.about,
-            "strategies": self.strategies,
-            "results": [_json(row) for row in self.results],
-        }
-        _write(folder / "results.json", json.dumps(content, indent=2) + "\n")
-        _write(folder / "results.csv", self._csv())
+        write(folder / "results.json", self.to_json())
+        write(folder / "results.csv", self._csv())
+
+    def to_json(self) -> str:
+        """Everything, as a file holds it."""
+        parts = {name: [_json(asdict(row)) for row in getattr(self, name)] for name in _ROWS}
+        content = {"schema": SCHEMA, "about": self.about, "strategies": self.strategies, **parts}
+        return json.dumps(content, indent=2) + "\n"
 
     def _csv(self) -> str:
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, [field.name for field in fields(Result)])
+        writer = csv.DictWriter(buffer, [each.name for each in fields(Result)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.results)
         return buffer.getvalue()
 
 
-def _json(row: Result) -> dict[str, Any]:
-    """A result for JSON, which has no infinity and no NaN: these are written as text."""
-    values = asdict(row)
-    for key in ("nll", "perplexity"):
-        if not math.isfinite(values[key]):
-            values[key] = str(values[key])
-    return values
+_ROWS: dict[str, type[Any]] = {
+    "results": Result,
+    "changes": Change,
+    "verdicts": Verdict,
+    "winners": Winner,
+    "curve": Point,
+    "retrieval": Retrieval,
+}
+_Row = TypeVar("_Row")
 
 
-def _row(values: dict[str, Any]) -> Result:
-    row = Result(**values)
-    return replace(row, nll=float(row.nll), perplexity=float(row.perplexity))
-
-
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a text file, complete or not at all."""
     temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk
+
+
+def _json(value: Any) -> Any:
+    """A value for JSON, which has no infinity and no NaN: these are written as text."""
+    if isinstance(value, dict):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rows(kind: type[_Row], rows: list[dict[str, Any]]) -> tuple[_Row, ...]:
+    return tuple(_row(kind, values) for values in rows)
+
+
+def _row(kind: type[_Row], values: dict[str, Any]) -> _Row:
+    numbers: dict[str, Any] = {
+        key: float(value) if value in ("inf", "-inf", "nan") else value
+        for key, value in values.items()
+        if key != "steps"
+    }
+    if "steps" in values:
+        numbers["steps"] = _rows(Step, values["steps"])
+    return kind(**numbers)

@@ -2,104 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from safetensors import SafetensorError
-from tqdm import tqdm
-
-import ropex
-from ropex.rope import Rope
 from ropex.strategies.base import Strategy
-from ropex_eval.corpus import Corpus
-from ropex_eval.measure import Protocol, cost, measure, passes
-from ropex_eval.memory import enough_memory
+from ropex_eval.context_parallel import SharedScorer
+from ropex_eval.keeper import Keeper
+from ropex_eval.measure import Reader
 from ropex_eval.nll import Scorer
-from ropex_eval.results import Result, Results
-from ropex_eval.table import NllTable, length_classes, mean_nll, perplexity
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """Everything that decides the numbers of a run.
-
-    Attributes:
-        model_id: What the user called the model.
-        folder: Its checkpoint.
-        scorer: The loaded model.
-        corpus: The windows.
-        protocol: Lengths, targets and metrics.
-        trained_length: Where the config does not say.
-        lift_sliding_window: As for `ropex.patch`.
-    """
-
-    model_id: str
-    folder: Path
-    scorer: Scorer
-    corpus: Corpus
-    protocol: Protocol
-    trained_length: int | None = None
-    lift_sliding_window: bool = False
-
-    @property
-    def rope(self) -> Rope:
-        """The rotary embedding of the model."""
-        return ropex.rope_of(self.scorer.model, self.trained_length)
-
-    def about(self) -> dict[str, Any]:
-        """What a reader needs to know to compute the same numbers."""
-        model, rope = self.scorer.model, self.rope
-        return {
-            "model": {
-                "id": self.model_id,
-                "type": model.config.model_type,
-                "sha256": fingerprint(self.folder),
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "trained_length": rope.trained_length,
-                "rope_theta": rope.base,
-                "rotary_dim": rope.dim,
-                "sliding_window_lifted": self.lift_sliding_window,
-            },
-            "data": {
-                "source": self.corpus.source,
-                "documents": self.corpus.documents,
-                "too_short": self.corpus.too_short,
-                "windows": len(self.corpus.windows),
-                "bos": self.corpus.bos,
-                "tokens_sha256": self.corpus.sha256,
-            },
-            "protocol": {**asdict(self.protocol), "head_in_chunks": self.scorer.chunked},
-            "versions": {
-                "ropex": ropex.__version__,
-                "transformers": transformers.__version__,
-                "torch": torch.__version__,
-            },
-        }
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint: its config and every byte of its weights.
-
-    All of them, since a fine-tuning may change the middle of a file alone; reading them a second
-    time costs less than loading them did.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
-    return digest.hexdigest()
+from ropex_eval.processes import ALONE, Processes
+from ropex_eval.progress import progress
+from ropex_eval.results import Results
+from ropex_eval.retrieving import Retriever
+from ropex_eval.store import Store
+from ropex_eval.study import Study, versions
+from ropex_eval.table import Table
+from ropex_eval.work import Group, Worker, groups
 
 
 def check_out(out: Path, force: bool) -> None:
@@ -116,180 +39,195 @@ def check_out(out: Path, force: bool) -> None:
         raise FileExistsError(f"{out} holds other files; give another folder, or --force")
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much a run may take, and who shares the work.
+
+    Attributes:
+        budget: Seconds after which no more excerpts are begun; each strategy reads the same ones.
+        max_memory: Bytes that the weights and a pass may take together.
+        processes: Those that share the work.
+    """
+
+    budget: float | None = None
+    max_memory: int | None = None
+    processes: Processes = ALONE
+
+
 def run(
     study: Study,
     strategies: Sequence[Strategy],
     out: Path,
     *,
+    retriever: Retriever | None = None,
+    effort: Effort = Effort(),  # frozen
     force: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
     begin: Callable[[], None] = lambda: None,
 ) -> Results:
-    """Measure every strategy, writing results as they come; what is there already is kept.
+    """Measure strategies, keeping what is there already; every number comes from what is stored.
 
     Args:
         study: What to measure on.
-        strategies: What to measure; strategies of an earlier start stay in the results.
+        strategies: What to measure. Strategies of an earlier start stay in the results if all that
+            is asked for now was measured for them.
         out: Folder of the run.
-        force: Replace another run in `out`.
+        retriever: What is asked besides.
+        effort: How much it may take.
+        force: Replace the results of another model in `out`; its table is not used.
+        tell: Called with each sentence that the user should read.
         begin: Called once nothing stands in the way, before anything is measured or written.
 
     Raises:
-        FileExistsError: `out` holds a run with another model, text or protocol.
-        MemoryError: A pass was too large; the strategies before it are kept.
-        ValueError: A strategy does not fit the model.
+        FileExistsError: `out` holds a run of another model.
+        MemoryError: A pass was too large; what is finished is kept.
+        ValueError: A strategy does not fit the model, or a length is too short for a task.
     """
     check_out(out, force)
-    results, key = _continued(study, out, force)
-    for strategy in strategies:
-        strategy.plan(study.rope)
-        length_classes(strategy, study.rope, study.protocol.lengths)
+    _check_evaluator(study, strategies)
+    fresh = _is_fresh(study, out, force)
+    store = Store(out / "nll", tell)
+    tables = {s: Table(study.corpus, study.keys(s), store) for s in dict.fromkeys(strategies)}
+    if retriever:
+        retriever.discard_damaged(list(tables.values()), tell)
+    todo, reader = groups(study, tables), _reader(study, effort, tell)
+    effort.processes.wait()  # until all have seen what was there
+    if effort.processes.agree(_lacks(tables, todo, retriever)):
+        reader()  # weights that cannot be loaded are told before a file is touched
     begin()
     out.mkdir(parents=True, exist_ok=True)
-    if force and not results.strategies:
-        shutil.rmtree(out / "nll", ignore_errors=True)  # of a run that --force replaces
-    results.save(out)
-    found = {str(s): (s, _stored(out, str(s), key)) for s in strategies}
-    with _progress(study, [s for s, table in found.values() if table is None]) as bar:
-        for strategy, table in found.values():
-            results = _add(study, strategy, table, out, key, bar)
+    if fresh and effort.processes.first:
+        _claim(study, out)
+    keeper = Keeper(study, tables, out, retriever, tell)
+    _measure(study, tables, todo, reader, effort, keeper)
+    effort.processes.wait()
+    store.refresh()
+    results = keeper.results()
+    if effort.processes.first:
+        keeper.write(results)
+        shutil.rmtree(out / "locks", ignore_errors=True)
     return results
 
 
-def _add(
-    study: Study, strategy: Strategy, table: NllTable | None, out: Path, key: str, bar: Any
-) -> Results:
-    """Measure a strategy that has no table yet, and add its numbers to the results in `out`."""
-    text, seconds = str(strategy), None
-    if table is None:
-        began = time.perf_counter()
-        table = _measured(study, strategy, bar)
-        seconds = round(time.perf_counter() - began, 2)
-        table.save(table_path(out, text), {"key": key, "strategy": text})
-    results = Results.load(out)  # another process may have added to it meanwhile
-    if seconds is None:
-        seconds = results.strategies.get(text, {}).get("seconds", 0.0)
-    about = {**_about_strategy(study, strategy), "seconds": seconds}
-    results = results.including(text, about, _rows(study.protocol, text, table))
-    results.save(out)
-    return results
+def _lacks(
+    tables: dict[Strategy, Table], todo: Sequence[Group], retriever: Retriever | None
+) -> bool:
+    """Whether anything is to be read or asked."""
+    unread = any(tables[g.strategy].missing(batch) for g in todo for batch in g.batches)
+    return unread or any(retriever.unanswered(t) for t in tables.values() if retriever)
 
 
-def _measured(study: Study, strategy: Strategy, bar: Any) -> NllTable:
-    """The table of a strategy; `bar` moves on with every pass."""
-    lengths = [length for _, length in passes(strategy, study.rope, study.protocol)]
-    finished = 0
-
-    def advance(length: int) -> None:
-        nonlocal finished
-        finished += 1
-        bar.update(cost(study.scorer.model, length))
-
-    def where() -> str:
-        return (
-            f"at {lengths[finished % len(lengths)]} tokens under {strategy}; smaller --lengths or "
-            "--dtype bfloat16 need less, and what is finished is kept"
-        )
-
-    bar.set_description_str(str(strategy))
-    with enough_memory(where):
-        return measure(
-            study.scorer,
-            study.corpus,
-            study.protocol,
-            strategy,
-            trained_length=study.trained_length,
-            lift_sliding_window=study.lift_sliding_window,
-            advance=advance,
-        )
+def _claim(study: Study, out: Path) -> None:
+    """Let the next start see whose folder this is; another process may have been quicker."""
+    if not (out / "results.json").is_file() or not _same_model(study, out):
+        Results(study.about(study.corpus)).save(out)
 
 
-def table_path(out: Path, text: str) -> Path:
-    """Where the table of a strategy is stored."""
-    name = re.sub(r"[^\w.=-]+", "_", text)
-    if len(name) > 100:  # file systems end at 255 bytes
-        name = name[:100] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    return out / "nll" / f"{name}.safetensors"
+def _check_evaluator(study: Study, strategies: Sequence[Strategy]) -> None:
+    """Refuse to measure what nothing could be made of.
+
+    Raises:
+        ValueError: longppl is asked for, and the strategy that it goes by is not.
+    """
+    evaluator = study.protocol.evaluator
+    if "longppl" in study.protocol.definitions and evaluator not in map(str, strategies):
+        raise ValueError(f"longppl goes by {evaluator}, which is not measured; add -s {evaluator}")
 
 
-def _continued(study: Study, out: Path, force: bool) -> tuple[Results, str]:
-    """The results to add to, and the key of tables that belong to them."""
-    about = study.about()
-    key = hashlib.sha256(json.dumps(_deciding(about), sort_keys=True).encode()).hexdigest()
-    fresh = Results(about, {}, ())
+def _measure(
+    study: Study,
+    tables: dict[Strategy, Table],
+    todo: Sequence[Group],
+    reader: Callable[[], Reader],
+    effort: Effort,
+    keeper: Keeper,
+) -> None:
+    """Read and ask all that is missing."""
+    processes, store = effort.processes, next(iter(tables.values())).store
+    with progress(study, tables, todo, keeper.retriever) as bar:
+        locks = None if processes.split else keeper.out / "locks"
+        keeps = processes.first or not processes.split
+        worker = Worker(study, tables, store, locks, keeps, reader, bar.read, processes.agree)
+        finished = keeper if processes.first else lambda group: None
+        worker.run(todo, Budget(effort.budget, processes.agree), finished)
+        if keeper.retriever:
+            keeper.retriever.run(tables, reader, bar.asked)
+
+
+def _is_fresh(study: Study, out: Path, force: bool) -> bool:
+    """Whether no results are there, or they are to be replaced.
+
+    Raises:
+        FileExistsError: They are of another model, and `force` is not set.
+    """
     if not (out / "results.json").is_file():
-        return fresh, key
+        return True
     try:
-        previous = Results.load(out)
-    except ValueError:
+        earlier = Results.load(out)
+    except ValueError:  # damaged, or of another version of ropex
         if not force:
             raise
-        return fresh, key
-    old, new = _deciding(previous.about), _deciding(json.loads(json.dumps(about)))
-    if old == new:
-        return previous, key
-    if not force:
+        return True
+    changed = _changed(study, earlier)
+    if changed and not force:
         raise FileExistsError(
-            f"{out} holds a run with another model, text or protocol ({_difference(old, new)}); "
-            "give another folder, or --force to replace it"
+            f"{out} holds a run of another model ({changed}); give another folder, or --force "
+            "to replace it"
         )
-    return fresh, key
+    return bool(changed)
+
+
+def _same_model(study: Study, out: Path) -> bool:
+    try:
+        return not _changed(study, Results.load(out))
+    except ValueError:
+        return False
+
+
+def _changed(study: Study, earlier: Results) -> str:
+    """What of the model is not what it was; empty if it is the same."""
+    old = {"model": earlier.about["model"], "versions": earlier.about["versions"]}
+    return _difference(old, {"model": study.about_model, "versions": versions()})
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Names of the entries that differ, such as `protocol.lengths`."""
+    """Names of the entries that differ, such as `model.dtype`, but for names that users give."""
     return ", ".join(
         f"{part}.{key}"
         for part in new
         for key in new[part]
-        if old.get(part, {}).get(key) != new[part][key]
+        if key != "id" and old[part].get(key) != new[part][key]
     )
 
 
-def _deciding(about: dict[str, Any]) -> dict[str, Any]:
-    """What decides the numbers, without the names that the user gave to things."""
-    names = ("source", "documents")
-    data = {key: value for key, value in about["data"].items() if key not in names}
-    model = {key: value for key, value in about["model"].items() if key != "id"}
-    return {**about, "data": data, "model": model}
+def _reader(study: Study, effort: Effort, tell: Callable[[str], None]) -> Callable[[], Reader]:
+    @cache
+    def load() -> Reader:
+        kind = SharedScorer if effort.processes.split else Scorer
+        return Reader(kind(study.load()), effort.max_memory, tell)
+
+    return load
 
 
-def _stored(out: Path, text: str, key: str) -> NllTable | None:
-    """The table of a strategy, if an earlier start of the same run has finished it."""
-    path = table_path(out, text)
-    if not path.is_file():
-        return None
-    try:
-        table, metadata = NllTable.load(path)
-    except (SafetensorError, OSError, ValueError, KeyError):
-        return None  # damaged: measured again
-    return table if metadata == {"key": key, "strategy": text} else None
+class Budget:
+    """Whether there is time for the next excerpts, going by what those before them took.
 
+    Args:
+        seconds: How much there is; None for as much as it takes.
+        agree: As in `Processes`.
+    """
 
-def _rows(protocol: Protocol, text: str, table: NllTable) -> list[Result]:
-    rows = []
-    for metric in protocol.metrics:
-        for length in protocol.lengths:
-            mean, tokens = mean_nll(table, metric, length, protocol.targets)
-            rows.append(Result(text, metric, length, mean, perplexity(mean), tokens))
-    return rows
+    def __init__(self, seconds: float | None, agree: Callable[[bool], bool]) -> None:
+        self.seconds, self.agree = seconds, agree
+        self._began = time.monotonic()
+        self._turns: dict[int, bool] = {}
 
-
-def _about_strategy(study: Study, strategy: Strategy) -> dict[str, Any]:
-    """The numbers behind the name, at the longest length."""
-    plan = strategy.plan(study.rope, study.protocol.longest)
-    return {
-        "length_class": strategy.length_class,
-        "attention_scale": plan.attention_scale,
-        "inv_freq_sha256": hashlib.sha256(plan.inv_freq.float().numpy().tobytes()).hexdigest(),
-    }
-
-
-@contextmanager
-def _progress(study: Study, todo: Sequence[Strategy]) -> Iterator[Any]:
-    """A bar that counts cost and not passes, so that the time left is right."""
-    model, rope = study.scorer.model, study.rope
-    lengths = [n for s in todo for _, n in passes(s, rope, study.protocol)]
-    total = sum(cost(model, n) for n in lengths) * len(study.corpus.windows)
-    style = "{percentage:3.0f}% |{bar:30}| {elapsed} so far, {remaining} left  {desc}"
-    with tqdm(total=total, disable=None, leave=False, bar_format=style) as bar:
-        yield bar
+    def __call__(self, group: Group) -> bool:
+        """Decided once for all strategies, when the first of them comes to excerpts."""
+        if self.seconds is None:
+            return True
+        if group.turn not in self._turns:
+            done, elapsed = len(self._turns), time.monotonic() - self._began
+            enough = done == 0 or elapsed * (done + 1) / done <= self.seconds
+            self._turns[group.turn] = self.agree(enough)
+        return self._turns[group.turn]

@@ -9,9 +9,24 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ropex
-from ropex.cli import checkpoints, evaluate, families, listing, show, suggest
+from ropex.cli import (
+    check,
+    checkpoints,
+    evaluate,
+    families,
+    listing,
+    plan,
+    reports,
+    show,
+    suggest,
+    tasks,
+)
 from ropex.cli.common import add_traceback
 from ropex.errors import UnsupportedModel
+
+_VERBS = (
+    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, listing, families
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ropex {ropex.__version__}")
     add_traceback(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
-    for module in (evaluate, show, suggest, checkpoints, listing, families):
+    for module in _VERBS:
         module.add_verbs(verbs)
     return parser
 

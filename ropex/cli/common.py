@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,15 @@ def add_traceback(parser: argparse.ArgumentParser, **settings: Any) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL and what is needed to read one."""
+def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add MODEL and what is needed to read one; it may be left out if there is a default."""
     parser.add_argument(
-        "model", metavar="MODEL", help="a folder, a hub id, or demo for the model that ropex ships"
+        "model",
+        metavar="MODEL",
+        nargs="?" if default else None,
+        default=default,
+        help="a folder, a hub id, or demo for the model that ropex ships"
+        + (f" (default: {default})" if default else ""),
     )
     parser.add_argument(
         "--trained-length",
@@ -126,3 +132,9 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.formatwarning = lambda message, *_, **__: f"ropex: warning: {message}\n"
+
+
+def say(text: str) -> None:
+    """Print to stderr, where everything goes that is not a result."""
+    if text:
+        print(text, file=sys.stderr)

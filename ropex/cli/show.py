@@ -122,7 +122,7 @@ def _wavelength(inv_freq: float) -> float | None:
 
 
 def _table(about: dict[str, Any]) -> str:
-    from ropex_eval.report import align
+    from ropex_eval.terminal import align
 
     trained, strategies = about["trained_length"], about["strategies"]
     head = (

@@ -100,7 +100,7 @@ def _rounded_up(value: float) -> int:
 def _candidates(about: dict[str, Any]) -> str:
     from ropex.advice import ORDER
     from ropex.engines import ENGINES
-    from ropex_eval.report import align
+    from ropex_eval.terminal import align
 
     pairs = about["rotary_dim"] // 2
     rows = [["strategy", "inside", "untrained", "phase", "logits", *ENGINES]]

@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from ways import plain_nll, plain_table, random_llama, random_text, ropex_table
 
-from ropex_eval.measure import Protocol
 from ropex_eval.nll import Scorer
-from ropex_eval.table import mean_nll
+from ropex_eval.protocol import Protocol
 
 
 def main() -> None:
@@ -55,7 +54,7 @@ def extra_peak(way: str, length: int, vocabulary: int) -> tuple[float, float]:
     """MiB above the loaded model, and the mean NLL, so that one sees that both did the work."""
     model = random_llama(layers=4, hidden=256, vocabulary=vocabulary, dtype=torch.bfloat16)
     ids = random_text(length, vocabulary)
-    protocol = Protocol.of([length], metrics=("local", "prefix"))
+    protocol = Protocol.of([length], definitions=("local", "prefix"))
     plain_nll(model, ids[:8])  # what torch and transformers load at the first call
     before = resident_after_trim()
     if way == "plain":
@@ -63,7 +62,7 @@ def extra_peak(way: str, length: int, vocabulary: int) -> tuple[float, float]:
     else:
         table = ropex_table(Scorer(model), ids, protocol)
     peak = status("VmHWM") - before
-    return peak, mean_nll(table, "prefix", length, protocol.targets)[0]
+    return peak, float(table["prefix", length].double().mean())
 
 
 def resident_after_trim() -> float:

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from ways import plain_table, random_llama, random_text, ropex_table
+from ways import Numbers, plain_table, random_llama, random_text, ropex_table
 
-from ropex_eval.measure import Protocol
 from ropex_eval.nll import Scorer
-from ropex_eval.table import NllTable
+from ropex_eval.protocol import Protocol
 
 
 def main() -> None:
@@ -36,15 +35,15 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     model = random_llama(args.layers, args.hidden, vocabulary=32_000)
     ids = random_text(args.longest, 32_000)
-    metrics = ("local", "fixed", "prefix") if args.fixed else ("local", "prefix")
+    names = ("local", "fixed", "prefix") if args.fixed else ("local", "prefix")
     shape = f"{args.layers} layers, width {args.hidden}"
-    print(f"{shape}; metrics: {', '.join(metrics)}; {torch.get_num_threads()} threads")
+    print(f"{shape}; definitions: {', '.join(names)}; {torch.get_num_threads()} threads")
     print(f"{'lengths':>16}  {'plain':>9}  {'ropex':>9}  {'ratio':>6}  {'NLLs differ by':>14}")
     for count in (8, 32):
         step = args.longest // count
-        protocol = Protocol.of(range(step, args.longest + 1, step), metrics=metrics)
+        protocol = Protocol.of(range(step, args.longest + 1, step), definitions=names)
         plain, ours, apart = compare(model, ids, protocol, args.repeats)
-        name = f"{count}, {step}..{protocol.longest}"
+        name = f"{count}, {step}..{protocol.lengths[-1]}"
         columns = f"{name:>16}  {plain:7.2f} s  {ours:7.2f} s  {plain / ours:5.1f}x  {apart:14.1e}"
         print(columns, flush=True)
 
@@ -61,23 +60,20 @@ def compare(
         times[0].append(seconds)
         ours, seconds = timed(lambda: ropex_table(scorer, ids, protocol))
         times[1].append(seconds)
-        worst = max(worst, distance(plain, ours, protocol.targets))
+        worst = max(worst, distance(plain, ours))
     return median(times[0]), median(times[1]), worst
 
 
-def timed(way: Callable[[], NllTable]) -> tuple[NllTable, float]:
+def timed(way: Callable[[], Numbers]) -> tuple[Numbers, float]:
     """What `way` returns, and how long it took."""
     start = time.perf_counter()
     table = way()
     return table, time.perf_counter() - start
 
 
-def distance(plain: NllTable, ours: NllTable, targets: int) -> float:
+def distance(plain: Numbers, ours: Numbers) -> float:
     """The largest difference of the NLL of a token, over all tokens at all lengths."""
-    (row,) = ours.prefix.values()
-    pairs = [(nll, row[:, : length - 1]) for length, nll in plain.prefix.items()]
-    pairs += [(nll, ours.fixed.get(n, row[:, -targets:])) for n, nll in plain.fixed.items()]
-    return max(float((left - right).abs().max()) for left, right in pairs)
+    return max(float((plain[key] - ours[key]).abs().max()) for key in plain)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ loss in float32. ropex's way is what `ropex eval` runs.
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,10 +16,17 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
-from ropex_eval.corpus import Corpus, Window
-from ropex_eval.measure import Protocol, measure
+from ropex_eval.corpus import Corpus, Excerpt
+from ropex_eval.definitions import DEFINITIONS
+from ropex_eval.measure import Reader
 from ropex_eval.nll import Scorer
-from ropex_eval.table import NllTable, mean_nll
+from ropex_eval.passes import passes
+from ropex_eval.protocol import Protocol
+from ropex_eval.store import Store
+from ropex_eval.table import Keys, Table
+
+Numbers = dict[tuple[str, int], Tensor]
+"""Definition and length to the NLL of each token that it scores."""
 
 
 def random_llama(
@@ -56,19 +65,32 @@ def plain_nll(model: Any, ids: Tensor) -> Tensor:
         return functional.cross_entropy(logits.float(), ids[1:], reduction="none")
 
 
-def plain_table(model: Any, ids: Tensor, protocol: Protocol) -> NllTable:
+def plain_table(model: Any, ids: Tensor, protocol: Protocol) -> Numbers:
     """The plain way: a forward of the first tokens of every length, and for `fixed` of the last."""
-    prefix = {length: plain_nll(model, ids[:length])[None] for length in protocol.lengths}
-    fixed = protocol.lengths if "fixed" in protocol.metrics else ()
-    last = {n: plain_nll(model, ids[-n:])[None, -protocol.targets :] for n in fixed}
-    return NllTable(prefix, last)
+    found: Numbers = {}
+    for length in protocol.lengths:
+        scores = plain_nll(model, ids[:length])
+        found["prefix", length], found["local", length] = scores, scores[-protocol.targets :]
+        if "fixed" in protocol.definitions:
+            found["fixed", length] = plain_nll(model, ids[-length:])[-protocol.targets :]
+    return {key: scores for key, scores in found.items() if key[0] in protocol.definitions}
 
 
-def ropex_table(scorer: Scorer, ids: Tensor, protocol: Protocol) -> NllTable:
+def ropex_table(scorer: Scorer, ids: Tensor, protocol: Protocol) -> Numbers:
     """ropex's way, on the unscaled model, and every definition at every length."""
-    corpus = Corpus("random", (Window("random", 0, ids),), bos=None, too_short=0)
-    table = measure(scorer, corpus, protocol, ropex.strategy("none"))
-    for metric in protocol.metrics:
-        for length in protocol.lengths:
-            mean_nll(table, metric, length, protocol.targets)
-    return table
+    corpus = Corpus("random", (Excerpt("random", 0, ids),), bos=None, too_short=0)
+    strategy, model = ropex.strategy("none"), scorer.model
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        table = Table(corpus, Keys(((1, None, "random"),)), store)
+        reader = Reader(scorer)
+        with ropex.patch(model, strategy):
+            for each in passes(corpus, protocol, strategy, ropex.rope_of(model)):
+                texts = [each.ids(corpus)]
+                store.put("random", [each], texts, reader.read([each], texts))
+        return {
+            (name, length): table.nll(0, span).clone()
+            for name in protocol.definitions
+            for length in protocol.lengths
+            for span in DEFINITIONS[name].spans(corpus.text, length, protocol.settings)
+        }

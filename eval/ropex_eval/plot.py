@@ -1,59 +1,21 @@
-"""What a person sees of a run: tables in the terminal, and one picture."""
+"""One picture of a run: perplexity against length."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ropex.sizes import format_size
-from ropex_eval.results import Results
+from ropex_eval.definitions import HEADLINE, explain
+from ropex_eval.results import Result, Results
+from ropex_eval.terminal import HUGE, settings_of
 
-EXPLANATIONS = {
-    "local": "perplexity of the last {targets} of the first L tokens",
-    "fixed": "perplexity of the same {targets} tokens, read after ever more text before them",
-    "prefix": "perplexity of all of the first L tokens",
-}
-
-_HUGE = 1e6  # nobody reads digits from here on, nor a curve
 _HUGE_STYLE: dict[str, Any] = {"marker": "^", "markersize": 7, "linestyle": "none"}
-
-
-def render(results: Results) -> str:
-    """The tables of a run: strategies down, lengths across, one table for each metric."""
-    protocol = results.about["protocol"]
-    parts = []
-    for metric in protocol["metrics"]:
-        title = EXPLANATIONS[metric].format(targets=protocol["targets"])
-        rows = [
-            [text, *(format_perplexity(values[n]) for n in protocol["lengths"])]
-            for text, values in results.of(metric).items()
-        ]
-        header = ["L =", *map(format_size, protocol["lengths"])]
-        parts.append(f"{metric}: {title}\n{align([header, *rows])}")
-    return "\n\n".join(parts)
-
-
-def align(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """Rows as text: the first column to the left, the others to the right if they are numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index and numbers else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def format_perplexity(value: float) -> str:
-    """Three significant digits, and powers of ten where nobody reads digits any more."""
-    rounded = float(f"{value:.2e}")
-    if not math.isfinite(rounded) or rounded >= _HUGE:
-        return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
-    digits = 2 - math.floor(math.log10(rounded))
-    return f"{rounded:.{max(0, digits)}f}"
+_PANELS = 3
+_Row = dict[int, Result]
 
 
 def plot(results: Results, path: Path) -> None:
@@ -65,9 +27,12 @@ def plot(results: Results, path: Path) -> None:
 
     with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure = _picture(results)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.png")
+    try:
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk
 
 
 def _picture(results: Results) -> Any:
@@ -75,18 +40,20 @@ def _picture(results: Results) -> Any:
     from matplotlib.figure import Figure
 
     protocol, model = results.about["protocol"], results.about["model"]
-    tables = {metric: results.of(metric) for metric in protocol["metrics"]}
+    names = protocol["definitions"]
+    names = [name for name in names if name in HEADLINE] or names[:_PANELS]
+    tables = {name: results.of(name) for name in names}
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     low, high = _range(
-        value for t in tables.values() for row in t.values() for value in row.values()
+        each.perplexity for t in tables.values() for row in t.values() for each in row.values()
     )
-    for axis, (metric, table) in zip(axes, tables.items(), strict=True):
+    for axis, (name, table) in zip(axes, tables.items(), strict=True):
         _draw(axis, table, protocol["lengths"], high)
         _scale_lengths(axis, protocol["lengths"], model["trained_length"])
-        axis.set_title(metric, fontsize=11, fontweight="bold", pad=18)
-        explanation = EXPLANATIONS[metric].format(targets=protocol["targets"])
+        axis.set_title(name, fontsize=11, fontweight="bold", pad=18)
+        explanation = f"perplexity of {explain(name, settings_of(results))}"
         axis.annotate(explanation, (0.5, 1), (0, 6), "axes fraction", "offset points",
                       ha="center", fontsize=8)  # fmt: skip
     _scale_perplexities(axes[0], low, high)
@@ -98,25 +65,32 @@ def _picture(results: Results) -> Any:
 def _range(values: Iterable[float]) -> tuple[float, float]:
     """Ends of the axis of perplexities, with a margin."""
     known = [value for value in values if value > 0]  # not a number is not
-    shown = [value for value in known if value < _HUGE] or [1.0, 10.0]
+    shown = [value for value in known if value < HUGE] or [1.0, 10.0]
     low, high = min(shown), max(shown)
     margin = math.exp(max(0.05 * math.log(high / low), 0.02))
-    return low / margin, high * (margin**3 if any(value >= _HUGE for value in known) else margin)
+    return low / margin, high * (margin**3 if any(value >= HUGE for value in known) else margin)
 
 
-def _draw(
-    axis: Any, table: dict[str, dict[int, float]], lengths: Sequence[int], top: float
-) -> None:
+def _draw(axis: Any, table: dict[str, _Row], lengths: Sequence[int], top: float) -> None:
     others = [text for text in table if text != "none"]
     for text, values in table.items():
         style = {"color": "0.25", "linestyle": "--"} if text == "none" else _style(others, text)
-        shown = [min(values[n], top) for n in lengths]
+        shown = [min(values[n].perplexity, top) for n in lengths]
         axis.plot(lengths, shown, marker="o", markersize=3, label=text, **style)
-        if huge := [n for n in lengths if values[n] >= _HUGE]:
+        _draw_interval(axis, values, lengths, top, style["color"])
+        if huge := [n for n in lengths if values[n].perplexity >= HUGE]:
             axis.plot(huge, [top] * len(huge), **_HUGE_STYLE, color=style["color"], clip_on=False)
     axis.set_xlabel("length L in tokens")
     axis.grid(alpha=0.2)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_interval(axis: Any, values: _Row, lengths: Sequence[int], top: float, color: str) -> None:
+    """The 95 % interval as a band, where there is one."""
+    ends = [(n, values[n].low, values[n].high) for n in lengths]
+    known = [(n, low, min(high, top)) for n, low, high in ends if low and high and low < top]
+    if known:
+        axis.fill_between(*zip(*known, strict=True), color=color, alpha=0.12, linewidth=0)
 
 
 def _style(texts: Sequence[str], text: str) -> dict[str, str]:

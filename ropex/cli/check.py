@@ -1,0 +1,51 @@
+"""`ropex check`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, size
+from ropex.cli.evaluate import study_of
+from ropex.cli.evaluating import add_device, add_text
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `check`."""
+    parser = add_verb(
+        verbs,
+        "check",
+        _check,
+        "prove on a model that what ropex eval does to be fast changes no number",
+        "ropex check ./llama -s yarn:4 -s dynamic",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "-s", "--strategy", action="append", default=[], metavar="S", help="(default: none, yarn:4)"
+    )
+    parser.add_argument(
+        "--length", type=size, default=512, metavar="N", help="tokens to check on (default: 512)"
+    )
+    add_text(parser, excerpts=1)
+    add_device(parser)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    import ropex
+
+    chosen = [ropex.strategy(text) for text in arguments.strategy or ("none", "yarn:4")]
+    quiet()
+    from ropex_eval.check import Checker, described
+    from ropex_eval.nll import Scorer
+    from ropex_eval.protocol import Protocol
+
+    if arguments.length < 32:
+        raise ValueError(f"--length is {arguments.length}, it must be at least 32")
+    folder, skeleton, _ = read_model(arguments)
+    protocol = Protocol.of((arguments.length // 2, arguments.length))
+    study = study_of(arguments, folder, skeleton, protocol)
+    failed = 0
+    for finding in Checker(study, Scorer(study.load())).run(chosen):
+        print(described(finding), flush=True)
+        failed += not finding.passed
+    if failed:
+        raise SystemExit(1)

@@ -1,0 +1,77 @@
+"""Feed-forward parts that read a few rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_nll import LONG, TWO, rows_per_call, scores_of
+from tiny_eval import (
+    plain_nll,
+)
+from torch import Tensor, nn
+
+from ropex_eval import nll
+from ropex_eval.feed_forward import feed_forward, in_rows
+from ropex_eval.nll import Scorer
+
+
+@pytest.mark.parametrize("rows", [5, 50])
+def test_feed_forward_parts_read_a_few_rows_and_are_as_before_afterwards(
+    causal: Any, scorer: Scorer, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    parts = feed_forward(causal)
+    assert [name for name, part in causal.named_modules() if part in parts] == [
+        "model.layers.0.mlp",
+        "model.layers.1.mlp",
+    ]
+    seen = rows_per_call(causal.model.layers[0].mlp.up_proj, monkeypatch)
+    with in_rows(parts, rows):
+        scores_of(scorer)
+    assert sum(seen) == LONG
+    assert max(seen) == rows
+    assert all("forward" not in vars(part) for part in parts)
+
+
+def test_long_texts_are_read_with_feed_forward_parts_by_rows(
+    causal: Any, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nll, "ROWS", LONG - 1)
+    used: list[int] = []
+    real = in_rows
+
+    def few(parts: list[nn.Module]) -> Any:
+        used.append(len(parts))
+        return real(parts, 9)
+
+    monkeypatch.setattr(nll, "in_rows", few)
+    scores_of(scorer, TWO[:, :-1], ((0, LONG - 2),))
+    assert used == []
+    scores = scores_of(scorer)
+    assert used == [2]
+    plain = torch.stack([plain_nll(causal, row) for row in TWO])
+    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+
+
+class Neighbours(nn.Module):
+    """What looks like a feed-forward part, but lets tokens see each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(8))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.cumsum(1) @ self.weight
+
+
+class Pair(Neighbours):
+    def forward(self, states: Tensor) -> Any:
+        return states, states
+
+
+@pytest.mark.parametrize("part", [Neighbours(), Pair(), nn.Identity(), nn.Embedding(8, 8)])
+def test_part_that_does_not_treat_each_token_by_itself_is_left_alone(part: nn.Module) -> None:
+    assert feed_forward(nn.ModuleDict({"mlp": part})) == []
+    linear = nn.Linear(8, 8)
+    assert feed_forward(nn.ModuleDict({"mlp": linear, "other": nn.Linear(8, 8)})) == [linear]
