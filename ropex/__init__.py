@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ropex.registry import strategy as strategy
     from ropex.rope import Plan as Plan
     from ropex.rope import Rope as Rope
+    from ropex.storage import load as load
+    from ropex.storage import save as save
     from ropex.strategies.base import Strategy as Strategy
 
 _HOMES = {
@@ -28,6 +30,8 @@ _HOMES = {
     "Plan": "rope",
     "Rope": "rope",
     "Strategy": "strategies.base",
+    "load": "storage",
+    "save": "storage",
 }
 __all__ = sorted(_HOMES)
 

@@ -6,19 +6,24 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ropex.folding import fold, foldable
 from ropex.loading import load_skeleton
 from ropex.models import sites
 from ropex.patching import Patch
+from ropex.record import Record
 from ropex.saving import completed
 
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 
 
-def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) -> None:
+def save_patched(
+    folder: Path, patch: Patch, out: Path, *, force: bool = False, temperature: float = 1.0
+) -> None:
     """Write the checkpoint in `folder` with the config of a patch, weights untouched.
 
     Plain `from_pretrained` of transformers 4 and 5 loads it to what the patched model computes.
@@ -29,6 +34,7 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
         patch: A patch of its model, which may be a skeleton.
         out: Where to write. It appears complete or not at all.
         force: Replace `out` if it holds a checkpoint already.
+        temperature: What cos and sin would be multiplied by besides, folded into query weights.
 
     Raises:
         FileExistsError: `out` exists and `force` is not set, or it is not a checkpoint.
@@ -44,6 +50,7 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
             f"{patch.strategy} cannot be written into a config that transformers reads alike; "
             "apply it after loading, with ropex.patch"
         )
+    folded = foldable(patch) if temperature != 1 else {}
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     whole, part = raw.get("model_type"), patch.model.config.model_type
     if whole != part:
@@ -59,9 +66,20 @@ def save_patched(folder: Path, patch: Patch, out: Path, *, force: bool = False) 
         for source in _files(folder):
             _carry(source, built / source.relative_to(folder))
         _write_json(built / "config.json", completed(raw, patch.model.config, patch.configs))
+        _record(folder, patch, temperature).write(built)
         _raise_tokenizer_limit(built / "tokenizer_config.json", patch.target_length)
         _check_written(built, patch)
+        if folded:
+            fold(built, folded, patch.rope.dim, temperature**2)
         _put(built, out, Path(temporary) / "replaced")
+
+
+def _record(folder: Path, patch: Patch, temperature: float) -> Record:
+    """The record of a patch, on top of what the checkpoint itself records."""
+    found, before = Record.of(patch.model), Record.read(folder)
+    assert found is not None  # it is patched
+    record = replace(found, folded_temperature=temperature)
+    return record if before is None else record.after(before)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 # Names that transformers 4 has for two keys in some families; it reads no other.
@@ -107,6 +108,26 @@ def written(entries: dict[str, Any], model_type: str) -> dict[str, Any]:
         if local := _LOCAL_BASE_IN_4[model_type]:
             keys[local] = entries["sliding_attention"]["rope_theta"]
     return keys
+
+
+def with_magnitude(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry whose `attention_factor` is said in the other ways that engines read it.
+
+    vLLM and SGLang take `short_mscale` and `long_mscale` of a longrope entry; SGLang, MLX and
+    TensorRT-LLM the quotient of two temperatures of a yarn entry, `mscale` and `mscale_all_dim`.
+    transformers reads neither where there is an `attention_factor`. Not for latent attention, whose
+    softmax `mscale_all_dim` scales as well.
+    """
+    factor = entry.get("attention_factor")
+    if factor in (None, 1):
+        return entry
+    if entry.get("rope_type") == "longrope":
+        return {**entry, "short_mscale": factor, "long_mscale": factor}
+    stretch = float(entry.get("factor") or 1)
+    if entry.get("rope_type") == "yarn" and stretch > 1 and "mscale" not in entry:
+        mscale = (factor - 1) / (0.1 * math.log(stretch))
+        return {**entry, "mscale": mscale, "mscale_all_dim": 0.0}
+    return entry
 
 
 def fold_version_5(raw: dict[str, Any], config: Any) -> None:

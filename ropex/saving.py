@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,18 @@ from typing import Any
 from torch import nn
 
 from ropex.install import set_attribute
-from ropex.notations import each_entry, is_nested, misread_by_4, written
+from ropex.notations import each_entry, is_nested, misread_by_4, with_magnitude, written
 from ropex.rope_config import read_entries
+
+_LATENT = ("kv_lora_rank", "qk_rope_head_dim")  # of configs with latent attention
 
 
 def install_saving(
-    model: nn.Module, configs: tuple[Any, ...], refused: str | None, undo: ExitStack
+    model: nn.Module,
+    configs: tuple[Any, ...],
+    refused: str | None,
+    record: Callable[[Path], None],
+    undo: ExitStack,
 ) -> None:
     """Let every part of `model` that can be saved write what it computes, or refuse to.
 
@@ -25,12 +32,17 @@ def install_saving(
         model: The patched model.
         configs: What its rotary modules read.
         refused: The strategy's text, if no config can say what it does.
+        record: Writes the record of the patch into a folder.
         undo: Where the way back is written.
     """
     for module in model.modules():
         if not hasattr(module, "save_pretrained"):
             continue
-        saving = SaveBothNotations(module, configs) if refused is None else RefuseSaving(refused)
+        only_adapter = hasattr(module, "peft_config") and hasattr(module, "get_base_model")
+        if refused is None or only_adapter:
+            saving: Any = SaveBothNotations(module, configs, record)
+        else:
+            saving = RefuseSaving(refused)
         set_attribute(module, "save_pretrained", saving, undo)
 
 
@@ -60,16 +72,22 @@ class SaveBothNotations:
     Args:
         model: What is saved.
         configs: Those of its configs that a patch has changed.
+        record: Writes the record of the patch into a folder.
     """
 
-    def __init__(self, model: Any, configs: tuple[Any, ...]) -> None:
-        self.model, self.configs = model, configs
+    def __init__(
+        self, model: Any, configs: tuple[Any, ...], record: Callable[[Path], None]
+    ) -> None:
+        self.model, self.configs, self.record = model, configs, record
 
     def __call__(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, then complete the config."""
         type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
+        if not kwargs.get("is_main_process", True):
+            return
+        self.record(Path(save_directory))
         path = Path(save_directory) / "config.json"
-        if kwargs.get("is_main_process", True) and path.is_file():
+        if path.is_file():
             raw = json.loads(path.read_text(encoding="utf-8"))
             raw = completed(raw, self.model.config, self.configs)
             path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -98,6 +116,8 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
     entries = read_entries(config)
     if not is_nested(entries) and not entries["rope_theta"]:  # RoFormer, whose table is a weight
         return raw
+    if not any(hasattr(config, name) for name in _LATENT) and not is_nested(entries):
+        entries = with_magnitude(entries)
     each = each_entry(entries)
     if misread := misread_by_4(entries, config.model_type):
         warnings.warn(

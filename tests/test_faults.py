@@ -116,10 +116,7 @@ def test_folder_that_cannot_be_made_is_told_before_the_weights_are_loaded(
 ) -> None:
     (shell.folder / "book").write_text("a file", encoding="utf-8")
     monkeypatch.setattr("ropex.loading.load_model", lambda *args, **given: pytest.fail("loaded"))
-    status, out, err = shell(*RUN, "-o", name)
-    assert (status, out) == (2, "")
-    assert err.splitlines()[-1].startswith("ropex: error: ")
-    assert (shell.folder / "book").read_text(encoding="utf-8") == "a file"
+    assert shell.refused(*RUN, "-o", name) == "ropex: error: book is a file; give a folder\n"
 
 
 def test_folder_that_may_not_be_written_is_told_and_stays(

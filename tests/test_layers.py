@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",
     "notations", "rope_config", "tables", "window", "attention", "install", "own_config",
-    "softmax", "native", "sites", "models", "cache", "saving", "planning", "nesting",
-    "applying", "verify", "warn", "patching", "shipped", "loading", "checkpoint", "page",
-    "compat", "families", "cli",
+    "softmax", "native", "sites", "models", "cache", "saving", "planning", "nesting", "record",
+    "applying", "verify", "warn", "patching", "shipped", "loading", "folding", "checkpoint", "storage", "same", "served",
+    "export", "doctor", "page", "compat", "families", "cli", "__main__",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "rope", "strategies", "registry", "bounds", "engines", "advice", "pictures",

@@ -105,6 +105,20 @@ def test_plan_reads_no_weights_and_no_text_and_writes_nothing(
     assert sorted(shell.folder.rglob("*")) == before
 
 
+def test_plan_asks_the_hub_for_the_small_files_alone(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(model: str, weights: bool) -> Path:
+        asked.append((model, weights))
+        return shell.folder / "tiny"
+
+    monkeypatch.setattr("ropex.loading._download", download)
+    shell.done("plan", "meta-llama/Llama-3.1-8B", "--lengths", "8")
+    assert asked == [("meta-llama/Llama-3.1-8B", False)]
+
+
 def test_work_of_a_strategy_is_that_of_its_passes(shell: Shell, causal: Any) -> None:
     study = study_of(shell.folder, shell.folder / "tiny", causal, Protocol.of((8, 48)))
     shape = Shape.of(causal)

@@ -51,7 +51,7 @@ def launched(split_over: int = 1) -> Processes:
     if split_over not in (1, count):
         raise ValueError(
             f"--cp {split_over} wants as many processes, and there are {count}; start it with "
-            f"accelerate launch --num_processes {split_over} -m ropex eval ..."
+            f"torchrun --nproc-per-node {split_over} -m ropex eval ..., or accelerate launch"
         )
     if count < 2:
         return ALONE

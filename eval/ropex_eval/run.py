@@ -29,10 +29,12 @@ def check_out(out: Path, force: bool) -> None:
     """Refuse a folder with other files in it, before anything is computed.
 
     Raises:
-        FileExistsError: `out` is a file, or a folder of other files, and `force` is not set.
+        FileExistsError: `out` or what it is in is a file, or `out` is a folder of other files, and
+            `force` is not set.
     """
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; give a folder")
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{path} is a file; give a folder")
     if force or not out.is_dir() or (out / "results.json").is_file():
         return
     if any(not path.name.startswith(".") for path in out.iterdir()):

@@ -20,12 +20,13 @@ from ropex.cli import (
     show,
     suggest,
     tasks,
+    verifying,
 )
 from ropex.cli.common import add_traceback
 from ropex.errors import UnsupportedModel
 
 _VERBS = (
-    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, listing, families
+    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, listing, families
 )  # fmt: skip
 
 

@@ -29,10 +29,16 @@ def add_verbs(verbs: Verbs) -> None:
         help="let every token see all before it, in a model whose attention has a window",
     )
     patch.add_argument("--force", action="store_true", help="replace the checkpoint in OUT")
+    patch.add_argument(
+        "--fold-temperature",
+        action="store_true",
+        help="put a temperature into the query weights, for engines that misread it in a config",
+    )
 
 
 def _patch(arguments: argparse.Namespace) -> None:
     from ropex.checkpoint import save_patched
+    from ropex.folding import without_temperature
     from ropex.patching import patch
     from ropex.registry import strategy
 
@@ -42,11 +48,14 @@ def _patch(arguments: argparse.Namespace) -> None:
     chosen = strategy(arguments.strategy[0])
     quiet()
     folder, model, _ = read_model(arguments)
-    patched = patch(
-        model,
-        chosen,
-        trained_length=arguments.trained_length,
-        lift_sliding_window=arguments.lift_sliding_window,
-    )
-    save_patched(folder, patched, arguments.out, force=arguments.force)
+    settings = {
+        "trained_length": arguments.trained_length,
+        "lift_sliding_window": arguments.lift_sliding_window,
+    }
+    patched, temperature = patch(model, chosen, **settings), 1.0
+    if arguments.fold_temperature:
+        temperature = float(patched.plan.attention_scale)
+        patched.remove()
+        patched = patch(model, without_temperature(chosen, temperature), **settings)
+    save_patched(folder, patched, arguments.out, force=arguments.force, temperature=temperature)
     print(f"{patched}\nwritten to {arguments.out}", file=sys.stderr)

@@ -90,11 +90,11 @@ def _eval(arguments: argparse.Namespace) -> None:
     )
     if not processes.first:
         return
-    write_report(results, out)
     if arguments.json:
         print((out / "results.json").read_text(encoding="utf-8"), end="")
     else:
         print(render(results))
+    write_report(results, out)
     _lm_eval(arguments, study, chosen, out)
     say("".join(f"\nropex: warning: {text}" for text in results.about["warnings"]).lstrip("\n"))
     say(f"\n{out}/report.html  {out}/results.json  {out}/results.csv  {out}/ppl.png  {out}/nll/")

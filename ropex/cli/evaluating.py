@@ -72,8 +72,11 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_definitions(group: argparse._ActionsContainer) -> None:
-    """Add what says which numbers are wanted."""
+def add_definitions(
+    group: argparse._ActionsContainer,
+    default: tuple[str, ...] | None = ("local", "fixed", "prefix"),
+) -> None:
+    """Add what says which numbers are wanted; by default those of a run that is read again."""
     group.add_argument(
         "--lengths",
         type=_lengths,
@@ -84,7 +87,7 @@ def add_definitions(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--definitions",
         type=names,
-        default=("local", "fixed", "prefix"),
+        default=default,
         metavar="D",
         help="of perplexity: local, fixed, prefix (default: these three), sliding, window_mean, "
         "disjoint, rolling, second_half, overlapping, mean_perplexity, longppl; none for none",

@@ -34,10 +34,10 @@ def add_verbs(verbs: Verbs) -> None:
         "rescore",
         _rescore,
         "print other numbers of a run's table; no model is needed",
-        "ropex rescore runs/llama --definitions sliding --stride 1k",
+        "ropex rescore runs/llama --definitions mean_perplexity --lengths 4k,8k",
     )
     _add_run(rescore)
-    add_definitions(rescore)
+    add_definitions(rescore, default=None)
     compare = add_verb(
         verbs,
         "compare",
@@ -48,6 +48,7 @@ def add_verbs(verbs: Verbs) -> None:
     compare.add_argument("left", type=Path, metavar="RUN")
     compare.add_argument("right", type=Path, metavar="RUN")
     compare.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a page")
+    compare.add_argument("--force", action="store_true", help="replace FILE")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="text", choices=_FORMATS, help="of the tables (default: text)"
     )
-    parser.set_defaults(definitions=None)
 
 
 def write_report(results: Results, folder: Path) -> None:
@@ -123,6 +123,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     from ropex_eval.archive import Archive, common
     from ropex_eval.results import write
 
+    if arguments.out and arguments.out.exists() and not arguments.force:
+        raise FileExistsError(f"{arguments.out} exists; --force replaces it")
     left, right = common(Archive.open(arguments.left), Archive.open(arguments.right))
     found = _differences(left, right)
     if not found:
