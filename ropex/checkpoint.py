@@ -40,6 +40,7 @@ def save_patched(
         FileExistsError: `out` exists and `force` is not set, or it is not a checkpoint.
         ValueError: No config can say what the strategy does.
     """
+    folded = foldable(patch) if temperature != 1 else {}
     if any(site.in_weights for site in patch.sites):
         raise ValueError(
             f"the rotary table of {patch.model.config.model_type} is one of its weights; save the "
@@ -50,7 +51,6 @@ def save_patched(
             f"{patch.strategy} cannot be written into a config that transformers reads alike; "
             "apply it after loading, with ropex.patch"
         )
-    folded = foldable(patch) if temperature != 1 else {}
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     whole, part = raw.get("model_type"), patch.model.config.model_type
     if whole != part:
