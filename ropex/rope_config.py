@@ -6,6 +6,7 @@ transformers 5 stores as `rope_parameters`, and transformers 4 as `rope_theta` a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ropex.errors import UnsupportedModel
@@ -45,7 +46,18 @@ def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
     entry.setdefault("rope_type", entry.get("type", "default"))
     if not entry.get("rope_theta"):
         raise ValueError(f"the config of {config.model_type} does not say its rope_theta; add it")
+    for key in ("rope_theta", "factor"):
+        _require_number(config, key, entry.get(key))
     return entry
+
+
+def _require_number(config: Any, key: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(
+            f"the config of {config.model_type} says {key} {value!r}; it must be a number above 0"
+        )
 
 
 def read_entries(config: Any) -> dict[str, Any]:

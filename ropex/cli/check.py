@@ -30,9 +30,9 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    import ropex
+    from ropex.migration import read_strategy
 
-    chosen = [ropex.strategy(text) for text in arguments.strategy or ("none", "yarn:4")]
+    chosen = [read_strategy(text) for text in arguments.strategy or ("none", "yarn:4")]
     quiet()
     from ropex_eval.check import Checker, described
     from ropex_eval.nll import Scorer

@@ -20,7 +20,12 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_model(patch)
     patch.add_argument(
-        "-s", "--strategy", action="append", required=True, metavar="S", help="such as yarn:4"
+        "-s",
+        "--strategy",
+        action="append",
+        required=True,
+        metavar="S",
+        help="such as yarn:4, or @FILE",
     )
     patch.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
     patch.add_argument(
@@ -39,13 +44,13 @@ def add_verbs(verbs: Verbs) -> None:
 def _patch(arguments: argparse.Namespace) -> None:
     from ropex.checkpoint import save_patched
     from ropex.folding import without_temperature
+    from ropex.migration import read_strategy
     from ropex.patching import patch
-    from ropex.registry import strategy
 
     if len(arguments.strategy) > 1:
         both = "+".join(arguments.strategy)
         raise ValueError(f"a checkpoint holds one strategy; give one -s, or {both} to combine them")
-    chosen = strategy(arguments.strategy[0])
+    chosen = read_strategy(arguments.strategy[0])
     quiet()
     folder, model, _ = read_model(arguments)
     settings = {

@@ -59,9 +59,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    import ropex
+    from ropex.migration import read_strategy
 
-    chosen = [ropex.strategy(text) for text in arguments.strategy]
+    chosen = [read_strategy(text) for text in arguments.strategy]
     out = arguments.out or Path("runs") / name_of(arguments.model)
     quiet()
     from ropex_eval.lm_eval_suites import require_installed

@@ -31,7 +31,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="S",
-        help="a strategy, such as yarn:4; may be repeated (default: yarn to the longest length); "
+        help="a strategy, such as yarn:4, or @FILE for what a config.json, a CSV of LongRoPE's "
+        "factors or a recipe says; may be repeated (default: yarn to the longest length); "
         "none is always measured, for the others are compared with it; ropex strategies lists them",
     )
     add_definitions(group)

@@ -30,9 +30,9 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    import ropex
+    from ropex.migration import read_strategy
 
-    chosen = [ropex.strategy(text) for text in arguments.strategy]
+    chosen = [read_strategy(text) for text in arguments.strategy]
     quiet()
     import torch
 

@@ -41,10 +41,10 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from ropex.migration import read_strategy
     from ropex.patching import patch
-    from ropex.registry import strategy
 
-    strategies = [strategy(text) for text in arguments.strategy]
+    strategies = [read_strategy(text) for text in arguments.strategy]
     _check_png(arguments.png, arguments.force)
     quiet()
     _, model, rope = read_model(arguments, weights=False)

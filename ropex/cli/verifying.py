@@ -53,11 +53,12 @@ def _verify(arguments: argparse.Namespace) -> None:
     quiet()
     import ropex
     from ropex.loading import find, load_model
+    from ropex.migration import read_strategy
     from ropex.record import Record
 
     model = ropex.load(
         arguments.model,
-        arguments.strategy,
+        read_strategy(arguments.strategy) if arguments.strategy else None,
         dtype=arguments.dtype,
         trained_length=arguments.trained_length,
         trust_remote_code=arguments.trust_remote_code,

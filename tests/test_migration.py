@@ -1,0 +1,112 @@
+"""Strategies are read out of files that others have written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import STATIC, TRAINED, tiny_model
+
+import ropex
+from ropex.checkpoint import save_patched
+from ropex.loading import load_skeleton
+from ropex.migration import read_strategy
+
+YARN = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "finetuned": True}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+DEEPSEEK = {
+    "type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 0.707,
+    "mscale_all_dim": 0.707, "original_max_position_embeddings": 4096,
+}  # fmt: skip
+LISTS = {"short_factor": [1.0, 1.5], "long_factor": [1, 4.25], "factor": 4}
+
+QWEN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
+GPT_OSS = {"rope_type": "yarn", "factor": 32.0, "truncate": False}
+LARGER_BASE = {"rope_type": "default", "rope_theta": 1e6}
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "jquesnelle/yarn": ({"rope_scaling": YARN}, "yarn:16"),
+    "Qwen's card": ({"rope_scaling": QWEN}, "yarn:4"),
+    "Llama 3.1": ({"rope_scaling": LLAMA3, "rope_theta": 5e5}, "llama3:8"),
+    "transformers 5": ({"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}, "llama3:8"),
+    "DeepSeek": (
+        {"rope_scaling": DEEPSEEK}, "yarn:factor=40,mscale=0.707,mscale_all_dim=0.707",
+    ),
+    "linear": ({"rope_scaling": {"type": "linear", "factor": 8}}, "linear:8"),
+    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic:2"),
+    "a larger base": ({"rope_parameters": LARGER_BASE}, "theta:1000000"),
+    "gpt-oss": ({"rope_scaling": GPT_OSS}, "yarn:factor=32,truncate=false"),
+    "Phi-3": (
+        {"rope_scaling": {"type": "su", **LISTS}},
+        "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5",
+    ),
+    "LLaMA-Factory": ({"rope_scaling": "yarn", "cutoff_len": 32768}, "yarn:length=32k"),
+    "its linear": ({"rope_scaling": "linear", "cutoff_len": 8192}, "linear:length=8k"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+@pytest.mark.parametrize(("content", "text"), CONFIGS.values(), ids=CONFIGS)
+def test_settings_are_read(tmp_path: Path, content: Any, text: str, suffix: str) -> None:
+    path = tmp_path / f"config.{suffix}"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert read_strategy(f"@{path}") == ropex.strategy(text)
+
+
+@pytest.mark.parametrize("text", ["1.0\n1.5\n4.25\n", "1.0,1.5,4.25", "factor\n1.0\n1.5\n4.25"])
+def test_a_list_of_factors_is_longrope(tmp_path: Path, text: str) -> None:
+    (tmp_path / "factors.csv").write_text(text, encoding="utf-8")
+    found = read_strategy(f"@{tmp_path / 'factors.csv'}:factor=8")
+    assert found == ropex.strategy("longrope:factor=8,long_factor=1/1.5/4.25")
+
+
+def test_a_text_form_stays_what_it_is() -> None:
+    assert read_strategy("yarn:4+logn") == ropex.strategy("yarn:4+logn")
+
+
+@pytest.mark.parametrize(
+    "text", [t for t in STATIC if t.partition(":")[0] in ("linear", "yarn", "llama3", "ntk")]
+)
+def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: str) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    with ropex.patch(load_skeleton(tmp_path / "model"), text) as patch:
+        save_patched(tmp_path / "model", patch, tmp_path / "out")
+    found = read_strategy(f"@{tmp_path / 'out'}").plan(patch.rope)
+    wanted = ropex.strategy(text).plan(patch.rope)
+    torch.testing.assert_close(found.inv_freq, wanted.inv_freq, rtol=1e-6, atol=1e-20)
+    assert found.attention_scale == pytest.approx(wanted.attention_scale, abs=1e-9)
+    assert patch.rope.trained_length == TRAINED
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{}", "neither rope_scaling nor rope_parameters"),
+        ("config.json", "[1]", "holds no settings"),
+        ("config.json", "{", "neither JSON nor YAML"),
+        ("config.json", '{"rope_scaling": {"type": "magic"}}', "rope type 'magic'; known: default"),
+        ("config.json", '{"rope_scaling": {"type": "linear"}}', "a factor or a target length"),
+        ("config.json", '{"rope_scaling": {"type": "linear", "factor": "x"}}', "factor is 'x'"),
+        ("t.yaml", "rope_scaling: magic\ncutoff_len: 4096", "known: linear, dynamic"),
+        ("t.yaml", "rope_scaling: linear", "no cutoff_len"),
+        ("f.csv", "a,b,c", "no list of factors"),
+        ("f.csv", "", "no list of factors"),
+    ],
+)
+def test_files_that_say_nothing_are_told(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_strategy(f"@{tmp_path / name}")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_strategy(f"@{tmp_path / 'nothing.csv'}")
