@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ropex.headers import check_weights
 from ropex.notations import fold_version_5
 from ropex.shipped import demo_checkpoint
 
@@ -25,6 +26,7 @@ def find(model: str, *, weights: bool = True) -> Path:
 
     Raises:
         FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
+        ValueError: Its weights are not what their names say.
     """
     folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
     if not (model and folder.is_dir()):
@@ -38,6 +40,8 @@ def find(model: str, *, weights: bool = True) -> Path:
             ) from error
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
+    if weights:
+        check_weights(folder)
     return folder
 
 

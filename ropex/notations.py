@@ -119,9 +119,9 @@ def with_magnitude(entry: dict[str, Any]) -> dict[str, Any]:
     softmax `mscale_all_dim` scales as well.
     """
     factor = entry.get("attention_factor")
-    if factor in (None, 1):
+    if factor is None:
         return entry
-    if entry.get("rope_type") == "longrope":
+    if entry.get("rope_type") == "longrope" and factor != 1:
         return {**entry, "short_mscale": factor, "long_mscale": factor}
     stretch = float(entry.get("factor") or 1)
     if entry.get("rope_type") == "yarn" and stretch > 1 and "mscale" not in entry:

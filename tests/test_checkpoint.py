@@ -297,7 +297,7 @@ def test_a_hub_id_brings_one_kind_of_weights(
         asked.append(allow_patterns)
         (tmp_path / "config.json").write_text("{}", encoding="utf-8")
         if "*" + Path(stored).suffix in allow_patterns:
-            (tmp_path / stored).touch()
+            (tmp_path / stored).write_bytes(b"\2\0\0\0\0\0\0\0{}")  # without tensors
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -306,6 +306,22 @@ def test_a_hub_id_brings_one_kind_of_weights(
     assert find("someone/model") == tmp_path
     assert (tmp_path / stored).exists()
     assert len(asked) == (2 if stored.endswith("safetensors") else 3)
+
+
+@pytest.mark.parametrize("shard", ["../../etc/passwd", "/etc/passwd", "a/../../b"])
+def test_a_shard_outside_the_folder_is_refused(folder: Path, shard: str) -> None:
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": shard}}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ValueError, match="outside the folder; it is refused"):
+        find(str(folder))
+
+
+@pytest.mark.parametrize("start", [b"\x80\x04", b"PK\x03\x04"])
+def test_a_pickle_under_another_name_is_refused(folder: Path, start: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(start + bytes(100))
+    with pytest.raises(ValueError, match="is a pickle under the name of a safetensors file"):
+        find(str(folder))
 
 
 def test_what_is_no_checkpoint_is_said_so(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import ropex
 from ropex.cli import (
     check,
     checkpoints,
+    doctor,
     evaluate,
     families,
     listing,
@@ -26,7 +27,8 @@ from ropex.cli.common import add_traceback
 from ropex.errors import UnsupportedModel
 
 _VERBS = (
-    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, listing, families
+    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, doctor, listing,
+    families,
 )  # fmt: skip
 
 

@@ -1,0 +1,15 @@
+"""Find what is wrong with the rotary part of a checkpoint, a GGUF file or an adapter, and fix it.
+
+Only JSON, the headers of safetensors files and the metadata of GGUF files are read: no model is
+built, no pickle is opened, and no code of a checkpoint runs.
+"""
+
+from ropex.doctor.diagnosis import ENGINES, RULES, diagnose, examine
+from ropex.doctor.findings import Edit, Finding, Problem, Rule
+from ropex.doctor.reading import Checkpoint, read
+from ropex.doctor.repair import Repair, repair, repaired
+
+__all__ = [
+    "ENGINES", "RULES", "Checkpoint", "Edit", "Finding", "Problem", "Repair", "Rule", "diagnose",
+    "examine", "read", "repair", "repaired",
+]  # fmt: skip

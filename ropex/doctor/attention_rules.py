@@ -1,0 +1,113 @@
+"""Rules on what cos and sin are multiplied by, which engines read from different keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ropex.doctor.findings import Edit, Problem, Rule
+from ropex.doctor.parts import Entry, on_entries
+from ropex.doctor.values import MAX, close, number, positive, yarn_scale
+
+
+@on_entries
+def _attn_factor(entry: Entry) -> Iterator[Problem]:
+    """YaRN's attention factor is not under a name that transformers does not know."""
+    value = positive(entry.raw, "attn_factor")
+    if entry.kind != "yarn" or value is None:
+        return
+    usual = yarn_scale(entry.factor or 1.0)
+    stated = positive(entry.raw, "attention_factor")
+    sure = stated is None or close(stated, value * usual, 1e-4)
+    edits: tuple[Edit, ...] = ()
+    if sure and not entry.part.latent:
+        edits = (entry.remove("attn_factor"), *_everywhere(entry, stated or value * usual))
+    yield Problem(
+        entry.where,
+        f"attn_factor {value:g} multiplies the usual attention factor {usual:g} in SGLang and in "
+        "older vLLM; transformers does not know the key",
+        edits,
+        "write the final value as attention_factor, and remove attn_factor",
+    )
+
+
+@on_entries
+def _yarn_attention(entry: Entry) -> Iterator[Problem]:
+    """An unusual attention factor of YaRN is written in all keys that engines read."""
+    wanted, factor = positive(entry.raw, "attention_factor"), entry.factor
+    if entry.kind != "yarn" or not wanted or not factor or factor <= 1 or entry.part.latent:
+        return
+    if "attn_factor" in entry.raw or close(wanted, _elsewhere(entry, factor), 1e-5):
+        return
+    yield Problem(
+        entry.where,
+        f"attention_factor is {wanted:g}; engines that do not read the key compute "
+        f"{_elsewhere(entry, factor):g} from the others",
+        _everywhere(entry, wanted),
+    )
+
+
+def _elsewhere(entry: Entry, factor: float) -> float:
+    """What engines compute that know the keys of DeepSeek, but not `attention_factor`."""
+    own, shared = (number(entry.raw.get(key)) for key in ("mscale", "mscale_all_dim"))
+    if own is None or shared is None:
+        return yarn_scale(factor)
+    below = yarn_scale(factor, shared)
+    return yarn_scale(factor, own) / below if below else math.inf
+
+
+def _everywhere(entry: Entry, wanted: float) -> tuple[Edit, ...]:
+    """The edits that say YaRN's attention factor in every dialect.
+
+    Measured: transformers, vLLM and SGLang then compute exactly this value.
+    """
+    scale = 0.1 * math.log(entry.factor or 1.0)
+    keys = {"attention_factor": wanted}
+    if scale > 0:
+        keys |= {"mscale": (wanted - 1.0) / scale, "mscale_all_dim": 0.0}
+    return tuple(entry.set(key, to=value) for key, value in keys.items())
+
+
+@on_entries
+def _half_mscale(entry: Entry) -> Iterator[Problem]:
+    """The two mscale keys come together."""
+    if entry.kind != "yarn" or entry.raw.get("attention_factor") is not None:
+        return
+    keys = ("mscale", "mscale_all_dim")
+    set_ = [key for key in keys if number(entry.raw.get(key))]  # 0 is unset to transformers
+    if len(set_) != 1 or (set_ == ["mscale"] and number(entry.raw["mscale"]) == 1):
+        return
+    other = next(key for key in keys if key not in set_)
+    yield Problem(
+        entry.where,
+        f"{set_[0]} is there without {other}: transformers then ignores it, other engines do not",
+        advice=f"write {other} as well, or attention_factor, or remove {set_[0]}",
+    )
+
+
+@on_entries
+def _longrope_attention(entry: Entry) -> Iterator[Problem]:
+    """An unusual attention factor of longrope is written in all keys that engines read."""
+    wanted = positive(entry.raw, "attention_factor")
+    original, longest = entry.original, entry.longest
+    if entry.kind != "longrope" or not wanted or not original or not longest:
+        return
+    scaled = longest > original > 1
+    usual = math.sqrt(1 + math.log(longest / original) / math.log(original)) if scaled else 1.0
+    keys = ("short_mscale", "long_mscale")
+    if close(wanted, usual, 1e-5) or all(entry.raw.get(key) is not None for key in keys):
+        return
+    yield Problem(
+        entry.where,
+        f"attention_factor is {wanted:g}; vLLM and SGLang read short_mscale and long_mscale, or "
+        f"compute {usual:g} from {MAX}",
+        tuple(entry.set(key, to=wanted) for key in keys),
+    )
+
+
+ATTENTION_RULES = (
+    Rule("attn-factor", "warning", ("transformers", "vLLM", "mlx-lm", "exllamav3"), _attn_factor),
+    Rule("yarn-attention", "warning", ("SGLang", "mlx-lm", "TensorRT-LLM"), _yarn_attention),
+    Rule("half-mscale", "warning", ("transformers", "vLLM", "SGLang", "mlx-lm"), _half_mscale),
+    Rule("longrope-attention", "warning", ("vLLM", "SGLang"), _longrope_attention),
+)

@@ -1,0 +1,49 @@
+"""All rules, and what they find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ropex import engines
+from ropex.doctor.attention_rules import ATTENTION_RULES
+from ropex.doctor.family_rules import FAMILY_RULES
+from ropex.doctor.file_rules import ADAPTER_RULES, FILE_RULES
+from ropex.doctor.findings import Finding
+from ropex.doctor.gguf_rules import GGUF_RULES
+from ropex.doctor.length_rules import LENGTH_RULES
+from ropex.doctor.notation_rules import NOTATION_RULES
+from ropex.doctor.number_rules import NUMBER_RULES
+from ropex.doctor.reading import Checkpoint, read
+from ropex.doctor.type_rules import TYPE_RULES
+from ropex.doctor.version_rules import VERSION_RULES
+
+RULES = (
+    *NOTATION_RULES, *NUMBER_RULES, *TYPE_RULES, *FAMILY_RULES, *LENGTH_RULES, *ATTENTION_RULES,
+    *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES, *GGUF_RULES,
+)  # fmt: skip
+"""In the order of mending: spelling and numbers first, then what compares them."""
+
+ENGINES = (*engines.ENGINES, "mlx-lm", "exllamav3", "TensorRT-LLM")
+"""Whatever a finding may be about."""
+
+
+def diagnose(path: Path | str, *, engine: str | None = None) -> tuple[Finding, ...]:
+    """What is wrong with a checkpoint, an adapter or a GGUF file.
+
+    Args:
+        path: A folder, its config.json, or a GGUF file.
+        engine: Only what goes wrong there; one of `ENGINES`.
+
+    Raises:
+        FileNotFoundError: There is nothing to look at.
+        ValueError: A file cannot be read safely, or there is no such engine.
+    """
+    return examine(read(Path(path)), engine=engine)
+
+
+def examine(checkpoint: Checkpoint, *, engine: str | None = None) -> tuple[Finding, ...]:
+    """What is wrong with a checkpoint that has been read."""
+    if engine is not None and engine not in ENGINES:
+        raise ValueError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
+    found = [finding for rule in RULES for finding in rule.findings(checkpoint)]
+    return tuple(each for each in found if engine is None or engine in each.engines)

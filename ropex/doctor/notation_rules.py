@@ -1,0 +1,125 @@
+"""Rules on how an entry is written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from ropex.doctor.findings import Problem, Rule, shown
+from ropex.doctor.parts import NOTATIONS, Entry, Part, on_entries, on_parts
+from ropex.doctor.values import ORIGINAL
+from ropex.engines import ENGINES
+
+_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+# Of some families: mrope of Qwen-VL, axial of vision towers, ntk_alpha of HunYuan.
+_TYPES_OF_FAMILIES = ("mrope", "axial", "ntk_alpha")
+# fmt: off
+_KEYS = (
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", ORIGINAL,
+    "attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+    "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
+    "short_mscale", "long_mscale", "alpha",
+)
+# fmt: on
+_WITHOUT_TYPE = ("factor", "short_factor", "long_factor", "low_freq_factor", "beta_fast")
+
+
+@on_parts
+def _not_an_entry(part: Part) -> Iterator[Problem]:
+    """An entry is an object or null."""
+    for key in NOTATIONS:
+        value = part.raw.get(key)
+        if value is not None and not isinstance(value, dict) and not part.remote:
+            yield Problem(
+                part.where(key),
+                f"{key} is {shown(value)}; it must be an object or null",
+                advice='write an object, such as {"rope_type": "yarn", "factor": 4.0, ...}',
+            )
+
+
+@on_entries
+def _missing_type(entry: Entry) -> Iterator[Problem]:
+    """An entry that scales says its type."""
+    if "rope_type" in entry.raw or "type" in entry.raw or entry.part.remote:
+        return
+    if present := [key for key in _WITHOUT_TYPE if entry.raw.get(key) is not None]:
+        yield Problem(
+            entry.where,
+            f"there is {present[0]} but no rope_type, so nothing is scaled",
+            advice=f"add rope_type: one of {', '.join(_TYPES)}",
+        )
+
+
+@on_entries
+def _unknown_type(entry: Entry) -> Iterator[Problem]:
+    """The type is one that engines know."""
+    known = (*_TYPES, *_TYPES_OF_FAMILIES)
+    if entry.kind in known or entry.part.remote:
+        return
+    key = "rope_type" if "rope_type" in entry.raw else "type"
+    value = entry.raw[key]
+    meant = entry.kind.strip().casefold().replace("-", "").replace("_", "")
+    edits = (entry.set(key, meant),) if meant in _TYPES else ()
+    near = difflib.get_close_matches(meant[:40], _TYPES, 1)
+    yield Problem(
+        entry.where,
+        f"{key} is {shown(value)}; engines know {', '.join(_TYPES)}",
+        edits,
+        f"write {near[0]}, if that was meant" if near else "write one of these",
+    )
+
+
+@on_entries
+def _type_keys_disagree(entry: Entry) -> Iterator[Problem]:
+    """`type` and `rope_type` do not contradict each other."""
+    if {"type", "rope_type"} <= entry.raw.keys() and not _same_type(entry):
+        both = f"type is {shown(entry.raw['type'])} and rope_type {shown(entry.raw['rope_type'])}"
+        yield Problem(
+            entry.where,
+            f"{both}: some engines go by the one, some by the other",
+            advice="remove the wrong one of the two",
+        )
+
+
+@on_entries
+def _two_type_keys(entry: Entry) -> Iterator[Problem]:
+    """One key says the type."""
+    if {"type", "rope_type"} <= entry.raw.keys() and _same_type(entry):
+        yield Problem(
+            entry.where,
+            "type and rope_type say the same: harmless, until only one of them is edited",
+            advice="keep rope_type alone when the entry is next edited",
+        )
+
+
+def _same_type(entry: Entry) -> bool:
+    old, new = entry.raw["type"], entry.raw["rope_type"]
+    return bool(old == new) or (old, new) in (("mrope", "default"), ("su", "longrope"))
+
+
+@on_entries
+def _misspelt_key(entry: Entry) -> Iterator[Problem]:
+    """Keys are spelled as engines read them."""
+    taken = set(entry.raw)
+    for key in entry.raw:
+        folded = key[:60].casefold().replace("-", "_")
+        near = difflib.get_close_matches(folded, _KEYS, 1, cutoff=0.9)
+        if key in _KEYS or not near or near[0] in taken or entry.part.remote:
+            continue
+        taken.add(near[0])
+        value = entry.raw[key]
+        yield Problem(
+            entry.where,
+            f"no engine reads {shown(key)}; {near[0]} is meant, it seems",
+            (entry.remove(key), entry.set(near[0], value)),
+        )
+
+
+NOTATION_RULES = (
+    Rule("not-an-entry", "error", ENGINES, _not_an_entry),
+    Rule("missing-type", "error", ENGINES, _missing_type),
+    Rule("unknown-type", "error", ENGINES, _unknown_type),
+    Rule("type-keys-disagree", "error", ENGINES, _type_keys_disagree),
+    Rule("two-type-keys", "note", ("transformers",), _two_type_keys),
+    Rule("misspelt-key", "warning", ENGINES, _misspelt_key),
+)

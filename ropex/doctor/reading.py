@@ -1,0 +1,91 @@
+"""Read what the rules look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ropex.doctor.gguf import Gguf, read_gguf
+from ropex.doctor.values import positive
+from ropex.headers import Table, read_json, rotary_tables
+
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+RECORD, ADAPTER = "ropex.json", "adapter_config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, an adapter or a GGUF file, as far as rules look at it.
+
+    Attributes:
+        documents: The JSON files that are there, by name.
+        tables: Rotary tables in the weights.
+        pickles: Names of pickles, where there are no safetensors; they are not opened.
+        gguf: The metadata of a GGUF file.
+        base: The config of an adapter's base model, where that is a folder.
+    """
+
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    pickles: tuple[str, ...] = ()
+    gguf: Gguf | None = None
+    base: dict[str, Any] | None = None
+
+    @property
+    def target(self) -> int | None:
+        """Tokens that the model is to reach by a record of ropex beside it."""
+        return self._recorded("target_length")
+
+    @property
+    def trained(self) -> int | None:
+        """Tokens that it was trained at by a record, if its config carries what is recorded."""
+        in_config = self.documents.get(RECORD, {}).get("in_config", True)
+        return self._recorded("trained_length") if in_config is True else None
+
+    def _recorded(self, key: str) -> int | None:
+        found = positive(self.documents.get(RECORD, {}), key)
+        return None if found is None else int(found)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a folder, its config.json, or a GGUF file.
+
+    Raises:
+        FileNotFoundError: There is no such path, or nothing to look at in the folder.
+        ValueError: A file is not what its name says, is too large, or leads out of the folder.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        return Checkpoint(gguf=read_gguf(path))
+    folder = path.parent if path.name in (CONFIG, ADAPTER) else path
+    if not folder.is_dir():
+        what = "a folder, a config.json or a .gguf file is read"
+        raise FileNotFoundError(f"no such folder: {path} ({what})")
+    names = (CONFIG, TOKENIZER, RECORD, ADAPTER)
+    documents = {name: read_json(folder / name) for name in names if (folder / name).exists()}
+    if CONFIG not in documents and ADAPTER not in documents:
+        more = next(iter(sorted(folder.glob("*.gguf"))), None)
+        hint = f"; name a file, such as {more}" if more else ""
+        raise FileNotFoundError(f"{folder} holds no {CONFIG} and no {ADAPTER}{hint}")
+    return Checkpoint(
+        documents=documents,
+        tables=rotary_tables(folder),
+        pickles=_pickles(folder),
+        base=_base(folder, documents.get(ADAPTER, {})),
+    )
+
+
+def _pickles(folder: Path) -> tuple[str, ...]:
+    if any(folder.glob("*.safetensors")):  # which every program prefers
+        return ()
+    return tuple(sorted(found.name for each in _PICKLES for found in folder.glob(each)))
+
+
+def _base(folder: Path, adapter: dict[str, Any]) -> dict[str, Any] | None:
+    """The config of an adapter's base model; None for one of the hub, which is not asked."""
+    name = adapter.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name or len(name) > 1000 or "\0" in name:
+        return None
+    found = next((p for p in (Path(name), folder / name) if (p / CONFIG).is_file()), None)
+    return None if found is None else read_json(found / CONFIG)

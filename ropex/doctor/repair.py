@@ -1,0 +1,130 @@
+"""Mend what findings know how to mend, and keep what was there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ropex.doctor.diagnosis import examine
+from ropex.doctor.findings import Edit, Finding
+from ropex.doctor.reading import CONFIG, TOKENIZER, Checkpoint, read
+
+_MOST = 100  # rounds, each of which mends what one rule finds
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done.
+
+    Attributes:
+        mended: The findings that are gone.
+        left: Those that take a person's decision.
+        backups: Where the files that were changed are kept as they were.
+    """
+
+    mended: tuple[Finding, ...]
+    left: tuple[Finding, ...]
+    backups: tuple[Path, ...]
+
+
+def repair(path: Path | str, *, engine: str | None = None) -> Repair:
+    """Mend a checkpoint in place; what was there is kept as `config.json.bak`, or with a number.
+
+    Nothing but config.json and tokenizer_config.json is ever changed.
+
+    Args:
+        path: As for `diagnose`.
+        engine: Only what goes wrong there.
+    """
+    path = Path(path)
+    before = read(path)
+    after, mended = repaired(before, engine=engine)
+    folder = path if path.is_dir() else path.parent
+    old, new = before.documents, after.documents
+    changed = [name for name in (CONFIG, TOKENIZER) if _text(new.get(name)) != _text(old.get(name))]
+    backups = tuple(_rewrite(folder / name, after.documents[name]) for name in changed)
+    return Repair(mended, examine(after, engine=engine), backups)
+
+
+def repaired(
+    checkpoint: Checkpoint, *, engine: str | None = None
+) -> tuple[Checkpoint, tuple[Finding, ...]]:
+    """The checkpoint as it would be, and the findings that are gone; nothing is written.
+
+    What one rule finds is mended at a time, the first rule first, since that may bring or settle
+    what others find.
+
+    Raises:
+        ValueError: The fixes do not come to rest.
+    """
+    mended: list[Finding] = []
+    for _ in range(_MOST):
+        fixable = [each for each in examine(checkpoint, engine=engine) if each.fixable]
+        if not fixable:
+            return checkpoint, tuple(mended)
+        now = [each for each in fixable if each.rule == fixable[0].rule]
+        edits = [edit for finding in now for edit in finding.edits]
+        checkpoint = replace(checkpoint, documents=edited(checkpoint.documents, edits))
+        mended += now
+    raise ValueError(
+        f"the fixes of {fixable[0].rule} and of other rules undo each other on this config, so "
+        "nothing was changed; mend it by hand"
+    )
+
+
+def edited(
+    documents: Mapping[str, dict[str, Any]], edits: Iterable[Edit]
+) -> dict[str, dict[str, Any]]:
+    """The documents with some changes."""
+    result = copy.deepcopy(dict(documents))
+    for edit in edits:
+        inner = result[edit.file]
+        for key in edit.path[:-1]:
+            inner = inner[key]
+        if edit.remove:
+            inner.pop(edit.path[-1], None)
+        else:
+            inner[edit.path[-1]] = copy.deepcopy(edit.value)
+    return result
+
+
+def _rewrite(path: Path, content: dict[str, Any]) -> Path:
+    """Replace a file at once, and return where the old one is kept."""
+    text = _text(content)
+    backup = _backup(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return backup
+
+
+def _text(content: dict[str, Any] | None) -> str:
+    """A document as it is written; unlike Python, it tells 4 from 4.0."""
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _backup(path: Path) -> Path:
+    """A copy of a file beside it, under a name that nothing has."""
+    content, count = path.read_bytes(), 0
+    while True:
+        backup = path.with_name(f"{path.name}.bak{f'.{count}' if count else ''}")
+        try:
+            with backup.open("xb") as file:  # fails if there is one, a dangling link included
+                file.write(content)
+        except FileExistsError:
+            count += 1
+            continue
+        return backup

@@ -1,0 +1,116 @@
+"""Rules on the parameters of one type: YaRN, Llama 3, LongRoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import Entry, on_entries
+from ropex.doctor.values import MAX, close, number, positive
+from ropex.engines import ENGINES
+
+
+@on_entries
+def _swapped_betas(entry: Entry) -> Iterator[Problem]:
+    """YaRN's beta_fast is above its beta_slow."""
+    if entry.kind != "yarn":
+        return
+    fast = positive(entry.raw, "beta_fast") or 32.0
+    slow = positive(entry.raw, "beta_slow") or 1.0
+    if fast < slow:
+        both = {"beta_fast", "beta_slow"} <= entry.raw.keys()
+        edits = (entry.set("beta_fast", slow), entry.set("beta_slow", fast)) if both else ()
+        yield Problem(
+            entry.where,
+            f"beta_fast {fast:g} is below beta_slow {slow:g}: the ramp of YaRN runs backwards",
+            edits,
+            "write turns per trained length, more for beta_fast (usually 32 and 1)",
+        )
+
+
+@on_entries
+def _llama3_bands(entry: Entry) -> Iterator[Problem]:
+    """A llama3 entry has both bounds of its ramp, in order."""
+    if entry.kind != "llama3":
+        return
+    keys = ("low_freq_factor", "high_freq_factor")
+    if absent := [key for key in keys if entry.raw.get(key) is None]:
+        yield Problem(
+            entry.where,
+            f"the llama3 type lacks {' and '.join(absent)}: engines stop with an error",
+            advice="write what the model was trained with (Llama 3.1: 1.0 and 4.0)",
+        )
+        return
+    low, high = (positive(entry.raw, key) for key in keys)
+    if low is not None and high is not None and low > high:
+        yield Problem(
+            entry.where,
+            f"low_freq_factor {low:g} is above high_freq_factor {high:g}: they are swapped",
+            (entry.set(keys[0], high), entry.set(keys[1], low)),
+        )
+
+
+@on_entries
+def _longrope_lists(entry: Entry) -> Iterator[Problem]:
+    """The lists of a longrope entry have one number above 0 for each rotated pair."""
+    if entry.kind != "longrope":
+        return
+    wanted = _pairs(entry)
+    lists = [(key, entry.raw.get(key)) for key in ("short_factor", "long_factor")]
+    for key, value in lists:
+        if not isinstance(value, list) or not all((number(each) or 0) > 0 for each in value):
+            wrong = "is missing" if value is None else "is no list of numbers above 0"
+        elif wanted is not None and len(value) != wanted:
+            wrong = f"has {len(value)} numbers, and the model rotates {wanted} pairs"
+        else:
+            continue
+        yield Problem(
+            entry.where,
+            f"{key} {wrong}: engines stop with an error",
+            advice="copy the lists from the model that the config is of",
+        )
+    sizes = {len(value) for _, value in lists if isinstance(value, list)}
+    if wanted is None and len(sizes) > 1:
+        yield Problem(
+            entry.where,
+            "short_factor and long_factor differ in length: engines stop with an error",
+            advice="copy the lists from the model that the config is of",
+        )
+
+
+def _pairs(entry: Entry) -> int | None:
+    """Rotated pairs by the sizes in the config; None if it does not say them plainly."""
+    raw = entry.part.raw
+    if latent := positive(raw, "qk_rope_head_dim"):
+        return int(latent) // 2
+    head = positive(raw, "head_dim")
+    if head is None:
+        hidden, heads = positive(raw, "hidden_size"), positive(raw, "num_attention_heads")
+        if hidden is None or heads is None or entry.part.remote:
+            return None
+        head = hidden // heads
+    share = positive(entry.raw, "partial_rotary_factor") or positive(raw, "partial_rotary_factor")
+    return int(head * (share or 1.0)) // 2
+
+
+@on_entries
+def _longrope_factor(entry: Entry) -> Iterator[Problem]:
+    """A longrope entry's factor is max over original, or its attention factor is stated."""
+    factor, original, longest = entry.factor, entry.original, entry.longest
+    if entry.kind != "longrope" or not (factor and original and longest):
+        return
+    if entry.raw.get("attention_factor") is None and not close(factor, longest / original, 0.01):
+        yield Problem(
+            entry.where,
+            f"factor is {factor:g}, and {MAX} over the original length is {longest / original:g}: "
+            "transformers 5 takes the former for the attention factor, 4 the latter",
+            advice="correct the factor or the lengths",
+        )
+
+
+TYPE_RULES = (
+    Rule("swapped-betas", "error", ENGINES, _swapped_betas),
+    Rule("llama3-bands", "error", ENGINES, _llama3_bands),
+    Rule("longrope-lists", "error", ENGINES, _longrope_lists),
+    Rule("longrope-factor", "warning", ("transformers",), _longrope_factor),
+)

@@ -1,0 +1,149 @@
+"""Rules on configs that transformers 4 and 5 read differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ropex.doctor.findings import Edit, Problem, Rule, shown
+from ropex.doctor.parts import Entry, Part, on_entries, on_parts
+from ropex.doctor.values import MAX, ORIGINAL, close, positive
+from ropex.doctor.version_4 import defaults_in_4, keys_in_4
+from ropex.engines import ENGINES
+from ropex.notations import is_nested, misread_by_4
+
+# Families whose config in transformers 4 refuses an entry with other keys than these.
+_LISTS, _PLAIN = ("type", "short_factor", "long_factor"), ("type", "factor")
+_ONLY_KEYS = {"phi3": _LISTS, "phi4_multimodal": _LISTS, "olmo": _PLAIN, "olmo2": _PLAIN}
+
+
+@on_parts
+def _one_notation(part: Part) -> Iterator[Problem]:
+    """A family that transformers 4 knows is written in its notation as well."""
+    wanted = keys_in_4(part)
+    if wanted is None or any(_contradicts(part, key, wanted[key]) for key in wanted):
+        return
+    taken = defaults_in_4(part.model_type)
+    lost = [
+        key
+        for key, value in wanted.items()
+        if part.raw.get(key) is None and value != taken.get(key)
+    ]
+    if lost:
+        yield Problem(
+            part.where("rope_parameters"),
+            "only transformers 5 reads rope_parameters; 4 ignores it without a word, and takes "
+            f"{' and '.join(f'{key} {shown(taken.get(key))}' for key in lost)}",
+            tuple(part.set(key, to=wanted[key]) for key in lost),
+        )
+
+
+@on_parts
+def _notations_disagree(part: Part) -> Iterator[Problem]:
+    """Both notations, where both are there, say the same."""
+    old, new = part.raw.get("rope_scaling"), part.raw.get("rope_parameters")
+    wanted = keys_in_4(part)
+    if wanted is None or not isinstance(new, dict):
+        return
+    wrong = sorted(key for key, value in wanted.items() if _contradicts(part, key, value))
+    if not wrong:
+        return
+    edits: tuple[Edit, ...] = ()
+    if isinstance(old, dict) and old and wrong == ["rope_scaling"] and not is_nested(new):
+        entry = {key: value for key, value in old.items() if key != "type"}
+        entry["rope_type"] = old.get("rope_type", old.get("type", "default"))
+        kept = {key: new[key] for key in ("rope_theta", "partial_rotary_factor") if key in new}
+        edits = (part.set("rope_parameters", to={**entry, **kept}),)
+    reads = (
+        "both versions of transformers take rope_scaling, others may not"
+        if edits
+        else "transformers 4 and 5 compute different models"
+    )
+    yield Problem(
+        part.where(wrong[0]),
+        f"{' and '.join(wrong)} and rope_parameters contradict each other: {reads}",
+        edits,
+        "decide which is right, and write it in both",
+    )
+
+
+def _contradicts(part: Part, key: str, wanted: Any) -> bool:
+    """Whether a key of transformers 4 is there and says something else than version 5 reads."""
+    if key not in part.raw:
+        return False
+    value = part.raw[key]
+    if key != "rope_scaling":
+        return value is not None and value != wanted
+    # null says "not scaled", unless nothing else of that notation is there either
+    old = _comparable(value)
+    if value is None and part.raw.get("rope_theta") is None:
+        return False
+    new = _comparable(wanted)
+    return any(bool(old[shared] != new[shared]) for shared in old.keys() & new.keys())
+
+
+def _comparable(scaling: Any) -> dict[str, Any]:
+    raw = scaling if isinstance(scaling, dict) else {}
+    kind = raw.get("rope_type", raw.get("type", "default"))
+    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind) if isinstance(kind, str) else ""
+    return {**{key: value for key, value in raw.items() if key != "type"}, "rope_type": kind}
+
+
+@on_parts
+def _refused_by_4(part: Part) -> Iterator[Problem]:
+    """Transformers 4 reads a scaling of this family."""
+    for entry in part.entries:
+        if not entry.scaled or part.remote:
+            continue
+        plain = {**entry.raw, "rope_type": entry.kind, "rope_theta": 1.0}
+        if said := misread_by_4(plain, part.model_type):
+            yield Problem(
+                entry.where,
+                f"transformers 4 {said}",
+                advice="load this checkpoint with transformers 5, or with ropex.patch",
+            )
+
+
+@on_entries
+def _surplus_keys(entry: Entry) -> Iterator[Problem]:
+    """An entry of Phi-3 or OLMo has no keys but those that transformers 4 takes."""
+    keys = _ONLY_KEYS.get(entry.part.model_type)
+    if entry.path != ("rope_scaling",) or keys is None or entry.part.remote:
+        return
+    surplus = [key for key in entry.raw if key not in keys]
+    if not surplus or not entry.scaled:
+        return
+    needless = all(_needless(entry, key) for key in surplus)
+    edits = tuple(entry.remove(key) for key in surplus) if needless else ()
+    if edits and "type" not in entry.raw:
+        edits = (entry.set("type", entry.kind), *edits)
+    yield Problem(
+        entry.where,
+        f"transformers 4 refuses {entry.part.model_type} with "
+        f"{' and '.join(shown(key) for key in surplus[:4])} in rope_scaling; it takes "
+        f"{', '.join(keys)}",
+        edits,
+        "load this checkpoint with transformers 5",
+    )
+
+
+def _needless(entry: Entry, key: str) -> bool:
+    """Whether a key says what the rest of the config says anyway."""
+    if key == "rope_type":
+        older = entry.raw.get("type", entry.kind)
+        return bool(("longrope" if older == "su" else older) == entry.raw[key])
+    root, longest = positive(entry.part.raw, ORIGINAL), positive(entry.part.raw, MAX)
+    if key == ORIGINAL:
+        return root is not None and root == positive(entry.raw, ORIGINAL)
+    if key == "factor" and root and longest and entry.factor:
+        return close(entry.factor, longest / root)
+    return key == "rope_theta" and bool(entry.raw[key] == entry.part.raw.get(key))
+
+
+_HF = ("transformers",)
+VERSION_RULES = (
+    Rule("notations-disagree", "error", ENGINES, _notations_disagree),
+    Rule("one-notation", "warning", _HF, _one_notation),
+    Rule("surplus-keys", "warning", _HF, _surplus_keys),
+    Rule("refused-by-4", "warning", _HF, _refused_by_4),
+)

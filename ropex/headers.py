@@ -1,0 +1,138 @@
+"""Read JSON and the headers of safetensors files that anybody may have written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+_LARGEST_JSON = 64 * 2**20
+_DEEPEST = 64
+_LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
+_PICKLES = (b"\x80", b"PK\x03\x04")  # a pickle; a zip of them, as torch.save writes
+_INDEX = "model.safetensors.index.json"
+_TABLES = ("inv_freq", "cos_cached", "sin_cached")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A rotary table that stands in the weights.
+
+    Attributes:
+        file: The file that holds it.
+        name: Of the tensor.
+        dtype: As safetensors calls it.
+    """
+
+    file: str
+    name: str
+    dtype: str
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: The file holds something else, or more than any config does.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file, so it is not read")
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise ValueError(f"{path} has {size:,} bytes; a file of settings has at most 64 MiB")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(content: bytes, name: str) -> dict[str, Any]:
+    """The object in JSON text; `name` is for the message.
+
+    Raises:
+        ValueError: It is not JSON, or not an object.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply to be read") from None
+    except ValueError as error:  # with the text in it, in some versions
+        reason = str(error).split(";")[0][:100]
+        raise ValueError(f"{name} is not JSON that can be read: {reason}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds a {type(value).__name__}; it must hold an object, {{...}}")
+    if _too_deep(value):
+        raise ValueError(f"{name} is nested too deeply to be read")
+    return value
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether there is something below the `_DEEPEST` level; found level by level."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def rotary_tables(folder: Path) -> tuple[Table, ...]:
+    """Rotary tables in the safetensors files of a folder, from their headers alone.
+
+    Raises:
+        ValueError: A file is not what its name says, or the index leads out of the folder.
+    """
+    _check_index(folder / _INDEX)
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, about in _header(path).items():
+            if name.rsplit(".", 1)[-1].endswith(_TABLES) and isinstance(about, dict):
+                found.append(Table(path.name, name, str(about.get("dtype"))))
+    return tuple(found)
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse weights that are not what their names say, before anything reads them.
+
+    Raises:
+        ValueError: A file is not safetensors, or the index leads out of the folder.
+    """
+    _check_index(folder / _INDEX)
+    for path in sorted(folder.glob("*.safetensors")):
+        _header(path)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file, so it is not read")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if 2 <= length <= min(_LARGEST_HEADER, size - 8):
+            return parse_json(file.read(length), f"the header of {path}")
+    if start.startswith(_PICKLES):
+        raise ValueError(
+            f"{path} is a pickle under the name of a safetensors file; a pickle can run code when "
+            "it is loaded, so do not load it, and get the weights from where you trust"
+        )
+    raise ValueError(f"{path} is not a safetensors file: its header would have {length:,} bytes")
+
+
+def _check_index(path: Path) -> None:
+    """Raise a ValueError if the index of shards names a file outside its folder."""
+    if not path.exists():
+        return
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(f"{path} has no object `weight_map`, so it is not an index of shards")
+    for shard in {
+        value if isinstance(value, str) else repr(value)[:60] for value in shards.values()
+    }:
+        ways = (PurePosixPath(shard), PureWindowsPath(shard))
+        if any(way.is_absolute() or way.drive or ".." in way.parts for way in ways):
+            raise ValueError(
+                f"{path} names the shard {shard[:60]!r}, which is outside the folder; it is refused"
+            )
