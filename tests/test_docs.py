@@ -9,9 +9,12 @@ import pytest
 
 from ropex import page, pictures
 from ropex.cli import main
+from ropex.doctor import RULES, Rule
 from ropex.registry import list_strategies, registry
 from ropex.rope import Rope
 from ropex.strategies.base import parameters
+from ropex_eval.definitions import DEFINITIONS
+from ropex_eval.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = (DOCS / "strategies.md").read_text(encoding="utf-8")
@@ -128,3 +131,15 @@ def test_nothing_is_drawn_of_what_changes_nothing(tmp_path: Path) -> None:
     rope = Rope.standard(128, 1e4, 4096)
     assert not pictures.draw(page.example(registry()["none"]), rope, tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [*DEFINITIONS, *TASKS])
+def test_every_definition_and_task_is_explained(name: str) -> None:
+    assert f"| `{name}` |" in (DOCS / "evaluation.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_every_rule_of_the_doctor_is_listed(rule: Rule) -> None:
+    page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    wanted = " ".join((rule.check.__doc__ or "").strip().split("\n\n")[0].split()).rstrip(".")
+    assert f"| `{rule.name}` | {rule.severity} | {wanted} |" in page
