@@ -12,6 +12,7 @@ import torch
 
 if TYPE_CHECKING:
     from cli_world import World
+    from shell import Shell
     from tiny_eval import Watch
 
     from ropex_eval.nll import Scorer
@@ -44,6 +45,16 @@ def scorer(causal: Any) -> Scorer:
     from ropex_eval.nll import Scorer
 
     return Scorer(causal)
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    """The command line in an empty folder."""
+    from shell import Shell
+
+    return Shell.at(tmp_path, capsys, monkeypatch)
 
 
 @pytest.fixture

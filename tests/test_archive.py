@@ -54,13 +54,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, causal: Any) -> Place:
 
 
 @pytest.fixture
-def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
-    return Shell.at(tmp_path, capsys, monkeypatch)
-
-
-@pytest.fixture
 def copy(place: Place, tmp_path: Path) -> Path:
     """The run, to be damaged."""
     return Path(shutil.copytree(place.run, tmp_path / "copy"))

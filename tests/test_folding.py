@@ -19,13 +19,6 @@ IDS = tokens()
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi", "stablelm"]
 
 
-@pytest.fixture
-def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
-    return Shell.at(tmp_path, capsys, monkeypatch)
-
-
 def patched(folder: Path, out: Path, text: str, shell: Shell) -> None:
     shell.done("patch", folder, "-s", text, "-o", out, "--fold-temperature")
 

@@ -46,13 +46,6 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
-    return Shell.at(tmp_path, capsys, monkeypatch)
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_checkpoint(tmp_path / "tiny")
 

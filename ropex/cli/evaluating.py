@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add everything that `ropex eval` takes."""
     add_model(parser)
     _add_what(parser)
+    _add_tasks(parser)
     add_text(parser)
     add_device(parser)
     _add_effort(parser)
@@ -36,6 +37,10 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "none is always measured, for the others are compared with it; ropex strategies lists them",
     )
     add_definitions(group)
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is asked besides")
     group.add_argument(
         "--tasks",
         type=names,
