@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    "errors", "sizes", "headers", "rope", "strategies", "registry", "migration", "bounds", "engines",
-    "advice", "pictures", "notations", "rope_config", "tables", "window", "attention", "install",
-    "own_config", "softmax", "native", "sites", "models", "cache", "saving", "planning", "nesting",
-    "record", "applying", "verify", "warn", "patching", "shipped", "loading", "folding",
+    "errors", "sizes", "headers", "rope", "strategies", "registry", "migration", "bounds",
+    "engines", "advice", "pictures", "notations", "rope_config", "tables", "window", "attention",
+    "install", "own_config", "softmax", "native", "sites", "models", "cache", "saving", "planning",
+    "nesting", "record", "applying", "verify", "warn", "patching", "shipped", "loading", "folding",
     "checkpoint", "storage", "same", "served", "export", "doctor", "page", "compat", "families",
     "cli", "__main__",
 )  # fmt: skip

@@ -229,7 +229,6 @@ def results_of(
             "short": None,
             "evaluator": "none",
             "definitions": list(values),
-            "evaluator": "none",
         },
     }
     rows = [
