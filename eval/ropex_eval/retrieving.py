@@ -53,27 +53,37 @@ class Retriever:
         questions: What is asked.
         tokenizer: Of the model.
         out: Folder of the run.
+
+    Attributes:
+        left_out: What is not asked, and why, once `asked` has been worked out.
     """
 
     def __init__(self, study: Study, questions: Questions, tokenizer: Any, out: Path) -> None:
         self.study, self.questions, self.out = study, questions, out
-        self.tokenizer = tokenizer
+        self.tokenizer, self.left_out = tokenizer, list[str]()
 
     @cached_property
     def asked(self) -> list[tuple[Task, Context]]:
         """All contexts, task by task, the shortest first.
 
         Raises:
-            ValueError: A length is too short for a task.
+            ValueError: Every length is too short for a task.
         """
-        study, asked = self.study, self.questions
-        source = Source.of(study.skeleton, self.tokenizer, study.corpus.bos)
-        lengths = study.protocol.lengths
-        return [
-            (task, context)
-            for task in map(TASKS.__getitem__, asked.tasks)
-            for context in contexts(task, source, lengths, asked.depths, asked.samples, asked.seed)
-        ]
+        source = Source.of(self.study.skeleton, self.tokenizer, self.study.corpus.bos)
+        return [pair for name in self.questions.tasks for pair in self._of(TASKS[name], source)]
+
+    def _of(self, task: Task, source: Source) -> list[tuple[Task, Context]]:
+        """The contexts of a task, at the lengths that it fits into."""
+        asked, found = self.questions, []
+        for length in self.study.protocol.lengths:
+            given = (asked.depths, asked.samples, asked.seed)
+            try:
+                found += [(task, each) for each in contexts(task, source, [length], *given)]
+            except ValueError as error:
+                if length == self.study.protocol.lengths[-1] and not found:
+                    raise
+                self.left_out.append(str(error))
+        return found
 
     def run(
         self,

@@ -14,6 +14,7 @@ from ropex.cli import (
     checkpoints,
     doctor,
     evaluate,
+    export,
     families,
     listing,
     plan,
@@ -27,8 +28,8 @@ from ropex.cli.common import add_traceback
 from ropex.errors import UnsupportedModel
 
 _VERBS = (
-    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, doctor, listing,
-    families,
+    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, export, doctor,
+    listing, families,
 )  # fmt: skip
 
 

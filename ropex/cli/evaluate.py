@@ -145,7 +145,9 @@ def _retriever(
     questions = Questions(arguments.tasks, arguments.depths, arguments.samples)
     tokenizer = load_tokenizer(folder, trust_remote_code=arguments.trust_remote_code)
     retriever = Retriever(study, questions, tokenizer, out)
-    retriever.asked  # noqa: B018  # a length that is too short is told before any work
+    retriever.asked  # noqa: B018  # lengths that are all too short are told before any work
+    for text in retriever.left_out:
+        say(f"ropex: left out: {text}")
     return retriever
 
 
