@@ -36,6 +36,11 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name on first use, so that `import ropex` stays light (PEP 562)."""
     if name not in _HOMES:

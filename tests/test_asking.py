@@ -57,8 +57,8 @@ def test_eval_asks_and_prints_what_is_found(
     ("arguments", "message"),
     [
         (("--tasks", "wild"), "unknown task 'wild'; known: passkey, niah"),
-        (("--tasks", "passkey"), "passkey does not fit into 72 tokens"),
-        (("--lengths", "8,96"), "induction does not fit into 8 tokens"),
+        (("--tasks", "kv"), "kv does not fit into 96 tokens"),
+        (("--lengths", "8,16"), "induction does not fit into 16 tokens"),
         (("--depths", "0,2"), "depth 2.0 is not between 0"),
         (("--depths", "deep"), "'deep' are not depths; write 0,0.5,1"),
         (("--samples", "0"), "samples is 0, it must be at least 1"),
@@ -69,6 +69,13 @@ def test_what_cannot_be_asked_is_one_line_before_any_work(
     shell: Shell, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in shell.refused(*ASKED, "-o", "out", *arguments)
+
+
+def test_lengths_that_a_task_does_not_fit_into_are_left_out_with_a_word(shell: Shell) -> None:
+    status, out, err = shell(*ASKED, "--lengths", "8,96", "-s", "none", "-o", "out")
+    assert status == 0
+    assert "ropex: left out: induction does not fit into 8 tokens" in err
+    assert "L =   96" in out.partition("induction: answers found")[2]
 
 
 def test_tasks_are_listed(shell: Shell) -> None:

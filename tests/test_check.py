@@ -97,7 +97,7 @@ def test_model_without_bos_is_checked_on_request(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--length", "31"), "--length is 31, it must be at least 32"),
+        (("--length", "31"), "--length is 31, it must be from 32 to 8192"),
         (("--length", "1k"), "the longest text, book.txt, has 400 tokens"),
         (("-s", "yran"), "unknown strategy 'yran'"),
         (("--bos", "wild"), "the tokenizer of tiny has no such token"),

@@ -35,6 +35,7 @@ from ropex_eval import page
 from ropex_eval.page import words
 from ropex_eval.page.data import embed
 from ropex_eval.results import Results
+from ropex_eval.statistics import student
 
 VOID = {"br", "input", "meta"}
 EMPTY = Results({"model": {}, "data": {}})
@@ -148,7 +149,9 @@ def test_every_other_number_is_in_a_table() -> None:
     for verdict in results.verdicts:
         assert any(cell.startswith(format_size(verdict.safe)) for cell in cells)
         for step in verdict.steps:
-            assert any(cell.startswith(f"{words.signed(step.nll)}\n ± 0.018") for cell in cells)
+            half = student(11) * (step.se or 0.0)  # 12 documents
+            told = f"{words.signed(step.nll)}\n ± {half:.3f}"
+            assert any(cell.startswith(told) for cell in cells)
     for point in results.curve:
         assert point.se is not None
         assert f"{words.number(point.nll)} ± {words.number(point.se)}\n" in cells

@@ -104,7 +104,7 @@ class Archive:
         recorded = asdict(protocol)
         del recorded["excerpt"]
         about = {**self.results.about, "protocol": recorded, "warnings": numbers.warnings()}
-        return replace(self.results, about=about, **summary)
+        return replace(self.results, about=about, retrieval=(), **summary)
 
 
 def _text(folder: Path, results: Results) -> Corpus:

@@ -23,7 +23,8 @@ def verdict(strategy: str, fixed: Mapping[int, Totals], trained: int) -> Verdict
     The *safe* context is the longest up to which no doubling hurts; the *useful* context is the
     longest safe one whose last doubling helps beyond doubt. Doublings within the trained length do
     not count as hurting: there a strategy is judged by its tax, against the model as it is. A
-    verdict is decided if no test that it rests on is within its interval of the limit.
+    verdict is decided if no test that it rests on is within its interval of the limit, and if it
+    does not rest on a step over the trained length that was not measured itself.
 
     Args:
         strategy: Its text form.
@@ -38,7 +39,9 @@ def verdict(strategy: str, fixed: Mapping[int, Totals], trained: int) -> Verdict
     until = next(hurting, len(steps))
     useful = [i for i, step in enumerate(steps[:until]) if test.below(step, 0.0)]
     last = useful[-1] if useful else -1
-    unsure = [s for i, s in enumerate(steps[: until + 1]) if beyond[i] and test.near(s, HURTS)]
+    tested = list(enumerate(steps[: until + 1]))
+    unsure = [s for i, s in tested if beyond[i] and test.near(s, HURTS)]
+    skipped = until < len(steps) and steps[until].start < trained < steps[until].end
     unsure_useful = [step for step in steps[last + 1 : until] if test.near(step, 0.0)]
     wanted = [
         test.clusters_for(step, limit)
@@ -49,7 +52,7 @@ def verdict(strategy: str, fixed: Mapping[int, Totals], trained: int) -> Verdict
     return Verdict(
         strategy,
         lengths[until],
-        not unsure,
+        not unsure and not skipped,
         lengths[last + 1] if useful else None,
         not unsure and not unsure_useful,
         max(wanted, default=None),

@@ -61,6 +61,13 @@ class Corpus:
         """What definitions of perplexity need to know of an excerpt."""
         return Text(self.tokens, self.bos is not None)
 
+    def share_of(self, token: int | None) -> float:
+        """Share of the tokens that are this one; 0 if there is no such token."""
+        if token is None:
+            return 0.0
+        found = sum(int((excerpt.ids == token).sum()) for excerpt in self.excerpts)
+        return found / (len(self.excerpts) * self.tokens)
+
     @property
     def documents(self) -> list[str]:
         """Names of the documents that excerpts were taken from, in order."""

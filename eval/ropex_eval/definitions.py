@@ -192,7 +192,7 @@ _ALL = (
     ),
     Definition(
         "window_mean",
-        "the mean over windows of L tokens that move on by {stride}, a short last one like any",
+        "windows of L tokens that move on by {stride}, each counting alike, a short last one too",
         "YaRN and LongRoPE without --truncate",
         _sliding,
         "window",
@@ -220,7 +220,7 @@ _ALL = (
     ),
     Definition(
         "mean_perplexity",
-        "the mean of each excerpt's perplexity over its first L tokens",
+        "each excerpt's first L tokens, and the mean of these",
         "Hugging Face evaluate",
         _prefix,
         "excerpt",

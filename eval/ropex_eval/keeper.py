@@ -64,10 +64,16 @@ class Keeper:
             for strategy, table in {**self._others(count, tell), **self.tables}.items()
         }
         numbers = Numbers(tables, study.protocol, study.rope.trained_length)
-        about = {**study.about(corpus), "warnings": numbers.warnings()}
+        about = {**study.about(corpus), "warnings": self._warnings(numbers, count)}
         strategies = {text: _about(study, text, table) for text, table in tables.items()}
         retrieval = self._retrieval(tables)
         return Results(about, strategies, **numbers.summary(), retrieval=retrieval)
+
+    def _warnings(self, numbers: Numbers, count: int) -> list[str]:
+        found = [*self.study.warnings, *numbers.warnings()]
+        if count < len(self.study.corpus.excerpts):
+            found.insert(0, f"{count} of {len(self.study.corpus.excerpts)} excerpts are finished")
+        return found
 
     def _retrieval(self, tables: dict[str, Table]) -> tuple[Retrieval, ...]:
         """What is found, and what other starts have found in other tasks."""

@@ -37,6 +37,10 @@ class Reader:
         self.shape = Shape.of(scorer.model)
         self._largest: int | None = None  # tokens at a time, once memory has run out
 
+    def require(self, length: int) -> None:
+        """Raise a MemoryError if a text of this length does not fit, by formula."""
+        self._chunk(length)
+
     def read(self, batch: Sequence[Pass], ids: Sequence[Tensor]) -> Tensor:
         """NLL of what the passes score, `(passes, scored)`, float32.
 

@@ -85,8 +85,10 @@ def speed(shape: Shape, device: str, dtype: torch.dtype) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A time for people, such as `41 min`."""
+    """A time for people, such as `41 min` or `3 days`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.0f} days"

@@ -95,7 +95,8 @@ def run(
     todo, reader = groups(study, tables), _reader(study, effort, tell)
     effort.processes.wait()  # until all have seen what was there
     if effort.processes.agree(_lacks(tables, todo, retriever)):
-        reader()  # weights that cannot be loaded are told before a file is touched
+        # What cannot be loaded, or does not fit, is told before a file is touched.
+        reader().require(study.protocol.lengths[-1])
     begin()
     out.mkdir(parents=True, exist_ok=True)
     if fresh and effort.processes.first:

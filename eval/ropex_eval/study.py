@@ -41,6 +41,7 @@ class Study:
         trained_length: Where the config does not say.
         lift_sliding_window: As for `ropex.patch`.
         command: The command line that asks for it.
+        warnings: What a reader of the numbers should know of the text.
     """
 
     model_id: str
@@ -54,6 +55,7 @@ class Study:
     trained_length: int | None = None
     lift_sliding_window: bool = False
     command: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def rope(self) -> Rope:

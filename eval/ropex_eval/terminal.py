@@ -65,7 +65,8 @@ def _verdict(results: Results) -> str:
     rows = [_verdict_row(results, each) for each in results.verdicts]
     within = _within(results)
     shown = format_size(within) if within else format_size(trained)
-    header = ["strategy", f"tax at {shown}", "change at safe", "safe", "useful"]
+    longest = format_size(results.about["protocol"]["lengths"][-1])
+    header = ["strategy", f"tax at {shown}", "at safe", f"at {longest}", "safe", "useful"]
     lines = [
         f"verdict: how far each can be used (trained at {format_size(trained)} tokens), and its "
         f"perplexity against none at {shown}",
@@ -98,11 +99,12 @@ def _verdict_row(results: Results, verdict: Verdict) -> list[str]:
         for each in results.changes
         if each.strategy == verdict.strategy and each.definition == "fixed"
     }
-    useful = format_size(verdict.useful) if verdict.useful else "none"
+    useful = format_size(verdict.useful) if verdict.useful else "--"
     return [
         verdict.strategy,
         format_change(changes.get(("tax", _within(results)))),
         format_change(changes.get(("gain", verdict.safe))),
+        format_change(changes.get(("gain", results.about["protocol"]["lengths"][-1]))),
         format_size(verdict.safe) + ("" if verdict.safe_decided else "?"),
         useful + ("" if verdict.useful_decided else "?"),
     ]
@@ -123,14 +125,21 @@ def format_change(change: Change | None) -> str:
 
 
 def percent(nll: float, low: float | None, high: float | None) -> str:
-    """A difference of NLL as percent of perplexity, with half of its 95 % interval."""
+    """A difference of NLL as percent of perplexity, with its 95 % interval."""
     shown = 100 * math.expm1(min(nll, 700))
     if not abs(shown) < HUGE:
         return ">1e6 %" if shown > 0 else "nan"
     if low is None or high is None:
         return f"{shown:+.1f} %"
-    half = 50 * (math.expm1(min(high, 700)) - math.expm1(low))
-    return f"{shown:+.1f} ± {half:.1f} %"
+    ends = " to ".join(_percent(end) for end in (low, high))
+    return f"{shown:+.1f} % ({ends})"
+
+
+def _percent(nll: float) -> str:
+    shown = 100 * math.expm1(min(nll, 700))
+    if not abs(shown) < HUGE:
+        return ">1e6"
+    return f"{shown:+.1f}" if abs(shown) < 10 else f"{shown:+.0f}"
 
 
 def align(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:

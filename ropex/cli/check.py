@@ -8,6 +8,8 @@ from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, size
 from ropex.cli.evaluate import study_of
 from ropex.cli.evaluating import add_device, add_text
 
+_LONGEST = 8192
+
 
 def add_verbs(verbs: Verbs) -> None:
     """Add `check`."""
@@ -38,8 +40,11 @@ def _check(arguments: argparse.Namespace) -> None:
     from ropex_eval.nll import Scorer
     from ropex_eval.protocol import Protocol
 
-    if arguments.length < 32:
-        raise ValueError(f"--length is {arguments.length}, it must be at least 32")
+    if not 32 <= arguments.length <= _LONGEST:
+        raise ValueError(
+            f"--length is {arguments.length}, it must be from 32 to {_LONGEST}: each text is read "
+            "some twenty times, and all its logits are held"
+        )
     folder, skeleton, _ = read_model(arguments)
     protocol = Protocol.of((arguments.length // 2, arguments.length))
     study = study_of(arguments, folder, skeleton, protocol)

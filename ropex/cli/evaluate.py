@@ -17,11 +17,13 @@ from ropex.sizes import format_size
 if TYPE_CHECKING:
     from ropex.rope import Rope
     from ropex.strategies.base import Strategy
+    from ropex_eval.corpus import Corpus
     from ropex_eval.protocol import Protocol
     from ropex_eval.retrieving import Retriever
     from ropex_eval.study import Study
 
 _DEMO_FACTOR = 16
+_UNKNOWN = 0.01  # share of unknown tokens from which on a text is not the model's
 _DEMO = ("none", "dynamic", *(f"{name}:{_DEMO_FACTOR}" for name in (
     "linear", "ntk", "llama3", "yarn")))  # fmt: skip
 
@@ -219,6 +221,18 @@ def study_of(
         trained_length=arguments.trained_length,
         lift_sliding_window=arguments.lift_sliding_window,
         command=shlex.join(["ropex", *sys.argv[1:]]),
+        warnings=_about_text(corpus, tokenizer),
+    )
+
+
+def _about_text(corpus: Corpus, tokenizer: Any) -> tuple[str, ...]:
+    """A warning where the tokenizer cannot read the text."""
+    share = corpus.share_of(tokenizer.unk_token_id)
+    if share <= _UNKNOWN:
+        return ()
+    return (
+        f"{share:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this "
+        "text, so its perplexities say little",
     )
 
 

@@ -40,9 +40,12 @@ def _told(best: Result, results: Results) -> str:
             f"At {size(best.length)}, the {what} of {short(best.strategy)} is "
             f"{perplexity(best.perplexity)}."
         )
+    lead = next((each for each in results.winners if each.length == best.length), None)
+    chance = lead is not None and not (lead.high is not None and lead.high < 0)
+    doubt = f", which may be chance: {short(lead.second)} is next" if lead and chance else ""
     return (
         f"At {size(best.length)}, {short(best.strategy)} has the lowest {what}: "
-        f"{perplexity(best.perplexity)}{against}."
+        f"{perplexity(best.perplexity)}{against}{doubt}."
     )
 
 

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from ropex.sizes import format_size
 from ropex_eval.contexts import HURTS
 from ropex_eval.page.markup import Cell, Markup, Row, table, tag
+from ropex_eval.page.verdicts import clusters
 from ropex_eval.page.words import name, signed
 from ropex_eval.results import Results, Step
+from ropex_eval.statistics import student
 
 STEPS = (
-    f"A doubling hurts if its change, less two standard errors, is above {HURTS} nats; it helps if "
-    "the change and two standard errors are below 0. Open: more text could show harm. No harm: "
-    "neither."
+    f"A doubling hurts if its 95 % interval is above {HURTS} nats; it helps if the interval is "
+    "below 0. Open: more text could show harm. No harm: neither. Within the trained length, none "
+    "counts as hurting."
 )
 
 
@@ -22,17 +24,18 @@ def steps(results: Results, chosen: Mapping[str, str]) -> Markup:
     ends = sorted({(step.start, step.end) for each in results.verdicts for step in each.steps})
     header = ["strategy", *(f"{format_size(start)} → {format_size(end)}" for start, end in ends)]
     rows: list[Row] = []
+    errors = student(max(2, clusters(results.about) or 30) - 1)
     for each in results.verdicts:
         known = {(step.start, step.end): step for step in each.steps}
-        cells = [_step(known[pair]) if pair in known else "" for pair in ends]
+        cells = [_step(known[pair], errors) if pair in known else "" for pair in ends]
         rows.append([name(each.strategy, chosen[each.strategy]), *cells])
-    return table("Change of the loss at each doubling, in nats a token, ± 2 standard errors",
-                 header, rows)  # fmt: skip
+    caption = "Change of the loss at each doubling, in nats a token, ± half of its 95 % interval"
+    return table(caption, header, rows)
 
 
-def _step(step: Step) -> Cell:
+def _step(step: Step, errors: float) -> Cell:
     """A doubling, and which of four things it does; the words are there for who sees no colour."""
-    margin = 2 * (step.se or 0.0)
+    margin = errors * (step.se or 0.0)
     if step.se is None:
         said, kind = "no interval", None
     elif not step.nll - margin <= HURTS:  # what is not a number hurts

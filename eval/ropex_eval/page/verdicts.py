@@ -24,9 +24,9 @@ from ropex_eval.results import Change, Results, Verdict
 
 SAFE = (
     "Safe context: the same tokens are read after ever more text, doubling by doubling; the "
-    f"longest context up to which no doubling costs more than {HURTS} nats a token beyond two "
-    "standard errors. Useful context: the longest safe one whose last doubling lowers the loss by "
-    "more than two standard errors. Up to the safe context nothing grows worse; whether it is good "
+    f"longest context up to which no doubling beyond the trained length costs more than {HURTS} "
+    "nats a token beyond doubt (95 %). Useful context: the longest safe one whose last doubling "
+    "lowers the loss beyond doubt. Up to the safe context nothing grows worse; whether it is good "
     "there, tax and gain tell. A question mark: more text could change it."
 )
 TAX = (
@@ -87,14 +87,15 @@ def _certainty(verdict: Verdict, about: Mapping[str, Any]) -> str:
         for part, sure in (("safe", verdict.safe_decided), ("useful", verdict.useful_decided))
         if not sure
     ]
-    noun, read = unit(about), _clusters(about)
+    noun, read = unit(about), clusters(about)
     known = f" ({read} read)" if read else ""
     count = verdict.clusters_needed
     needed = f"about {plural(count, noun)}" if count else f"more {noun}"
     return f"{' and '.join(open_)} open: {needed} would decide{known}"
 
 
-def _clusters(about: Mapping[str, Any]) -> int | None:
+def clusters(about: Mapping[str, Any]) -> int | None:
+    """How many independent pieces of text were read; None if the run does not say."""
     data = about.get("data", {})
     count = data.get("excerpts") if unit(about) == "excerpts" else len(data.get("documents", ()))
     return count or None
