@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from ropex.models import sites
 from ropex.nesting import Applied, stack, unwind
 from ropex.own_config import keep_edits, own_configs
 from ropex.planning import Planned, plan_sites
-from ropex.record import Record
+from ropex.record import write_record
 from ropex.registry import strategy as parse_strategy
 from ropex.rope import Plan, Rope
 from ropex.saving import install_saving
@@ -217,12 +216,6 @@ class Patch:
         """The configs that the rotary modules read: one, but for an encoder and a decoder."""
         return tuple({id(site.config): site.config for site in self.sites}.values())
 
-    def _record(self, folder: Path) -> None:
-        """Write the record of this patch and of those below it."""
-        record = Record.of(self.model)
-        if record is not None:
-            record.write(folder)
-
     def _apply(self) -> None:
         with ExitStack() as undo:
             if self.changes_anything or self._lift:
@@ -235,7 +228,7 @@ class Patch:
                 if apply_attention(self, undo):
                     self.in_config = False
                 refused = None if self.in_config else str(self.strategy)
-                install_saving(self.model, self.configs, refused, self._record, undo)
+                install_saving(self.model, self.configs, refused, write_record, undo)
                 keep_edits(copies, undo)
             patches = stack(self.sites)
             patches.append(Applied.of(self))

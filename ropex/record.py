@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ropex.errors import UnsupportedModel
 from ropex.models import sites
 from ropex.nesting import stack
 from ropex.planning import Planned
@@ -91,6 +92,16 @@ class Record:
         """Write `ropex.json` into a folder."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         (folder / NAME).write_text(text, encoding="utf-8")
+
+
+def write_record(model: Any, folder: Path) -> None:
+    """Write the record of a patched model; of one that is not, or a part without rotation, none."""
+    try:
+        record = Record.of(model)
+    except UnsupportedModel:
+        return
+    if record is not None:
+        record.write(folder)
 
 
 def fingerprint(planned: tuple[Planned, ...]) -> str:

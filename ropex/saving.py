@@ -23,7 +23,7 @@ def install_saving(
     model: nn.Module,
     configs: tuple[Any, ...],
     refused: str | None,
-    record: Callable[[Path], None],
+    record: Callable[[Any, Path], None],
     undo: ExitStack,
 ) -> None:
     """Let every part of `model` that can be saved write what it computes, or refuse to.
@@ -72,11 +72,11 @@ class SaveBothNotations:
     Args:
         model: What is saved.
         configs: Those of its configs that a patch has changed.
-        record: Writes the record of the patch into a folder.
+        record: Writes the record of a patched model into a folder.
     """
 
     def __init__(
-        self, model: Any, configs: tuple[Any, ...], record: Callable[[Path], None]
+        self, model: Any, configs: tuple[Any, ...], record: Callable[[Any, Path], None]
     ) -> None:
         self.model, self.configs, self.record = model, configs, record
 
@@ -85,7 +85,7 @@ class SaveBothNotations:
         type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
-        self.record(Path(save_directory))
+        self.record(self.model, Path(save_directory))
         path = Path(save_directory) / "config.json"
         if path.is_file():
             raw = json.loads(path.read_text(encoding="utf-8"))

@@ -197,7 +197,7 @@ def test_text_is_not_split_without_a_launcher(
     if count:
         monkeypatch.setenv("WORLD_SIZE", count)
     told = shell.refused(*READ, *CP, "-o", "alone")
-    assert "--cp 2 wants as many processes, and there are 1; start it with accelerate" in told
+    assert "--cp 2 wants as many processes, and there are 1; start it with torchrun" in told
     assert launched() is ALONE
 
 

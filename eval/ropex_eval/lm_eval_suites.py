@@ -32,14 +32,17 @@ class Suites:
     limit: int | None = None
 
 
-def require_installed() -> None:
-    """Raise a ValueError if the harness is not there."""
+def require_known(tasks: Sequence[str]) -> None:
+    """Raise a ValueError if the harness is not there, or knows no such task."""
     try:
-        import lm_eval  # noqa: F401
+        from lm_eval.tasks import TaskManager
     except ImportError:
         raise ValueError(
             "--lm-eval needs lm-evaluation-harness: pip install 'lm_eval[ruler]'"
         ) from None
+    known = TaskManager()
+    if unknown := [name for name in tasks if not known.match_tasks([name])]:
+        raise ValueError(f"--lm-eval: the harness knows no task {unknown[0]!r}")
 
 
 def scores(
@@ -56,9 +59,6 @@ def scores(
 
     Returns:
         Task to metrics, as the harness names them.
-
-    Raises:
-        ValueError: The harness does not know a task.
     """
     import lm_eval
 
@@ -144,8 +144,6 @@ def _evaluated(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its libraries, and not about the model
         known = TaskManager(metadata={"tokenizer": folder, "max_seq_lengths": list(lengths)})
-        if unknown := [name for name in suites.tasks if not known.match_tasks([name])]:
-            raise ValueError(f"--lm-eval: the harness knows no task {unknown[0]!r}")
         found = lm_eval.simple_evaluate(
             model=harness_model(model, tokenizer, lengths[-1], bos),
             tasks=list(suites.tasks),

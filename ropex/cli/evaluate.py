@@ -66,14 +66,14 @@ def _eval(arguments: argparse.Namespace) -> None:
     chosen = [read_strategy(text) for text in arguments.strategy]
     out = arguments.out or Path("runs") / name_of(arguments.model)
     quiet()
-    from ropex_eval.lm_eval_suites import require_installed
+    from ropex_eval.lm_eval_suites import require_known
     from ropex_eval.processes import launched
     from ropex_eval.run import Effort, check_out, run
     from ropex_eval.terminal import render
 
     check_out(out, arguments.force)
     if arguments.lm_eval:
-        require_installed()
+        require_known(arguments.lm_eval)
     processes = launched(arguments.cp)
     folder, skeleton, rope = read_model(arguments)
     for each in chosen:  # what does not fit the model is told before any work
