@@ -22,6 +22,7 @@ from cases import (
     tiny_model,
     tokens,
 )
+from tiny_eval import tree
 from transformers import AutoModelForCausalLM
 
 import ropex
@@ -306,6 +307,44 @@ def test_a_hub_id_brings_one_kind_of_weights(
     assert find("someone/model") == tmp_path
     assert (tmp_path / stored).exists()
     assert len(asked) == (2 if stored.endswith("safetensors") else 3)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_an_interrupted_patch_leaves_nothing_or_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
+) -> None:
+    out, source = tmp_path / "out", tree(folder)
+    if existing:
+        write(folder, out, "linear:4")
+    before = tree(out) if existing else None
+    for turn in range(100):
+        left = [turn]
+        with monkeypatch.context() as patched:
+            for owner, name in ((os, "link"), (os, "replace"), (Path, "write_text")):
+                interrupt_after(patched, owner, name, left)
+            try:
+                write(folder, out, "yarn:4", force=True)
+                break
+            except KeyboardInterrupt:
+                pass
+        assert tree(folder) == source
+        assert {path.name for path in tmp_path.iterdir()} <= {"model", "out"}
+        assert (tree(out) if out.exists() else None) == before
+    assert turn > 4
+    assert config_of(out)["rope_parameters"]["rope_type"] == "yarn"
+
+
+def interrupt_after(patched: pytest.MonkeyPatch, owner: Any, name: str, left: list[int]) -> None:
+    """Stop once, at the call that counts down to 0; all the functions share one count."""
+    real = getattr(owner, name)
+
+    def stopping(*args: Any, **given: Any) -> Any:
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        return real(*args, **given)
+
+    patched.setattr(owner, name, stopping)
 
 
 @pytest.mark.parametrize("shard", ["../../etc/passwd", "/etc/passwd", "a/../../b"])

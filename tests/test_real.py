@@ -146,3 +146,15 @@ def test_perplexity_collapses_far_beyond_and_two_methods_prevent_it(local: Local
     assert far["none"] > 100
     assert far["yarn:8"] < 60
     assert far["ntk:8"] < 60
+
+
+@pytest.mark.parametrize(("text", "safe"), [("none", 512), ("yarn:2", 1024), ("yarn:4", 2048)])
+def test_safe_context_is_the_trained_length_times_the_factor(
+    scorer: Scorer, tmp_path: Path, text: str, safe: int
+) -> None:
+    lengths = [TRAINED << turn for turn in range(5) if TRAINED << turn <= 2 * safe]
+    corpus = corpus_of(lengths[-1], 24)
+    protocol, model = Protocol.of(lengths, 64, ("fixed",)), scorer.model
+    study = Study("stories", STORIES, model, lambda: model, corpus, protocol)
+    (verdict,) = start(study, tmp_path / "out", text).verdicts
+    assert verdict.safe == safe
