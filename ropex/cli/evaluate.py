@@ -48,7 +48,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from ropex.cli import build_parser
 
     strategies = [part for text in _DEMO for part in ("-s", text)]
-    options = ["--lengths", "64..4k", "--excerpts", "5", "--targets", "48"]
+    options = ["--lengths", "64..4k", "--excerpts", "8", "--targets", "48"]
     _eval(
         build_parser().parse_args(["eval", "demo", *strategies, *options, "-o", str(arguments.out)])
     )

@@ -64,7 +64,7 @@ def _row(verdict: Verdict, results: Results, style: str) -> Row:
         name(verdict.strategy, style),
         Cell(_reach(verdict, results), f"reach {style}"),
         Cell(safe, label="safe context"),
-        Cell(useful if verdict.useful is not None else "none helps", label="useful context"),
+        Cell(useful if verdict.useful is not None else "not shown", label="useful context"),
         _tax(verdict, results),
         _gain(verdict, results),
         Cell(_certainty(verdict, results.about)),
