@@ -162,6 +162,12 @@ def test_eval_runs_in_the_type_that_is_asked_for(world: World, dtype: str) -> No
     assert Results.load(Path("out")).about["model"]["dtype"] == dtype
 
 
+def test_model_that_accelerate_spreads_has_the_same_numbers(world: World) -> None:
+    assert world.eval("-s", "yarn:4", "-o", "alone")[0] == 0
+    assert world.eval("-s", "yarn:4", "--device-map", "auto")[0] == 0
+    assert Results.load(Path("out")).results == Results.load(Path("alone")).results
+
+
 def test_sliding_window_is_told_and_lifted_on_request(world: World) -> None:
     tiny_causal("mistral", sliding_window=16).save_pretrained(Path("window"))
     tiny_tokenizer().save_pretrained(Path("window"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,9 +190,8 @@ def study_of(
     device: str | None = None,
 ) -> Study:
     """Read the text; the weights, which take longer, are loaded if anything is missing."""
-    from ropex.loading import load_model, load_tokenizer
+    from ropex.loading import load_tokenizer
     from ropex_eval.corpus import load_corpus
-    from ropex_eval.memory import enough_memory
     from ropex_eval.study import Study
 
     if arguments.excerpts < 1:
@@ -201,19 +201,11 @@ def study_of(
     corpus = load_corpus(arguments.data, tokenizer, bos, protocol.excerpt, arguments.excerpts)
     device, dtype = placement(device or arguments.device, arguments.dtype)
 
-    @cache
-    def load() -> Any:
-        trust = arguments.trust_remote_code
-        with enough_memory(lambda: f"loading the model onto {device}; --dtype bfloat16 needs less"):
-            spread = arguments.device_map
-            model = load_model(folder, dtype=dtype, device_map=spread, trust_remote_code=trust)
-            return model if spread else model.to(device)
-
     return Study(
         model_id=arguments.model,
         folder=folder,
         skeleton=skeleton,
-        load=load,
+        load=_loader(arguments, folder, device, dtype),
         corpus=corpus,
         protocol=protocol,
         dtype=dtype if dtype != "auto" else own_dtype(skeleton),
@@ -223,6 +215,24 @@ def study_of(
         command=shlex.join(["ropex", *sys.argv[1:]]),
         warnings=_about_text(corpus, tokenizer),
     )
+
+
+def _loader(
+    arguments: argparse.Namespace, folder: Path, device: str, dtype: str
+) -> Callable[[], Any]:
+    """Loads the model once, when it is first needed."""
+    from ropex.loading import load_model
+    from ropex_eval.memory import enough_memory
+
+    @cache
+    def load() -> Any:
+        trust = arguments.trust_remote_code
+        with enough_memory(lambda: f"loading the model onto {device}; --dtype bfloat16 needs less"):
+            spread = arguments.device_map
+            model = load_model(folder, dtype=dtype, device_map=spread, trust_remote_code=trust)
+            return model if spread else model.to(device)
+
+    return load
 
 
 def _about_text(corpus: Corpus, tokenizer: Any) -> tuple[str, ...]:
