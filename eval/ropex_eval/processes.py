@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def launched(split_over: int = 1) -> Processes:
 
     # Without an accelerator it must be told, or it takes each process for the only one.
     state = PartialState(cpu=_accelerator() in ("cpu", "mps"))
+    # Threads of the group that outlive the interpreter may abort the process as it ends.
+    atexit.register(state.destroy_process_group)
     index, device = state.process_index, str(state.device)
     if split_over == 1:
         return Processes(index, count, device, state.wait_for_everyone)
