@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ropex_eval.definitions import Text
+from ropex_eval.files import atomically
 from ropex_eval.texts import read_texts
 
 _CHARACTERS = 16  # of a text that are read for each token; few languages and tokenizers need more
@@ -93,12 +93,8 @@ class Corpus:
             "excerpts": [[each.document, each.start] for each in self.excerpts],
         }
         ids = torch.stack([each.ids for each in self.excerpts]).to(torch.int32)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with atomically(path) as temporary:
             temporary.write_bytes(serialise({"ids": ids}, {"ropex": json.dumps(about)}))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)  # of a full disk
 
     @classmethod
     def load(cls, path: Path) -> Corpus:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ropex.sizes import format_size
 from ropex_eval.definitions import HEADLINE, explain
+from ropex_eval.files import atomically
 from ropex_eval.results import Result, Results
 from ropex_eval.terminal import HUGE, settings_of
 
@@ -27,12 +27,8 @@ def plot(results: Results, path: Path) -> None:
 
     with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure = _picture(results)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.png")
-    try:
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of a full disk
+    with atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _picture(results: Results) -> Any:

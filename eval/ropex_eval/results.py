@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ropex_eval.files import atomically
 
 SCHEMA = 2
 
@@ -267,12 +268,8 @@ _Row = TypeVar("_Row")
 
 def write(path: Path, text: str) -> None:
     """Write a text file, complete or not at all."""
-    temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
-    try:
+    with atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of a full disk
 
 
 def _json(value: Any) -> Any:

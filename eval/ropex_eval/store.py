@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from ropex_eval.files import atomically
 from ropex_eval.passes import Pass, Stretches
 
 _FORMAT = "ropex nll 2"
@@ -142,12 +142,8 @@ class Store:
         }
         about["sha256"] = _digest(tensors, about)
         path = self.path(key, batch, ids)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with atomically(path) as temporary:
             temporary.write_bytes(serialise(tensors, {"ropex": json.dumps(about)}))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         self._taken.discard(path)
         self.take(path)
 

@@ -42,6 +42,7 @@ class Study:
         lift_sliding_window: As for `ropex.patch`.
         command: The command line that asks for it.
         warnings: What a reader of the numbers should know of the text.
+        tokenizer: Of the model; only what is asked in words needs it.
     """
 
     model_id: str
@@ -56,6 +57,7 @@ class Study:
     lift_sliding_window: bool = False
     command: str | None = None
     warnings: tuple[str, ...] = ()
+    tokenizer: Any = None
 
     @cached_property
     def rope(self) -> Rope:

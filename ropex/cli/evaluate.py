@@ -85,7 +85,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         study,
         with_baseline(chosen, rope.trained_length, protocol),
         out,
-        retriever=_retriever(arguments, study, folder, out),
+        retriever=_retriever(arguments, study, out),
         effort=Effort(arguments.budget, arguments.max_memory, processes),
         force=arguments.force,
         tell=lambda text: say(f"ropex: {text}"),
@@ -109,14 +109,12 @@ def _lm_eval(
     """Run suites of lm-evaluation-harness on each patched model, and print what it finds."""
     if not arguments.lm_eval:
         return
-    from ropex.loading import load_tokenizer
     from ropex_eval.lm_eval_suites import Suites, as_rows, scores
     from ropex_eval.terminal import align
 
-    tokenizer = load_tokenizer(study.folder, trust_remote_code=arguments.trust_remote_code)
     suites = Suites(arguments.lm_eval, arguments.lm_eval_limit)
     found = {
-        str(strategy): scores(study, strategy, tokenizer, suites, out)
+        str(strategy): scores(study, strategy, study.tokenizer, suites, out)
         for strategy in with_baseline(chosen, study.rope.trained_length, study.protocol)
     }
     if not arguments.json:
@@ -134,11 +132,8 @@ def _try_on(skeleton: Any, strategy: Strategy, arguments: argparse.Namespace) ->
     ).remove()
 
 
-def _retriever(
-    arguments: argparse.Namespace, study: Study, folder: Path, out: Path
-) -> Retriever | None:
+def _retriever(arguments: argparse.Namespace, study: Study, out: Path) -> Retriever | None:
     """What is asked besides reading; None if nothing is."""
-    from ropex.loading import load_tokenizer
     from ropex_eval.retrieving import Questions, Retriever
 
     if not arguments.tasks:
@@ -146,8 +141,7 @@ def _retriever(
     if arguments.cp > 1:
         raise ValueError("--cp splits texts that are read; ask --tasks in a run without it")
     questions = Questions(arguments.tasks, arguments.depths, arguments.samples)
-    tokenizer = load_tokenizer(folder, trust_remote_code=arguments.trust_remote_code)
-    retriever = Retriever(study, questions, tokenizer, out)
+    retriever = Retriever(study, questions, study.tokenizer, out)
     retriever.asked  # noqa: B018  # lengths that are all too short are told before any work
     for text in retriever.left_out:
         say(f"ropex: left out: {text}")
@@ -214,6 +208,7 @@ def study_of(
         lift_sliding_window=arguments.lift_sliding_window,
         command=shlex.join(["ropex", *sys.argv[1:]]),
         warnings=_about_text(corpus, tokenizer),
+        tokenizer=tokenizer,
     )
 
 
