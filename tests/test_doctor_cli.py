@@ -16,6 +16,14 @@ from ropex.cli import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 INTEGER = scaled(rope_type="linear", factor=4)
+YARN: Config = {"rope_type": "yarn", "factor": 4.0}
+ORIGINAL = "original_max_position_embeddings"
+LOST = {
+    "missing": scaled(**YARN) | {"max_position_embeddings": 16384},
+    "contradicting": scaled(**YARN, **{ORIGINAL: 4096})
+    | {"max_position_embeddings": 12000, ORIGINAL: 2048},
+    "above": scaled(**YARN, **{ORIGINAL: 32768}) | {"max_position_embeddings": 16384},
+}
 
 
 class Doctor:
@@ -96,8 +104,19 @@ def test_what_cannot_be_fixed_still_fails_and_says_what_to_do(run: Doctor) -> No
     before = (run.folder / "config.json").read_bytes()
     status, out, _ = run("model", "--fix")
     assert status == 1
-    assert "To do: add the tokens that the model was trained at before it was scaled" in out
+    assert "To do: give --trained-length with the tokens that the model was trained at" in out
     assert (run.folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_trained_length_that_is_stated_mends_what_nothing_implies(run: Doctor, name: str) -> None:
+    run.write(LOST[name])
+    assert run("model", "--fix")[0] == 1
+    status, out, _ = run("model", "--fix", "--trained-length", "4k")
+    assert (status, out.splitlines()[-1]) == (0, "model: ok")
+    entry = json.loads((run.folder / "config.json").read_text())["rope_scaling"]
+    assert entry[ORIGINAL] == 4096
+    assert run("model") == (0, "model: ok\n", "")
 
 
 def test_engine(run: Doctor) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropex.cli.common import Verbs, add_verb, count, say
+from ropex.cli.common import Verbs, add_verb, count, say, size
 
 if TYPE_CHECKING:
     from ropex.doctor import Finding, Repair
@@ -35,6 +35,12 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="mend what can be mended without knowing what was meant, and keep config.json.bak",
     )
+    parser.add_argument(
+        "--trained-length",
+        type=size,
+        metavar="N",
+        help="tokens that the model was trained at, where its files do not say it; --fix writes it",
+    )
     parser.add_argument("--json", action="store_true", help="print findings for programs")
     parser.add_argument(
         "--engine", metavar="NAME", help="only what goes wrong there: transformers, vLLM, ..."
@@ -45,10 +51,11 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from ropex.doctor import Repair, diagnose, repair
 
     path, engine = _find(arguments.model, arguments.fix), _engine(arguments.engine)
+    trained = arguments.trained_length
     if arguments.fix:
-        done = repair(path, engine=engine)
+        done = repair(path, engine=engine, trained_length=trained)
     else:
-        done = Repair((), diagnose(path, engine=engine), ())
+        done = Repair((), diagnose(path, engine=engine, trained_length=trained), ())
     print(json.dumps(_describe(done), indent=2) if arguments.json else _text(done, arguments.model))
     for backup in done.backups:
         say(f"the old file is kept as {backup}")

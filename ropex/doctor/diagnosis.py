@@ -27,18 +27,21 @@ ENGINES = (*engines.ENGINES, "mlx-lm", "exllamav3", "TensorRT-LLM")
 """Whatever a finding may be about."""
 
 
-def diagnose(path: Path | str, *, engine: str | None = None) -> tuple[Finding, ...]:
+def diagnose(
+    path: Path | str, *, engine: str | None = None, trained_length: int | None = None
+) -> tuple[Finding, ...]:
     """What is wrong with a checkpoint, an adapter or a GGUF file.
 
     Args:
         path: A folder, its config.json, or a GGUF file.
         engine: Only what goes wrong there; one of `ENGINES`.
+        trained_length: Tokens that the model was trained at, where no file says it.
 
     Raises:
         FileNotFoundError: There is nothing to look at.
         ValueError: A file cannot be read safely, or there is no such engine.
     """
-    return examine(read(Path(path)), engine=engine)
+    return examine(read(Path(path), trained_length=trained_length), engine=engine)
 
 
 def examine(checkpoint: Checkpoint, *, engine: str | None = None) -> tuple[Finding, ...]:

@@ -39,8 +39,8 @@ def _missing_original(entry: Entry) -> Iterator[Problem]:
         f"the {entry.kind} type lacks {ORIGINAL}: transformers takes {MAX} for the trained length, "
         "or stops, and other engines take values of their own",
         edits,
-        f"add the tokens that the model was trained at before it was scaled; {MAX} if that was "
-        "not raised",
+        f"give --trained-length with the tokens that the model was trained at before it was scaled; "
+        f"{MAX} if that was not raised",
     )
 
 
@@ -51,21 +51,29 @@ def _original_disagrees(entry: Entry) -> Iterator[Problem]:
     if entry.kind not in _NEEDS_ORIGINAL or not inner or not root or inner == root:
         return
     edits: tuple[Edit, ...] = ()
-    if entry.factor and entry.longest:
-        right = [each for each in (inner, root) if close(each * entry.factor, entry.longest)]
-        if len(right) == 1 and right[0].is_integer() and entry.kind != "llama3":
-            new = int(right[0])
-            stated = {positive(each.raw, ORIGINAL) for each in entry.part.entries}
-            if new != inner:
-                edits = (entry.set(ORIGINAL, new),)
-            elif stated <= {inner, None}:  # else entries would pull the root to and fro
-                edits = (entry.part.set(ORIGINAL, to=new),)
+    new = _right(entry, inner, root)
+    if new is not None:
+        others = {positive(each.raw, ORIGINAL) for each in entry.part.entries}
+        if new != inner:
+            edits = (entry.set(ORIGINAL, new),)
+        elif others <= {inner, None}:  # else entries would pull the root to and fro
+            edits = (entry.part.set(ORIGINAL, to=new),)
     yield Problem(
         entry.where,
         f"{ORIGINAL} is {inner:g} here and {root:g} at the root: engines differ in which they read",
         edits,
         "write the tokens that the model was trained at in both places",
     )
+
+
+def _right(entry: Entry, *lengths: float) -> int | None:
+    """Which of two trained lengths is meant: the known one, or that which the factor confirms."""
+    if entry.part.trained in lengths:
+        return entry.part.trained
+    if not entry.factor or not entry.longest or entry.kind == "llama3":
+        return None
+    right = [each for each in lengths if close(each * entry.factor, entry.longest)]
+    return int(right[0]) if len(right) == 1 and right[0].is_integer() else None
 
 
 @on_entries
@@ -75,9 +83,11 @@ def _original_above_max(entry: Entry) -> Iterator[Problem]:
     if entry.kind not in ("yarn", "longrope") or not original or not longest:
         return
     if original > longest:
+        trained = entry.part.trained
         yield Problem(
             entry.where,
             f"{ORIGINAL} {original:g} is above {MAX} {longest:g}",
+            (entry.set(ORIGINAL, trained),) if trained and trained <= longest else (),
             advice=f"write the trained length in {ORIGINAL}, the scaled one in {MAX}",
         )
 

@@ -25,6 +25,7 @@ class Checkpoint:
         pickles: Names of pickles, where there are no safetensors; they are not opened.
         gguf: The metadata of a GGUF file.
         base: The config of an adapter's base model, where that is a folder.
+        stated: Tokens that the model was trained at, as a person says.
     """
 
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Checkpoint:
     pickles: tuple[str, ...] = ()
     gguf: Gguf | None = None
     base: dict[str, Any] | None = None
+    stated: int | None = None
 
     @property
     def target(self) -> int | None:
@@ -40,7 +42,9 @@ class Checkpoint:
 
     @property
     def trained(self) -> int | None:
-        """Tokens that it was trained at by a record, if its config carries what is recorded."""
+        """Tokens that it was trained at: as stated, or by a record that its config carries."""
+        if self.stated is not None:
+            return self.stated
         in_config = self.documents.get(RECORD, {}).get("in_config", True)
         return self._recorded("trained_length") if in_config is True else None
 
@@ -49,8 +53,12 @@ class Checkpoint:
         return None if found is None else int(found)
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, *, trained_length: int | None = None) -> Checkpoint:
     """Read a folder, its config.json, or a GGUF file.
+
+    Args:
+        path: Where it is.
+        trained_length: Tokens that the model was trained at, where no file says it.
 
     Raises:
         FileNotFoundError: There is no such path, or nothing to look at in the folder.
@@ -73,6 +81,7 @@ def read(path: Path) -> Checkpoint:
         tables=rotary_tables(folder),
         pickles=_pickles(folder),
         base=_base(folder, documents.get(ADAPTER, {})),
+        stated=trained_length,
     )
 
 

@@ -34,7 +34,9 @@ class Repair:
     backups: tuple[Path, ...]
 
 
-def repair(path: Path | str, *, engine: str | None = None) -> Repair:
+def repair(
+    path: Path | str, *, engine: str | None = None, trained_length: int | None = None
+) -> Repair:
     """Mend a checkpoint in place; what was there is kept as `config.json.bak`, or with a number.
 
     Nothing but config.json and tokenizer_config.json is ever changed.
@@ -42,9 +44,10 @@ def repair(path: Path | str, *, engine: str | None = None) -> Repair:
     Args:
         path: As for `diagnose`.
         engine: Only what goes wrong there.
+        trained_length: As for `diagnose`; it is written where it is missing.
     """
     path = Path(path)
-    before = read(path)
+    before = read(path, trained_length=trained_length)
     after, mended = repaired(before, engine=engine)
     folder = path if path.is_dir() else path.parent
     old, new = before.documents, after.documents
