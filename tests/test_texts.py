@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ropex_eval.stdlib import HELD_OUT, held_out_files, training_texts
-from ropex_eval.texts import read_texts
+from ropex.stdlib import HELD_OUT, held_out_files, training_texts
+from ropex.texts import read_texts
 
 
 def write_jsonl(path: Path, records: list[Any]) -> Path:

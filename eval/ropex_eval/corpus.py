@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from ropex.files import atomically
+from ropex.texts import read_texts
 from ropex_eval.definitions import Text
-from ropex_eval.files import atomically
-from ropex_eval.texts import read_texts
 
 _CHARACTERS = 16  # of a text that are read for each token; few languages and tokenizers need more
 
@@ -128,7 +128,7 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
     Excerpts do not overlap. Every document gives its first one before any gives a second one.
 
     Args:
-        source: See `ropex_eval.texts.read_texts`.
+        source: See `ropex.texts.read_texts`.
         tokenizer: Of the model that is measured.
         bos: Id to put in front, or None.
         length: Tokens of an excerpt.

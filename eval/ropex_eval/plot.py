@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ropex.files import atomically
 from ropex.sizes import format_size
 from ropex_eval.definitions import HEADLINE, explain
-from ropex_eval.files import atomically
 from ropex_eval.results import Result, Results
 from ropex_eval.terminal import HUGE, settings_of
 

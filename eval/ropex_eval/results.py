@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ropex_eval.files import atomically
+from ropex.files import atomically
 
 SCHEMA = 2
 

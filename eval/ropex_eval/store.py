@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ropex_eval.files import atomically
+from ropex.files import atomically
 from ropex_eval.passes import Pass, Stretches
 
 _FORMAT = "ropex nll 2"

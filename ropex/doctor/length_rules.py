@@ -39,8 +39,8 @@ def _missing_original(entry: Entry) -> Iterator[Problem]:
         f"the {entry.kind} type lacks {ORIGINAL}: transformers takes {MAX} for the trained length, "
         "or stops, and other engines take values of their own",
         edits,
-        f"give --trained-length with the tokens that the model was trained at before it was scaled; "
-        f"{MAX} if that was not raised",
+        "give --trained-length with the tokens that the model was trained at before it was "
+        f"scaled; {MAX} if that was not raised",
     )
 
 

@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ropex_eval.stdlib import held_out_files
+from ropex.stdlib import held_out_files, training_texts
 
 Text = tuple[str, str]
 """The name and the content of a document."""
 
 
-def read_texts(source: str) -> Iterator[Text]:
+def read_texts(source: str, *, split: str = "test") -> Iterator[Text]:
     """The documents of a source, one by one.
 
     Args:
         source: A text file; a folder of text files; `FILE.jsonl:FIELD`, one document a line;
             `hf:NAME`, `hf:NAME:SPLIT` or `hf:NAME:SPLIT:FIELD` for a data set through `datasets`
-            (split `test` and field `text` unless given), `NAME@CONFIG` where it has several
-            configurations; or `stdlib` for long modules of Python's own library.
+            (field `text` unless given), `NAME@CONFIG` where it has several configurations; `stdlib`
+            for long modules of Python's own library, or `stdlib-training` for its other modules.
+        split: Of a data set, where the source names none.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -29,8 +30,11 @@ def read_texts(source: str) -> Iterator[Text]:
     if source == "stdlib":
         yield from ((path.name, _read(path)) for path in held_out_files())
         return
+    if source == "stdlib-training":
+        yield from training_texts().items()
+        return
     if source.startswith("hf:"):
-        yield from _read_dataset(source)
+        yield from _read_dataset(source, split)
         return
     if not source:
         raise ValueError("the name of the text is empty")
@@ -73,15 +77,15 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
             yield f"{path.name}:{number}", _field(record, field, f"{path}, line {number}")
 
 
-def _read_dataset(source: str) -> Iterator[Text]:
+def _read_dataset(source: str, split: str) -> Iterator[Text]:
     from datasets import load_dataset
 
-    name, split, field, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
+    name, given, field, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
     name, _, config = name.partition("@")
     if not name or any(rest):
         raise ValueError(f"{source}: write hf:NAME:SPLIT:FIELD or hf:NAME@CONFIG:SPLIT:FIELD")
     try:
-        rows = load_dataset(name, config or None, split=split or "test", streaming=True)
+        rows = load_dataset(name, config or None, split=given or split, streaming=True)
         for number, record in enumerate(rows):
             yield f"{name}:{number}", _field(record, field or "text", f"{source}, row {number}")
     except (ConnectionError, FileNotFoundError) as error:
