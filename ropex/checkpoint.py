@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ropex.folding import fold, foldable
+from ropex.headers import read_json
 from ropex.loading import load_skeleton
 from ropex.models import sites
 from ropex.patching import Patch
 from ropex.record import Record
 from ropex.saving import completed
 
+_TOKENIZER = "tokenizer_config.json"
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 
@@ -37,8 +39,10 @@ def save_patched(
         temperature: What cos and sin would be multiplied by besides, folded into query weights.
 
     Raises:
-        FileExistsError: `out` exists and `force` is not set, or it is not a checkpoint.
-        ValueError: No config can say what the strategy does.
+        FileExistsError: `out` exists and `force` is not set, or it is not a checkpoint, or it
+            lies in `folder` or around it.
+        ValueError: No config can say what the strategy does, or the checkpoint has one already of
+            which that is true, or a file of it is damaged.
     """
     folded = foldable(patch) if temperature != 1 else {}
     if any(site.in_weights for site in patch.sites):
@@ -51,13 +55,14 @@ def save_patched(
             f"{patch.strategy} cannot be written into a config that transformers reads alike; "
             "apply it after loading, with ropex.patch"
         )
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_json(folder / "config.json")
     whole, part = raw.get("model_type"), patch.model.config.model_type
     if whole != part:
         raise ValueError(
             f"{folder} is a {whole} model, of which {part} is a part; ropex writes checkpoints of "
             "plain language models"
         )
+    before = Record.in_config_of(folder)
     _check_out(folder, out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -66,17 +71,17 @@ def save_patched(
         for source in _files(folder):
             _carry(source, built / source.relative_to(folder))
         _write_json(built / "config.json", completed(raw, patch.model.config, patch.configs))
-        _record(folder, patch, temperature).write(built)
-        _raise_tokenizer_limit(built / "tokenizer_config.json", patch.target_length)
+        _record(before, patch, temperature).write(built)
+        _raise_tokenizer_limit(folder, built, patch.target_length)
         _check_written(built, patch)
         if folded:
             fold(built, folded, patch.rope.dim, temperature**2)
         _put(built, out, Path(temporary) / "replaced")
 
 
-def _record(folder: Path, patch: Patch, temperature: float) -> Record:
+def _record(before: Record | None, patch: Patch, temperature: float) -> Record:
     """The record of a patch, on top of what the checkpoint itself records."""
-    found, before = Record.of(patch.model), Record.read(folder)
+    found = Record.of(patch.model)
     assert found is not None  # it is patched
     record = replace(found, folded_temperature=temperature)
     return record if before is None else record.after(before)
@@ -128,6 +133,10 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
     source, target = folder.resolve(), out.resolve()
     if source == target or target in source.parents:
         raise FileExistsError(f"{out} holds the checkpoint that is read; write elsewhere")
+    if source in target.parents:
+        raise FileExistsError(f"{out} lies in the checkpoint that is read; write elsewhere")
+    if out.is_symlink() and not out.exists():
+        raise FileExistsError(f"{out} is a link to nothing; remove it, or write elsewhere")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not _is_checkpoint(out):
             raise FileExistsError(f"{out} exists and is not a checkpoint, so it is not replaced")
@@ -141,8 +150,7 @@ def _is_checkpoint(out: Path) -> bool:
         return False
     if {path.name for path in out.iterdir() if path.is_dir()} - {_TEMPLATES}:
         return False
-    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    return isinstance(config, dict) and "model_type" in config
+    return "model_type" in read_json(out / "config.json")
 
 
 def _carry(source: Path, target: Path) -> None:
@@ -157,14 +165,15 @@ def _carry(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _raise_tokenizer_limit(path: Path, length: int) -> None:
+def _raise_tokenizer_limit(folder: Path, built: Path, length: int) -> None:
     """Let the tokenizer pass `length` tokens; engines take the smaller of the limits."""
-    if not path.is_file():
+    if not (folder / _TOKENIZER).is_file():
         return
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings.get("model_max_length", length) < length:
+    settings = read_json(folder / _TOKENIZER)
+    limit = settings.get("model_max_length")
+    if isinstance(limit, (int, float)) and limit < length:  # a tokenizer may have none
         settings["model_max_length"] = length
-        _write_json(path, settings)
+        _write_json(built / _TOKENIZER, settings)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,17 +6,17 @@ projection whose rotated rows are multiplied by it. Exact but for the rounding o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ropex.errors import UnsupportedModel
+from ropex.headers import read_json
 from ropex.patching import Patch
 from ropex.strategies.base import Strategy
 from ropex.strategies.composed import Composed
@@ -101,6 +101,7 @@ def fold(folder: Path, weights: dict[str, int], rotated: int, factor: float) -> 
 
     Raises:
         UnsupportedModel: The weights are not safetensors, or have other names.
+        ValueError: A file is damaged.
     """
     left = set(weights)
     for path in _files(folder):
@@ -118,13 +119,15 @@ def _files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return sorted(folder / Path(shard).name for shard in shards)
+    return sorted(folder / shard for shard in set(read_json(index)["weight_map"].values()))
 
 
 def _names(path: Path) -> set[str]:
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys())
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _rewrite(path: Path, weights: dict[str, int], rotated: int, factor: float) -> None:

@@ -11,7 +11,11 @@ _LARGEST_JSON = 64 * 2**20
 _DEEPEST = 64
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
 _PICKLES = (b"\x80", b"PK\x03\x04")  # a pickle; a zip of them, as torch.save writes
-_INDEX = "model.safetensors.index.json"
+# Indices of shards, by how the names of the shards end.
+_INDICES = {
+    ".safetensors": "model.safetensors.index.json",
+    ".bin": "pytorch_model.bin.index.json",
+}
 _TABLES = ("inv_freq", "cos_cached", "sin_cached")
 
 
@@ -82,9 +86,10 @@ def rotary_tables(folder: Path) -> tuple[Table, ...]:
     """Rotary tables in the safetensors files of a folder, from their headers alone.
 
     Raises:
-        ValueError: A file is not what its name says, or the index leads out of the folder.
+        ValueError: A file is not what its name says or is cut off, or an index names a file that
+            is not in the folder.
     """
-    _check_index(folder / _INDEX)
+    _check_indices(folder)
     found = []
     for path in sorted(folder.glob("*.safetensors")):
         for name, about in _header(path).items():
@@ -97,9 +102,10 @@ def check_weights(folder: Path) -> None:
     """Refuse weights that are not what their names say, before anything reads them.
 
     Raises:
-        ValueError: A file is not safetensors, or the index leads out of the folder.
+        ValueError: A file is not safetensors or is cut off, or an index names a file that is not
+            in the folder.
     """
-    _check_index(folder / _INDEX)
+    _check_indices(folder)
     for path in sorted(folder.glob("*.safetensors")):
         _header(path)
 
@@ -112,7 +118,9 @@ def _header(path: Path) -> dict[str, Any]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if 2 <= length <= min(_LARGEST_HEADER, size - 8):
-            return parse_json(file.read(length), f"the header of {path}")
+            header = parse_json(file.read(length), f"the header of {path}")
+            _check_size(path, header, size - 8 - length)
+            return header
     if start.startswith(_PICKLES):
         raise ValueError(
             f"{path} is a pickle under the name of a safetensors file; a pickle can run code when "
@@ -121,18 +129,53 @@ def _header(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is not a safetensors file: its header would have {length:,} bytes")
 
 
-def _check_index(path: Path) -> None:
-    """Raise a ValueError if the index of shards names a file outside its folder."""
-    if not path.exists():
-        return
+def _check_size(path: Path, header: dict[str, Any], size: int) -> None:
+    """Raise a ValueError unless the tensors of a file end where the file does."""
+    ends = []
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = about.get("data_offsets") if isinstance(about, dict) else None
+        if not (isinstance(offsets, list) and len(offsets) == 2 and type(offsets[1]) is int):
+            raise ValueError(f"the header of {path} does not say where {name[:60]!r} is")
+        ends.append(offsets[1])
+    if (wanted := max(ends, default=0)) != size:
+        raise ValueError(
+            f"{path} holds {size:,} bytes of tensors, and its header speaks of {wanted:,}; it is "
+            "cut off or damaged, so get it again"
+        )
+
+
+def _check_indices(folder: Path) -> None:
+    """Raise a ValueError if an index of shards names what is no file of its folder.
+
+    Missing ones are left to those who look for weights where there are none, as in the folder of a
+    model whose small files alone were fetched.
+    """
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    kinds = [kind for kind in _INDICES if any(name.endswith(kind) for name in there)]
+    for kind, index in _INDICES.items():
+        shards = _shards(folder / index) if (folder / index).exists() else set()
+        if kind in kinds[:1] and shards - there:  # of two kinds, safetensors are loaded
+            missing = min(shards - there)[:60]
+            raise ValueError(f"{folder / index} names the shard {missing!r}, which is not there")
+
+
+def _shards(path: Path) -> set[str]:
+    """The files that an index names; a ValueError where one is not beside it."""
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict):
         raise ValueError(f"{path} has no object `weight_map`, so it is not an index of shards")
-    for shard in {
-        value if isinstance(value, str) else repr(value)[:60] for value in shards.values()
-    }:
-        ways = (PurePosixPath(shard), PureWindowsPath(shard))
-        if any(way.is_absolute() or way.drive or ".." in way.parts for way in ways):
+    for shard in shards.values():
+        if not isinstance(shard, str) or not _is_bare(shard):
             raise ValueError(
-                f"{path} names the shard {shard[:60]!r}, which is outside the folder; it is refused"
+                f"{path} names the shard {str(shard)[:60]!r}, which is no file beside it; it is "
+                "refused"
             )
+    return set(shards.values())
+
+
+def _is_bare(name: str) -> bool:
+    """Whether a name stays in its folder, under every system."""
+    alone = PurePosixPath(name).name == PureWindowsPath(name).name == name
+    return alone and name not in ("", "..")

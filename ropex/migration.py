@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import yaml
 
 from ropex.registry import strategy
 from ropex.strategies.base import Strategy
+
+_LISTS_OF_FACTORS = (".csv", ".txt")
 
 
 def read_strategy(text: str) -> Strategy:
@@ -28,33 +31,109 @@ def read_strategy(text: str) -> Strategy:
     """
     if not text.startswith("@"):
         return strategy(text)
+    path, further = _named(text)
+    kind, given = _described(path)
+    joined = ",".join([*given, further] if further else given)
+    return strategy(f"{kind}:{joined}" if joined else kind)
+
+
+def require_base(text: str, base: float) -> None:
+    """Refuse the strategy of a file whose base is another than the model's.
+
+    Args:
+        text: As for `read_strategy`.
+        base: `rope_theta` of the model that is to be patched.
+
+    Raises:
+        ValueError: The file scales another base, so that the result would be another as well.
+    """
+    if not text.startswith("@"):
+        return
+    path, _ = _named(text)
+    said = {} if path.suffix in _LISTS_OF_FACTORS else _settings(path)
+    scaling = said.get("rope_scaling") or said.get("rope_parameters")
+    if not isinstance(scaling, dict):
+        return
+    entry = _entry(path, said, scaling)
+    stated = entry["rope_theta"]
+    if stated is not None and _kind(entry) != "default" and not math.isclose(float(stated), base):
+        raise ValueError(
+            f"{path} scales a base (rope_theta) of {float(stated):g}, and the model has {base:g}; "
+            f"write {read_strategy(text)} to take the strategy without the base"
+        )
+
+
+def _named(text: str) -> tuple[Path, str]:
+    """The file that `@FILE:FURTHER` names, and the further parameters."""
     name, _, further = text[1:].partition(":")
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    content = path.read_text(encoding="utf-8-sig")
-    kind, given = _described(path, content)
-    joined = ",".join([*given, further] if further else given)
-    return strategy(f"{kind}:{joined}" if joined else kind)
+    return path, further
 
 
-def _described(path: Path, content: str) -> tuple[str, list[str]]:
-    """A strategy's name and the parameters that a file gives."""
-    if path.suffix in (".csv", ".txt"):
-        return "longrope", [f"long_factor={'/'.join(_numbers(path, content))}"]
+def _content(path: Path) -> str:
     try:
-        said = yaml.safe_load(content)  # which reads JSON as well
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is neither JSON nor YAML ({type(error).__name__})") from None
-    if not isinstance(said, dict):
-        raise ValueError(f"{path} holds no settings")
-    scaling = said.get("rope_parameters") or said.get("rope_scaling")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8, so nothing to read") from None
+
+
+def _described(path: Path) -> tuple[str, list[str]]:
+    """A strategy's name and the parameters that a file gives."""
+    if path.suffix in _LISTS_OF_FACTORS:
+        return "longrope", [f"long_factor={'/'.join(_numbers(path, _content(path)))}"]
+    said = _settings(path)
+    scaling = said.get("rope_scaling") or said.get("rope_parameters")
     if isinstance(scaling, str):
         return _recipe(path, scaling, said)
     if not isinstance(scaling, dict):
         raise ValueError(f"{path} has neither rope_scaling nor rope_parameters, so nothing to read")
-    return from_entry({"rope_theta": said.get("rope_theta"), **scaling}, str(path))
+    return from_entry(_entry(path, said, scaling), str(path))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        said = yaml.safe_load(_content(path))  # which reads JSON as well
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is neither JSON nor YAML ({type(error).__name__})") from None
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} holds no settings")
+    return said
+
+
+def _entry(path: Path, said: dict[str, Any], scaling: dict[str, Any]) -> dict[str, Any]:
+    """The one entry of a config, of layers that see the whole context where there are several.
+
+    Both versions of transformers believe `rope_scaling` where both notations are there; what it
+    leaves out (in Phi-3, whose config takes few keys) is in the other.
+    """
+    other = _of_full_attention(path, said.get("rope_parameters") or {})
+    entry = _of_full_attention(path, scaling)
+    if _kind(entry) == _kind(other):
+        entry = {**other, **entry}
+    return {"rope_theta": said.get("rope_theta", other.get("rope_theta")), **entry}
+
+
+def _of_full_attention(path: Path, entries: Any) -> dict[str, Any]:
+    if not isinstance(entries, dict):
+        return {}
+    if not any(isinstance(value, dict) for value in entries.values()):
+        return entries
+    entry = entries.get("full_attention")
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{path} has an entry for each of {', '.join(entries)}, and none for full_attention, "
+            "so it is not said which to read"
+        )
+    return entry
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    return str(entry.get("rope_type") or entry.get("type") or "default")
 
 
 def from_entry(entry: dict[str, Any], where: str = "the entry") -> tuple[str, list[str]]:
@@ -65,12 +144,18 @@ def from_entry(entry: dict[str, Any], where: str = "the entry") -> tuple[str, li
         where: For messages.
 
     Raises:
-        ValueError: There is no strategy for its type.
+        ValueError: There is no strategy for its type, or for a key of it.
     """
-    kind = str(entry.get("rope_type") or entry.get("type") or "default")
-    read = _READ.get(kind)
-    if read is None:
+    kind = _kind(entry)
+    if kind not in _READ:
         raise ValueError(f"{where} has the rope type {kind!r}; known: {', '.join(_READ)}")
+    read, keys = _READ[kind]
+    for key, value in entry.items():
+        if value is not None and key not in (*keys, *_OF_THE_MODEL):
+            raise ValueError(
+                f"{where} says {key} in an entry of the type {kind}, which is not part of it; "
+                f"it takes {', '.join(keys) or 'no keys'}"
+            )
     return read(entry)
 
 
@@ -97,9 +182,21 @@ def _yarn(entry: dict[str, Any]) -> tuple[str, list[str]]:
     given = _some(entry, "factor", "beta_fast", "beta_slow", "truncate")
     if entry.get("attention_factor") is not None:
         return "yarn", [*given, *_some(entry, "attention_factor")]
+    if (relative := entry.get("attn_factor")) is not None:
+        return "yarn", [*given, f"attention_factor={_times_usual(relative, entry.get('factor'))}"]
     if entry.get("mscale") and entry.get("mscale_all_dim"):
         given += _some(entry, "mscale", "mscale_all_dim")
     return "yarn", given
+
+
+def _times_usual(relative: Any, factor: Any) -> float:
+    """What cos and sin are multiplied by where a file says it against YaRN's own, equation 22.
+
+    SGLang and jquesnelle/yarn read `attn_factor` so; transformers does not know it.
+    """
+    if not all(isinstance(value, (int, float)) and value > 0 for value in (relative, factor)):
+        raise ValueError(f"attn_factor is {relative!r} and factor {factor!r}; give numbers above 0")
+    return float(relative * (0.1 * math.log(factor) + 1))
 
 
 def _llama3(entry: dict[str, Any]) -> tuple[str, list[str]]:
@@ -107,18 +204,33 @@ def _llama3(entry: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def _longrope(entry: dict[str, Any]) -> tuple[str, list[str]]:
+    scales = {entry.get(key) for key in ("short_mscale", "long_mscale")} - {None}
+    if entry.get("attention_factor") is None and scales:
+        if len(scales) > 1:
+            raise ValueError("short_mscale and long_mscale differ, and a strategy has one of them")
+        entry = {**entry, "attention_factor": scales.pop()}
     names = ("factor", "long_factor", "short_factor", "attention_factor")
     return "longrope", _some(entry, *names)
 
 
-_READ: dict[str, Callable[[dict[str, Any]], tuple[str, list[str]]]] = {
-    "default": _default,
-    "linear": lambda entry: ("linear", _some(entry, "factor")),
-    "dynamic": lambda entry: ("dynamic", _some(entry, "factor")),
-    "yarn": _yarn,
-    "llama3": _llama3,
-    "longrope": _longrope,
-    "su": _longrope,
+# Keys that belong to the model, not to a strategy: which pairs rotate, and what it was trained at.
+_OF_THE_MODEL = (
+    "type", "rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "finetuned",
+    "original_max_position_embeddings",
+)  # fmt: skip
+_MSCALES = ("attention_factor", "mscale", "mscale_all_dim", "attn_factor")
+_LISTS = (
+    "factor", "long_factor", "short_factor", "attention_factor", "short_mscale", "long_mscale",
+)  # fmt: skip
+# Of each type: what reads it, and the keys that it reads.
+_READ: dict[str, tuple[Callable[[dict[str, Any]], tuple[str, list[str]]], tuple[str, ...]]] = {
+    "default": (_default, ()),
+    "linear": (lambda entry: ("linear", _some(entry, "factor")), ("factor",)),
+    "dynamic": (lambda entry: ("dynamic", _some(entry, "factor")), ("factor",)),
+    "yarn": (_yarn, ("factor", "beta_fast", "beta_slow", "truncate", *_MSCALES)),
+    "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
+    "longrope": (_longrope, _LISTS),
+    "su": (_longrope, _LISTS),
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ropex.notations import keeps_base, misread_by_5
 from ropex.rope import Plan, Rope
 from ropex.rope_config import carrier, write_entry
 from ropex.softmax import SOFTMAX_KEYS, same_softmax
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # transformers computes in float32, a plan in float64; a power of the base costs a few units in the
 # last place (measured: at most 7e-7 up to a base of 1e7).
 TOLERANCE = 2e-6
+_IMMENSE = 1e30  # divides a pair that does not turn; a file has no infinite number
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ def _candidates(
     if "mscale_all_dim" in latent and site.latent:
         carried |= latent
     yield carried | site.slot.beside_lists(plan.attention_scale)
-    growth = rope.inv_freq[0] / plan.inv_freq[0]
+    growth = (rope.inv_freq[0] / plan.inv_freq[0]).clamp(max=_IMMENSE)
     if old["rope_type"] in ("proportional", "linear") and growth > 1:
         yield {**old, "factor": float(growth) * float(old.get("factor") or 1)}
 
@@ -138,9 +140,12 @@ def _by_length(site: BufferSite, strategy: Strategy, rope: Rope, plan: Plan) -> 
 def _reloaded(site: BufferSite, entry: dict[str, Any], strategy: Strategy, rope: Rope) -> Any:
     """The site's config with `entry`, as it comes back from a file and builds a module.
 
-    None if the entry is empty, or if the family does not take one of its type (Phi-3 and YaRN).
+    None if the entry is empty, if the family does not take one of its type (Phi-3 and YaRN), or if
+    transformers 4 and 5 make two tables of it.
     """
-    if not entry or ("rope_theta" in entry and not site.alone):
+    family = site.config.model_type
+    alone = site.alone and not keeps_base(family)
+    if not entry or ("rope_theta" in entry and not alone) or misread_by_5(entry, family):
         return None
     config = copy.deepcopy(site.config)
     target = strategy.target_length(rope)
@@ -157,5 +162,5 @@ def _carrier(plan: Plan, rope: Rope, target: int) -> dict[str, Any]:
     # As transformers computes it in float32, so that pairs which are kept stay so to the last bit.
     places = torch.arange(0, rope.dim, 2).float() / rope.dim
     unscaled = (1.0 / rope.base**places).double()
-    divisors = (unscaled / plan.inv_freq).clamp(max=1e30)  # of a pair that does not turn: infinite
+    divisors = (unscaled / plan.inv_freq).clamp(max=_IMMENSE)
     return carrier(divisors.tolist(), plan.attention_scale, target)

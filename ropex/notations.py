@@ -19,6 +19,8 @@ _LOCAL_BASE_IN_4 = {
     "modernbert-decoder": "local_rope_theta",
     "olmo3": None,
 }
+# Those of them whose layers all have the base of the full attention in transformers 4.
+_ONE_BASE_IN_4 = frozenset({"modernbert-decoder", "olmo3"})
 # Families that take only these types of scaling, and no keys but `type` and these.
 _KEYS_IN_4 = {
     "olmo": (("linear", "dynamic"), ("factor",)),
@@ -79,9 +81,46 @@ def misread_by_4(entries: dict[str, Any], model_type: str) -> str | None:
         if misfit or kind in _REFUSED_IN_4.get(model_type, ()):
             return f"refuses to load {model_type} with this {kind} entry"
     bases = {entry["rope_theta"] for entry in each_entry(entries)}
-    if len(bases) > 1 and _LOCAL_BASE_IN_4.get(model_type, "") is None:
+    if len(bases) > 1 and one_base_in_4(model_type):
         return f"has one base for all layers of {model_type}"
     return None
+
+
+def one_base_in_4(model_type: str) -> bool:
+    """Whether transformers 4 gives all layers one base, and 5 each layer type its own."""
+    return model_type in _ONE_BASE_IN_4
+
+
+def keeps_base(model_type: str) -> bool:
+    """Whether full attention alone gets another base by a list of factors in both versions.
+
+    transformers 4 has one base for all layers, and reads lists of factors for these alone.
+    """
+    return model_type in _ONE_BASE_IN_4 - _UNSCALED_IN_4
+
+
+def misread_by_5(entry: dict[str, Any], model_type: str) -> bool:
+    """Whether transformers 5 makes another table of this entry than 4 does.
+
+    It looks for `truncate` beside the entries of the layer types, where there is none.
+    """
+    return model_type in _LOCAL_BASE_IN_4 and entry.get("truncate") is False
+
+
+def by_layer_type(entry: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The entries of transformers 5 for what 4 computes, in families that have several there.
+
+    Args:
+        entry: As transformers 4 has it; in other families it stays as it is.
+        config: Of transformers 4.
+    """
+    kind = config.model_type
+    if is_nested(entry) or kind not in _LOCAL_BASE_IN_4:
+        return entry
+    name = None if one_base_in_4(kind) else _LOCAL_BASE_IN_4[kind]
+    base = getattr(config, name) if name else entry["rope_theta"]
+    local = {"rope_type": "default", "rope_theta": base}
+    return {"full_attention": entry, "sliding_attention": local}
 
 
 def _fits_keys(entry: dict[str, Any], model_type: str) -> bool:

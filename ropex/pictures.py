@@ -191,7 +191,7 @@ def _draw_small_stretch(axis: Any, plans: dict[int, Plan], rope: Rope) -> None:
         pairs = torch.arange(len(moving))
         stretch = (rope.inv_freq / plan.inv_freq)[moving].tolist()
         axis.plot(pairs[moving].tolist(), stretch, color=f"C{index}", label=format_size(length))
-        top = max(top, 1.15 * max(stretch))
+        top = max([top, *(1.15 * each for each in stretch)])
         stopped = pairs[~moving].tolist()
         _mark_stopped(axis, stopped, top, f"C{index}")
     _scale_stretch(axis, top, ticks=5)

@@ -88,6 +88,23 @@ class Record:
             raise ValueError(f"{path} is damaged (its strategy is no text)")
         return record
 
+    @classmethod
+    def in_config_of(cls, folder: Path) -> Record | None:
+        """The record of a checkpoint that another strategy is to start from; None without one.
+
+        Raises:
+            ValueError: It is damaged, or its config says less than it, so that the strategy would
+                start from another model than the record.
+        """
+        record = cls.read(folder)
+        if record is not None and not record.in_config:
+            raise ValueError(
+                f"{folder / NAME} says {record.strategy}, which is applied after loading, and no "
+                "config can say; another strategy would start from the model without it, so "
+                f"remove {NAME} if that is what you want"
+            )
+        return record
+
     def write(self, folder: Path) -> None:
         """Write `ropex.json` into a folder."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"

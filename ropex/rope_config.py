@@ -6,7 +6,6 @@ transformers 5 stores as `rope_parameters`, and transformers 4 as `rope_theta` a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ropex.errors import UnsupportedModel
@@ -20,6 +19,12 @@ _TYPE_KEYS = frozenset({
     "short_mscale", "long_mscale", "original_max_position_embeddings", "alpha",
 })
 # fmt: on
+# Numbers of an entry: above the first, at most the second, and how that is said.
+_BOUNDS = {
+    "rope_theta": (1.0, 1e30, "a number above 1"),
+    "factor": (0.0, 1e30, "a number above 0"),
+    "partial_rotary_factor": (0.0, 1.0, "a number above 0 and at most 1"),
+}
 # Rope types whose factor multiplies `max_position_embeddings`, which must stay as trained.
 _MULTIPLIES_MAX = ("linear", "dynamic")
 
@@ -33,7 +38,7 @@ def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
 
     Raises:
         UnsupportedModel: The config has one entry per layer type, and none was named.
-        ValueError: The config does not say what the base is.
+        ValueError: The config does not say what the base is, or a number in it is none.
     """
     entry = read_entries(config)
     if layer_type:
@@ -46,18 +51,13 @@ def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
     entry.setdefault("rope_type", entry.get("type", "default"))
     if not entry.get("rope_theta"):
         raise ValueError(f"the config of {config.model_type} does not say its rope_theta; add it")
-    for key in ("rope_theta", "factor"):
-        _require_number(config, key, entry.get(key))
+    for key, (above, most, allowed) in _BOUNDS.items():
+        value = entry.get(key, getattr(config, key, None))
+        if value is not None and not (isinstance(value, (int, float)) and above < value <= most):
+            raise ValueError(
+                f"the config of {config.model_type} says {key} {value!r}; it must be {allowed}"
+            )
     return entry
-
-
-def _require_number(config: Any, key: str, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(
-            f"the config of {config.model_type} says {key} {value!r}; it must be a number above 0"
-        )
 
 
 def read_entries(config: Any) -> dict[str, Any]:

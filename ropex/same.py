@@ -14,6 +14,7 @@ from ropex.verify import probe_at, probe_logits
 
 _LONG = 64  # tokens of a text that is read as it stands
 _TOLERANCE = 1e-6
+_EPSILON = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,27 @@ class Difference:
         return f"{'ok  ' if self.same else 'FAIL'}  {self.what}: {self.largest:.2g}"
 
 
-def differences(left: Any, right: Any, trained: int, target: int) -> Iterator[Difference]:
+@dataclass(frozen=True)
+class Folded:
+    """A temperature that one model has in its query weights, and the other in cos and sin.
+
+    Attributes:
+        temperature: What cos and sin are multiplied by; weights by its square.
+        stored: The number type that the weights were rounded to.
+    """
+
+    temperature: float
+    stored: torch.dtype
+
+    @property
+    def rounding(self) -> float:
+        """How far logits may be apart, over the largest: as far as a few roundings of a weight."""
+        return max(64 * _EPSILON, 8 * torch.finfo(self.stored).eps)
+
+
+def differences(
+    left: Any, right: Any, trained: int, target: int, folded: Folded | None = None
+) -> Iterator[Difference]:
     """Compare two loaded models, which may be patched.
 
     Args:
@@ -48,19 +69,35 @@ def differences(left: Any, right: Any, trained: int, target: int) -> Iterator[Di
         right: The same, by another way.
         trained: Tokens that they were trained at.
         target: Tokens that they are to reach.
+        folded: What `right` has in its weights, and `left` has not.
     """
     rounding = 0.0 if left.dtype == right.dtype == torch.float32 else 5e-2
-    yield from _tables(left, right, target)
+    yield from _tables(left, right, target, folded)
     for name, length in (("within the trained length", trained), ("up to the target", target)):
         given = probe_at(max(length, 8))
         there = probe_logits(left, given), probe_logits(right, given)
-        yield _apart(f"logits at positions {name}", *there, _TOLERANCE + rounding)
+        yield _logits_apart(f"logits at positions {name}", *there, rounding, folded)
     texts = _logits(left, _LONG), _logits(right, _LONG)
-    yield _apart(f"logits of {_LONG} tokens in a row", *texts, _TOLERANCE + rounding)
+    yield _logits_apart(f"logits of {_LONG} tokens in a row", *texts, rounding, folded)
 
 
-def _tables(left: Any, right: Any, target: int) -> Iterator[Difference]:
-    """Cos and sin of each rotary module, at positions up to the target."""
+def _logits_apart(
+    what: str, left: Tensor, right: Tensor, rounding: float, folded: Folded | None
+) -> Difference:
+    if folded is None:
+        return _apart(what, left, right, _TOLERANCE + rounding)
+    allowed = _TOLERANCE + rounding + folded.rounding * float(left.abs().max())
+    return _apart(f"{what} (up to {allowed:.2g}: folded weights are rounded)", left, right, allowed)
+
+
+def _tables(left: Any, right: Any, target: int, folded: Folded | None) -> Iterator[Difference]:
+    """Cos and sin of each rotary module, at positions up to the target.
+
+    Those of `right` are multiplied by the temperature that it has in its weights. Its frequencies
+    are written in another way than those of `left`, so they are rounded otherwise.
+    """
+    temperature = folded.temperature if folded else 1.0
+    allowed = _TOLERANCE + (_EPSILON * target if folded else 0.0)
     pairs = (sites(left), sites(right))
     if len(pairs[0]) != len(pairs[1]):
         yield Difference("number of rotary tables", float("inf"), 0.0)
@@ -69,7 +106,7 @@ def _tables(left: Any, right: Any, target: int) -> Iterator[Difference]:
         places = probe_at(target)["position_ids"]
         turned, other = _rotations(ours, places), _rotations(theirs, places)
         if turned is not None and other is not None:
-            yield _apart(f"cos and sin of {ours}", turned, other, _TOLERANCE)
+            yield _apart(f"cos and sin of {ours}", turned, temperature * other, allowed)
 
 
 @torch.no_grad()

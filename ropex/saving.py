@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,7 +14,15 @@ from typing import Any
 from torch import nn
 
 from ropex.install import set_attribute
-from ropex.notations import each_entry, is_nested, misread_by_4, with_magnitude, written
+from ropex.notations import (
+    by_layer_type,
+    each_entry,
+    is_nested,
+    misread_by_4,
+    version_5,
+    with_magnitude,
+    written,
+)
 from ropex.rope_config import read_entries
 
 _LATENT = ("kv_lora_rank", "qk_rope_head_dim")  # of configs with latent attention
@@ -87,10 +96,19 @@ class SaveBothNotations:
             return
         self.record(self.model, Path(save_directory))
         path = Path(save_directory) / "config.json"
-        if path.is_file():
+        if path.is_file() and not _is_of_trainer(path.parent):
             raw = json.loads(path.read_text(encoding="utf-8"))
             raw = completed(raw, self.model.config, self.configs)
             path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _is_of_trainer(folder: Path) -> bool:
+    """Whether `Trainer` is to go on from this folder, which that of transformers 5 reads by itself.
+
+    It builds a config of no family from the file, and fails on `rope_theta` beside a `rope_scaling`
+    of a type that states the trained length (`_load_from_checkpoint`, 5.23).
+    """
+    return re.fullmatch(r"checkpoint-\d+", folder.name) is not None and version_5()
 
 
 def completed(raw: dict[str, Any], config: Any, patched: tuple[Any, ...]) -> dict[str, Any]:
@@ -116,6 +134,7 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
     entries = read_entries(config)
     if not is_nested(entries) and not entries["rope_theta"]:  # RoFormer, whose table is a weight
         return raw
+    entries = by_layer_type(entries, config)
     if not any(hasattr(config, name) for name in _LATENT) and not is_nested(entries):
         entries = with_magnitude(entries)
     each = each_entry(entries)

@@ -55,3 +55,8 @@ def _range(part: str) -> list[int]:
     if parse_size(step) < 1:
         raise ValueError(f"{part!r} has no step; write 1k..8k:1k")
     return list(range(low, high + 1, parse_size(step)))
+
+
+def gib(size: float) -> str:
+    """A size for people, such as `23.3 GiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"

@@ -52,6 +52,8 @@ def load(
     """
     if adapter is None and (Path(model) / ADAPTER).is_file():
         model, adapter = _base_of(Path(model)), model
+    if adapter is not None and not (Path(adapter) / ADAPTER).is_file():
+        raise FileNotFoundError(f"{adapter} holds no {ADAPTER}, so it is not an adapter")
     folder = find(str(model))
     loaded = load_model(
         folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
@@ -126,8 +128,6 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ImportError:
         raise ValueError("an adapter needs peft: pip install peft") from None
-    if not (adapter / ADAPTER).is_file():
-        raise FileNotFoundError(f"{adapter} holds no {ADAPTER}, so it is not an adapter")
     return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 

@@ -164,7 +164,9 @@ GOOD: dict[str, Config] = {
     ),
     "Gemma 7B": _config("gemma", 8192, 10000.0, head_dim=256, rope_scaling=None),
     "Gemma 2 9B": _config("gemma2", 8192, 10000.0, sliding_window=4096, head_dim=256),
-    "Gemma 3 1B": _config("gemma3_text", 32768, 1000000, rope_scaling=None, **_GEMMA_3),
+    "Gemma 3 1B": _config(
+        "gemma3_text", 32768, 1000000, rope_scaling=None, **_sizes(1152, 26, 4, 262144), **_GEMMA_3
+    ),
     "Gemma 3 4B": {
         "model_type": "gemma3",
         "text_config": {
@@ -174,8 +176,13 @@ GOOD: dict[str, Config] = {
         "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
     },
     "Gemma 3 1B, both notations": _config(
-        "gemma3_text", 32768, 1e6, rope_scaling=None, rope_parameters=_TWO_THETAS, **_GEMMA_3
+        "gemma3_text", 32768, 1e6, rope_scaling=None, rope_parameters=_TWO_THETAS,
+        **_sizes(1152, 26, 4, 262144), **_GEMMA_3,
     ),
+    "Gemma 3 4B, with its sizes": {
+        "model_type": "gemma3",
+        "text_config": _config("gemma3_text", 131072, **_sizes(2560, 34, 8, 262208)),
+    },
     "Gemma 4": _config(
         "gemma4_text", 131072, sliding_window=512,
         rope_parameters=_TWO_THETAS | {"full_attention": {

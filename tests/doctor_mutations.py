@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from doctor_configs import GOOD, Config, mutated, scaled
+from doctor_values import BAD_VALUES, CARD, LLAMA_31, ORIGINAL, YARN
 
-from doctor_configs import Config, mutated, scaled
-
-ORIGINAL = "original_max_position_embeddings"
-YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 16.0, ORIGINAL: 4096}
-CARD = "Qwen2.5 7B, YaRN of its card"
-LLAMA_31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 BOTH = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
 LISTS = {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+PHI_3 = GOOD["Phi 3 mini 128k"]["rope_scaling"]
+LLAMA_31_SCALING = GOOD["Llama 3.1 8B"]["rope_scaling"]
+UNTYPED = {key: value for key, value in LLAMA_31_SCALING.items() if key != "rope_type"}
 LONG = {"rope_type": "longrope", ORIGINAL: 4096, **LISTS}
-INF = float("inf")
-HUGE = 10**4000
 
 
-def five(theta: float = 5e5, **entry: Any) -> Config:
+def five(theta: float = 5e5, **entry: object) -> Config:
     """Llama 3 as transformers 5 alone writes it."""
     entry = {"rope_type": "default", "rope_theta": theta, **entry}
     config = mutated("Llama 3 8B", rope_parameters=entry)
@@ -28,45 +24,7 @@ def five(theta: float = 5e5, **entry: Any) -> Config:
 
 # Name, config, the rules that it breaks.
 BAD: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
-    ("entry is a text", mutated("Llama 2 7B", "rope_scaling", to="yarn"), ("not-an-entry",)),
-    ("entry is a list", mutated("Llama 2 7B", rope_parameters=[1]), ("not-an-entry",)),
-    ("no type", scaled(factor=4.0), ("missing-type",)),
-    ("unknown type", scaled(rope_type="yran", factor=4.0), ("unknown-type",)),
-    ("type of vLLM alone", scaled(type="ntk", factor=4.0), ("unknown-type",)),
-    ("type in capitals", scaled(**YARN | {"rope_type": "YaRN"}, ), ("unknown-type",)),
-    ("type is a number", scaled(rope_type=4, factor=4.0), ("unknown-type",)),
-    ("two types", scaled(type="linear", **YARN), ("type-keys-disagree",)),
-    ("misspelt factor", scaled(rope_type="linear", factr=4.0), ("misspelt-key", "missing-factor")),
-    (
-        "misspelt original length",
-        scaled(rope_type="yarn", factor=4.0, original_max_position_embedding=4096),
-        ("misspelt-key", "missing-original"),
-    ),
-    ("factor is a text", scaled(**YARN | {"factor": "16"}), ("bad-number",)),
-    ("factor is a word", scaled(**YARN | {"factor": "four"}), ("bad-number",)),
-    ("factor is a list", scaled(rope_type="linear", factor=[4.0]), ("bad-number",)),
-    ("factor is true", scaled(rope_type="linear", factor=True), ("bad-number",)),
-    ("factor is infinite", scaled(rope_type="linear", factor=INF), ("bad-number",)),
-    ("factor is not a number", scaled(rope_type="linear", factor=INF - INF), ("bad-number",)),
-    ("factor is huge", scaled(rope_type="linear", factor=HUGE), ("bad-number",)),
-    ("factor is zero", scaled(rope_type="linear", factor=0.0), ("bad-number",)),
-    ("factor is negative", scaled(rope_type="linear", factor=-4.0), ("bad-number",)),
-    ("max is a text", mutated("Llama 3 8B", max_position_embeddings="8192"), ("bad-number",)),
-    ("max is negative", mutated("Llama 3 8B", max_position_embeddings=-1), ("bad-number",)),
-    ("base is a text", mutated("Qwen3 8B", rope_theta="1e6"), ("bad-number",)),
-    ("integer factor, linear", scaled(rope_type="linear", factor=4), ("integer-factor",)),
-    ("float max", mutated("Llama 3 8B", max_position_embeddings=8192.0), ("float-length",)),
-    ("half a token", mutated("Llama 3 8B", max_position_embeddings=8192.5), ("float-length",)),
-    ("float original", mutated(CARD, "rope_scaling", ORIGINAL, to=32768.0), ("float-length",)),
-    ("upside down", scaled(rope_type="linear", factor=0.25), ("factor-below-one",)),
-    ("linear without factor", scaled(rope_type="linear"), ("missing-factor",)),
-    ("dynamic without factor", scaled(type="dynamic"), ("missing-factor",)),
-    ("factor is null", scaled(**YARN | {"factor": None}), ("missing-factor",)),
-    (
-        "factor is null, and max raised",
-        mutated("Yarn Llama 2 7B 64k", "rope_scaling", "factor", to=None),
-        ("missing-factor",),
-    ),
+    *BAD_VALUES,
     ("factor of a default", scaled(rope_type="default", factor=4.0), ("scaling-off",)),
     ("betas swapped", scaled(**YARN, beta_fast=1.0, beta_slow=32.0), ("swapped-betas",)),
     ("beta_slow above the usual", scaled(**YARN, beta_slow=64.0), ("swapped-betas",)),
@@ -104,12 +62,33 @@ BAD: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
                 **{ORIGINAL: 4096}),
         ("longrope-factor",),
     ),
+    (
+        "lists swapped",
+        mutated("Phi 3 mini 128k", rope_scaling=PHI_3 | {
+            "short_factor": PHI_3["long_factor"], "long_factor": PHI_3["short_factor"],
+        }),
+        ("swapped-lists",),
+    ),
     ("base of Llama 3 lost", mutated("Llama 3 8B", "rope_theta", remove=True), ("family-base",)),
     ("base of Llama 3 at 10000", mutated("Llama 3.1 8B", rope_theta=1e4), ("family-base",)),
     ("base of Yi at 10000", mutated("Yi 34B 200k", rope_theta=1e4), ("family-base",)),
     ("base of Qwen3 lost", mutated("Qwen3 8B", "rope_theta", remove=True), ("family-base",)),
     ("base of Nemo at 10000", mutated("Mistral Nemo", rope_theta=1e4), ("family-base",)),
-    ("base of gpt-oss lost", mutated("gpt-oss 20B", rope_theta=None), ("family-base",)),
+    ("base of gpt-oss lost", mutated("gpt-oss 20B", "rope_theta", remove=True), ("family-base",)),
+    ("base of gpt-oss null", mutated("gpt-oss 20B", rope_theta=None),
+     ("bad-number", "family-base")),
+    ("base of Gemma 3 at 10000", mutated("Gemma 3 1B", rope_theta=1e4), ("family-base",)),
+    (
+        "base of Gemma 3 at 10000, in transformers 5",
+        mutated("Gemma 3 1B, both notations", "rope_parameters", "full_attention", "rope_theta",
+                to=1e4, rope_theta=1e4),
+        ("family-base",),
+    ),
+    ("Llama 3.1 unscaled", mutated("Llama 3.1 8B", rope_scaling=None), ("family-scaling",)),
+    ("Llama 3.2 unscaled", mutated("Llama 3.2 1B", "rope_scaling", remove=True),
+     ("family-scaling",)),
+    ("Llama 3.1 unscaled, saved by transformers 5",
+     five() | {"max_position_embeddings": 131072}, ("family-scaling", "one-notation")),
     (
         "base lost in one notation",
         mutated("Llama 3 8B", rope_theta=1e4, rope_parameters={"rope_theta": 5e5}),
@@ -129,6 +108,11 @@ BAD: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
     ),
     ("lengths swapped", mutated(CARD, "rope_scaling", ORIGINAL, to=131072),
      ("original-above-max",)),
+    (
+        "llama3 with the scaled length for the trained one",
+        mutated("Llama 3.1 8B", "rope_scaling", ORIGINAL, to=131072),
+        ("original-above-max",),
+    ),
     (
         "longrope, original in the entry alone",
         mutated("Llama 2 7B", rope_scaling=LONG, max_position_embeddings=16384),
@@ -167,6 +151,14 @@ BAD: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
         ("head-dim-null",),
     ),
     ("attention factor", scaled(**YARN, attention_factor=1.0), ("yarn-attention",)),
+    (
+        "attention factor that mscale cannot say",
+        scaled(**YARN, attention_factor=1e-320),
+        ("yarn-attention",),
+    ),
+    (
+        "attn_factor that mscale cannot say", scaled(**YARN, attn_factor=1e-320), ("attn-factor",),
+    ),
     (
         "attention factor against the pair",
         scaled(**YARN, attention_factor=1.25, mscale=1.0, mscale_all_dim=1.0),
@@ -221,6 +213,24 @@ BAD: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
         ("notations-disagree",),
     ),
     (
+        "scaling without a type beside one with it",
+        mutated("Llama 3.1 8B", rope_scaling=UNTYPED,
+                rope_parameters=LLAMA_31_SCALING | {"rope_theta": 5e5}),
+        ("missing-type", "notations-disagree"),
+    ),
+    (
+        "scaling without a type beside another",
+        mutated("Llama 3.1 8B", rope_scaling=UNTYPED | {"factor": 4.0},
+                rope_parameters=LLAMA_31_SCALING | {"rope_theta": 5e5}),
+        ("missing-type", "notations-disagree"),
+    ),
+    (
+        "scaling of no known type beside another",
+        mutated("Llama 3.1 8B", rope_scaling={"type": "ntk", "factor": 8.0},
+                rope_parameters=LLAMA_31_SCALING | {"rope_theta": 5e5}),
+        ("unknown-type", "notations-disagree"),
+    ),
+    (
         "two factors",
         scaled(**YARN) | {"rope_theta": 1e4, "rope_parameters": YARN | {
             "factor": 8.0, "rope_theta": 1e4
@@ -244,47 +254,3 @@ BAD: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
     ),
     ("scaling that Nemotron ignores", mutated("Minitron", rope_scaling=YARN), ("refused-by-4",)),
 )  # fmt: skip
-
-# Those that need no person to decide: nothing is left once they are fixed.
-FIXED = frozenset(
-    {
-        "type in capitals",
-        "misspelt factor",
-        "misspelt original length",
-        "factor is a text",
-        "max is a text",
-        "base is a text",
-        "integer factor, linear",
-        "float max",
-        "float original",
-        "factor is null, and max raised",
-        "betas swapped",
-        "llama3 with a swapped ramp",
-        "base of Llama 3 lost",
-        "base of Llama 3 at 10000",
-        "base of Yi at 10000",
-        "base of Qwen3 lost",
-        "base of Nemo at 10000",
-        "base of gpt-oss lost",
-        "base lost in one notation",
-        "yarn with original at the root",
-        "two originals, one fits the factor",
-        "longrope, original in the entry alone",
-        "llama3 of another length, original in the entry alone",
-        "dynamic with a raised max",
-        "linear with a raised max",
-        "null head_dim",
-        "attention factor",
-        "attention factor against the pair",
-        "R1 0528 Qwen3 8B, as published",
-        "attention factor of longrope",
-        "saved by transformers 5",
-        "yarn, saved by transformers 5",
-        "Phi 2, saved by transformers 5",
-        "a layer type with scaling, saved by transformers 5",
-        "a part, saved by transformers 5",
-        "scaling added to a config of transformers 5",
-        "two factors",
-        "more keys than Phi-3 takes",
-    }
-)

@@ -35,8 +35,9 @@ RANGES: dict[str, SearchStrategy[Any]] = {
     "min_wavelength": st.floats(0, 1e5),
     "range_length": st.integers(1, 2**20),
 }
-# Fields of which the first must be below the second.
-ORDERED = (("beta_slow", "beta_fast"), ("alpha", "beta"))
+# Fields of which the first must be below the second, and those where it may be the same.
+ORDERED = (("beta_slow", "beta_fast"),)
+SORTED = (("alpha", "beta"),)
 
 
 @st.composite
@@ -48,10 +49,10 @@ def values(draw: DrawFn, name: str, rope: Rope | None = None) -> Strategy:
         drawn["length" if draw(st.booleans()) else "factor"] = None
         if drawn["factor"] is None and drawn["length"] is None:
             drawn["factor"] = draw(RANGES["factor"])
-    for low, high in ORDERED:
+    for low, high in (*ORDERED, *SORTED):
         if low in drawn:
             drawn[low], drawn[high] = sorted((drawn[low], drawn[high]))
-            drawn[high] += 0.5 * (drawn[low] == drawn[high])
+            drawn[high] += 0.5 * (drawn[low] == drawn[high] and (low, high) in ORDERED)
     if issubclass(cls, Yarn):
         drawn.update(together(drawn))
     return cls(**drawn)

@@ -137,10 +137,13 @@ def llama3(shape: Shape, factor: float, low: float = 1, high: float = 4) -> list
     scaled = []
     for theta in default(shape):
         wave = TURN / theta
-        smooth = (shape.length / wave - low) / (high - low)
-        between = (1 - smooth) * theta / factor + smooth * theta
-        short, long = wave < shape.length / high, wave > shape.length / low
-        scaled.append(theta if short else theta / factor if long else between)
+        if wave < shape.length / high:
+            scaled.append(theta)
+        elif wave > shape.length / low:
+            scaled.append(theta / factor)
+        else:
+            smooth = (shape.length / wave - low) / (high - low)
+            scaled.append((1 - smooth) * theta / factor + smooth * theta)
     return scaled
 
 
@@ -203,6 +206,10 @@ def giraffe_power(shape: Shape, power: float) -> list[float]:
 def giraffe_truncated(shape: Shape, length: int) -> list[float]:
     a, rho = TURN / length, TURN / (16 * length)
     return [t if t >= a else rho if t >= a / 8 else 0.0 for t in default(shape)]
+
+
+def drope(shape: Shape) -> list[float]:
+    return [0.0 for _ in default(shape)]
 
 
 def resonance(frequencies: list[float], shortest: float = 0) -> list[float]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,17 @@ from cases import (
     tokens,
 )
 from tiny_eval import tree
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import ropex
 from ropex.checkpoint import save_patched
+from ropex.families import tiny as families
 from ropex.loading import find, load_model, load_skeleton
+from ropex.notations import misread_by_4, version_5
 from ropex.saving import both_notations
 
 IDS = tokens()
+VERSION_5 = version_5()
 SAVED = (*STATIC, *BY_LENGTH_IN_CONFIG)
 
 
@@ -75,6 +76,18 @@ def test_other_families_load_alike(tmp_path: Path, kind: str, text: str) -> None
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with ropex.patch(model, text):
         assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma4_text", "lfm3"])
+def test_what_stands_still_is_written_in_finite_numbers(tmp_path: Path, kind: str) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"{kind} came with transformers 5")
+    model = families.tiny_model(kind)
+    ropex.patch(model, "drope")
+    model.save_pretrained(tmp_path)
+    content = (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert json.loads(content, parse_constant=pytest.fail)["max_position_embeddings"]
+    assert torch.equal(logits(ropex.load(tmp_path), IDS[:, :24]), logits(model, IDS[:, :24]))
 
 
 @pytest.mark.parametrize("text", SAVED)
@@ -163,8 +176,12 @@ def test_force_does_not_replace_what_is_no_checkpoint(folder: Path, tmp_path: Pa
         write(folder, tmp_path / "home", "yarn:4", force=True)
     with pytest.raises(FileExistsError, match="that is read"):
         write(folder, folder, "yarn:4", force=True)
-    with pytest.raises(FileExistsError, match="that is read"):
-        write(folder, tmp_path, "yarn:4", force=True)
+    for out in (tmp_path, folder / "inside"):
+        with pytest.raises(FileExistsError, match="that is read"):
+            write(folder, out, "yarn:4", force=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="link is a link to nothing; remove it"):
+        write(folder, tmp_path / "link", "yarn:4", force=True)
     assert (tmp_path / "home" / "thesis.tex").read_text(encoding="utf-8") == "years of work"
 
 
@@ -199,6 +216,17 @@ def test_a_scaling_that_transformers_4_ignores_is_a_warning() -> None:
     config = tiny_config("nemotron", **rope_settings(rope_type="linear", factor=2.0))
     with pytest.warns(UserWarning, match="transformers 4 ignores any scaling of nemotron"):
         both_notations({}, config)
+
+
+@pytest.mark.parametrize("kind", ["olmo3", "modernbert-decoder"])
+@pytest.mark.parametrize("local", [1e4, 2e4])
+def test_two_bases_where_transformers_4_has_one_are_a_warning(kind: str, local: float) -> None:
+    entries = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "sliding_attention": {"rope_type": "default", "rope_theta": local},
+    }
+    said = f"has one base for all layers of {kind}"
+    assert misread_by_4(entries, kind) == (None if local == 1e4 else said)
 
 
 def test_a_part_of_a_model_is_saved_in_both_notations(tmp_path: Path) -> None:
@@ -271,19 +299,19 @@ def test_a_patch_of_a_skeleton_lives_on_when_weights_arrive(folder: Path) -> Non
 
 
 def test_a_file_of_version_5_alone_is_read_right(tmp_path: Path) -> None:
-    theta = 5e5
-    tiny_model("llama", **rope_settings(theta)).save_pretrained(tmp_path)
-    raw = config_of(tmp_path)
+    theta, path = 5e5, tmp_path / "model"
+    tiny_model("llama", **rope_settings(theta)).save_pretrained(path)
+    raw = config_of(path)
     if "rope_theta" in raw:
         raw["rope_parameters"] = {"rope_type": "default", "rope_theta": raw.pop("rope_theta")}
         del raw["rope_scaling"]
-        (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    assert set(config_of(tmp_path)).isdisjoint({"rope_theta", "rope_scaling"})
-    assert ropex.rope_of(load_model(tmp_path)).base == theta
-    assert ropex.rope_of(load_skeleton(tmp_path)).base == theta
-    write(tmp_path, tmp_path / "out", "yarn:4")
+        (path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    assert set(config_of(path)).isdisjoint({"rope_theta", "rope_scaling"})
+    assert ropex.rope_of(load_model(path)).base == theta
+    assert ropex.rope_of(load_skeleton(path)).base == theta
+    write(path, tmp_path / "out", "yarn:4")
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    model = load_model(tmp_path)
+    model = load_model(path)
     with ropex.patch(model, "yarn:4"):
         assert torch.equal(logits(loaded, IDS), logits(model, IDS))
 
@@ -345,88 +373,3 @@ def interrupt_after(patched: pytest.MonkeyPatch, owner: Any, name: str, left: li
         return real(*args, **given)
 
     patched.setattr(owner, name, stopping)
-
-
-@pytest.mark.parametrize("shard", ["../../etc/passwd", "/etc/passwd", "a/../../b"])
-def test_a_shard_outside_the_folder_is_refused(folder: Path, shard: str) -> None:
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": shard}}
-    path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(ValueError, match="outside the folder; it is refused"):
-        find(str(folder))
-
-
-@pytest.mark.parametrize("start", [b"\x80\x04", b"PK\x03\x04"])
-def test_a_pickle_under_another_name_is_refused(folder: Path, start: bytes) -> None:
-    (folder / "model.safetensors").write_bytes(start + bytes(100))
-    with pytest.raises(ValueError, match="is a pickle under the name of a safetensors file"):
-        find(str(folder))
-
-
-def test_what_is_no_checkpoint_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no config"):
-        find(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="neither a folder nor a model of the hub"):
-        find("nobody/nothing")
-
-
-# Set where the other transformers is installed, to its Python.
-OTHER = os.environ.get("ROPEX_OTHER_PYTHON")
-_LOAD = """
-import sys, torch
-from pathlib import Path
-from transformers import AutoModelForCausalLM
-ids = torch.load(Path(sys.argv[1]) / "ids.pt")
-for folder in sorted(Path(sys.argv[1]).glob("out-*")):
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    with torch.no_grad():
-        torch.save(model(ids, use_cache=False).logits, folder / "logits.pt")
-"""
-_TEXTS = (
-    "none",
-    "yarn:4",
-    "linear:1.7",
-    "ntk:4",
-    "dynamic:4",
-    "llama3:4",
-    "linear:2+yarn:2",
-    "clip:4",
-)
-_OTHERS = ("mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "stablelm", "glm", "mixtral")
-_SAVED = ("proportional", "clip:4", "yarn:4", "linear:1.7", "ntk:4", "linear:2+yarn:2")
-_CASES: list[tuple[str, str, str, dict[str, Any]]] = [
-    *(("llama", text, "written", {}) for text in _TEXTS),
-    *((kind, "yarn:4", "written", {}) for kind in _OTHERS),
-    *(("gpt_neox", "yarn:4", way, {"rotary_pct": 0.5}) for way in ("written", "saved")),
-    *(("llama", text, "saved", {}) for text in _SAVED),
-]
-
-
-@pytest.fixture(scope="module")
-def loaded_by_other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case written here, and its logits computed by the other transformers."""
-    if OTHER is None:
-        pytest.skip("ROPEX_OTHER_PYTHON names no other transformers")
-    assert Path(OTHER) != Path(sys.executable)
-    folder = tmp_path_factory.mktemp("both")
-    torch.save(IDS, folder / "ids.pt")
-    for number, (kind, text, way, changes) in enumerate(_CASES):
-        model = tiny_model(kind, **changes)
-        model.save_pretrained(folder / f"model-{number}")
-        if way == "written":
-            write(folder / f"model-{number}", folder / f"out-{number}", text)
-        else:
-            ropex.patch(model, text)
-            model.save_pretrained(folder / f"out-{number}")
-    subprocess.run([OTHER, "-c", _LOAD, str(folder)], check=True, capture_output=True)
-    return folder
-
-
-@pytest.mark.parametrize(("number", "case"), list(enumerate(_CASES)), ids=str)
-def test_the_other_version_of_transformers_loads_the_same(
-    loaded_by_other: Path, number: int, case: tuple[str, str, str, dict[str, Any]]
-) -> None:
-    model = load_model(loaded_by_other / f"model-{number}")
-    with ropex.patch(model, case[1]):
-        wanted = logits(model, IDS)
-    assert torch.equal(torch.load(loaded_by_other / f"out-{number}" / "logits.pt"), wanted)

@@ -100,7 +100,7 @@ def test_what_is_said_is_derived_from_the_class(name: str, line: str) -> None:
 def test_page_is_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["strategies", "--page", str(tmp_path / "new")]) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == ("", f"written: {tmp_path}/new/strategies.md and 28 pictures\n")
+    assert (out, err) == ("", f"written: {tmp_path}/new/strategies.md and 29 pictures\n")
     assert (tmp_path / "new/strategies.md").read_text(encoding="utf-8") == PAGE
     names = [path.name for path in sorted((tmp_path / "new/strategies").iterdir())]
     assert names == [path.name for path in sorted((DOCS / "strategies").iterdir())]

@@ -7,7 +7,9 @@ import math
 
 import pytest
 from doctor_configs import GOOD, NOTED, Config, mutated
-from doctor_mutations import BAD, CARD, FIXED, ORIGINAL
+from doctor_fixed import FIXED
+from doctor_mutations import BAD
+from doctor_values import CARD, ORIGINAL
 
 from ropex.doctor import ENGINES, RULES, Checkpoint, examine, repaired
 from ropex.doctor.version_4 import BASE_IN_4
@@ -73,6 +75,12 @@ def test_fixes_are_what_the_rest_of_the_config_says() -> None:
     assert entry["attention_factor"] == pytest.approx(1.0, abs=1e-12)
     assert 0.1 * entry["mscale"] * math.log(4.0) + 1 == pytest.approx(1.0, abs=1e-12)
     assert entry["mscale_all_dim"] == 0.0
+    untyped = fixed("scaling without a type beside one with it")
+    assert untyped["rope_scaling"] == GOOD["Llama 3.1 8B"]["rope_scaling"]
+    assert untyped["rope_parameters"] == untyped["rope_scaling"] | {"rope_theta": 5e5}
+    assert fixed("more than all, a text") == cases["more than all, a text"]
+    assert fixed("lists swapped") == GOOD["Phi 3 mini 128k"]
+    assert fixed("truncate is a text") == GOOD["gpt-oss 20B"]
     added = fixed("scaling added to a config of transformers 5")
     assert added["rope_parameters"] == added["rope_scaling"] | {"rope_theta": 5e5}
 
@@ -105,6 +113,46 @@ def test_engines_are_those_that_go_wrong(name: str, engines: tuple[str, ...]) ->
 def test_integer_factor_of_yarn_is_a_note_that_is_fixed() -> None:
     [finding] = examine(checkpoint(mutated(CARD, "rope_scaling", "factor", to=4)))
     assert (finding.rule, finding.severity, finding.fixable) == ("integer-factor", "note", True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scaling without a type beside one with it", "scaling without a type beside another",
+        "scaling of no known type beside another",
+    ],
+)  # fmt: skip
+def test_a_right_entry_is_not_replaced_by_one_that_nobody_can_read(name: str) -> None:
+    [config] = [config for each, config, _ in BAD if each == name]
+    after = repaired(checkpoint(config))[0].documents["config.json"]
+    assert after["rope_parameters"] == config["rope_parameters"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        mutated("Llama 3 8B", max_position_embeddings=131072, rope_theta=8e6),
+        mutated("Llama 3 8B", max_position_embeddings=16384),
+        mutated("Llama 3.1 8B", rope_scaling=None, vocab_size=128258),
+        mutated("Llama 3.1 8B", rope_scaling={"rope_type": "linear", "factor": 16.0}),
+        mutated("Llama 3.1 8B", "rope_scaling", ORIGINAL, to=8192, max_position_embeddings=8192),
+        mutated("Yi 6B", num_hidden_layers=48, rope_theta=1e4),
+        mutated("Gemma 3 1B", "rope_theta", remove=True),
+        mutated("MiniCPM3 4B", "rope_scaling", "long_factor", to=[1.0] * 16),
+    ],
+)
+def test_what_resembles_a_family_is_not_blamed(config: Config) -> None:
+    assert broken(config) == ()
+
+
+def test_a_stated_length_settles_what_llama3_leaves_open() -> None:
+    cases = {name: config for name, config, _ in BAD}
+    unscaled = cases["Llama 3.1 unscaled"]
+    scaled_length = cases["llama3 with the scaled length for the trained one"]
+    assert examine(Checkpoint({"config.json": unscaled}, stated=131072)) == ()
+    after, mended = repaired(Checkpoint({"config.json": scaled_length}, stated=8192))
+    assert [each.rule for each in mended] == ["original-above-max"]
+    assert after.documents["config.json"] == GOOD["Llama 3.1 8B"]
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.25])

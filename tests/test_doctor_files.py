@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import stat
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,8 @@ def test_shard_outside_the_folder_is_refused(folder: Path, shard: Any) -> None:
     (folder / INDEX).write_text(
         json.dumps({"weight_map": {"a": "model-1.safetensors", "b": shard}})
     )
-    if shard == 7:
-        assert rules(folder) == []
-    else:
-        with pytest.raises(ValueError, match="is outside the folder; it is refused"):
-            diagnose(folder)
+    with pytest.raises(ValueError, match="is no file beside it; it is refused"):
+        diagnose(folder)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +243,20 @@ def test_repair_overwrites_no_backup(folder: Path) -> None:
     assert repair(folder / "config.json").backups == (folder / "config.json.bak.2",)
     assert (folder / "config.json.bak").read_text() == "precious"
     assert not (folder / "nowhere").exists()
+
+
+@pytest.mark.parametrize("room", [-1, 0])
+def test_repair_on_a_full_disk_leaves_all_as_it_was(folder: Path, room: int) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(scaled(rope_type="linear", factor=4)))  # the backup is shorter
+    before, limits = tree(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            repair(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree(folder) == before
 
 
 def test_repair_for_one_engine_leaves_the_rest(folder: Path) -> None:

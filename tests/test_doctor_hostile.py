@@ -42,13 +42,14 @@ lengths = st.sampled_from((2048, 4096, 4096.0, 8192, 16384))
 plausible = st.fixed_dictionaries(
     {"rope_type": st.sampled_from(TYPES)},
     optional={
-        "factor": st.sampled_from((1.0, 2, 2.0, 4.0)), "attention_factor": st.floats(0.5, 2),
-        "attn_factor": st.floats(0.5, 2), "original_max_position_embeddings": lengths,
+        "factor": st.sampled_from((1.0, 2, 2.0, 4.0)), "attention_factor": st.floats(0, 2),
+        "attn_factor": st.floats(0, 2), "original_max_position_embeddings": lengths,
         "rope_theta": st.sampled_from((1e4, 5e5, "1e6")), "type": st.sampled_from(TYPES),
         "beta_fast": st.sampled_from((1, 32.0)), "beta_slow": st.sampled_from((1, 32.0)),
         "factr": st.floats(), "mscale": st.floats(0, 2), "mscale_all_dim": st.floats(0, 2),
         "low_freq_factor": st.floats(1, 4), "high_freq_factor": st.floats(1, 4),
-        "short_factor": st.just([1.0] * 4), "long_factor": st.just([1.0] * 4),
+        "short_factor": st.just([1.0] * 4), "truncate": scalars,
+        "long_factor": st.sampled_from(([1.0] * 4, [0.5] * 4, [2.0] * 4)),
     },
 )  # fmt: skip
 pair = st.fixed_dictionaries({"full_attention": plausible, "sliding_attention": plausible})

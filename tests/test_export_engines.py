@@ -35,12 +35,12 @@ def llama3(entry: Config) -> list[float]:
     found = []
     for f in unscaled(entry["rope_theta"]):
         turns = entry["original_max_position_embeddings"] * f / (2 * math.pi)
-        share = (turns - low) / (high - low)
         if turns < low:
             found.append(f / entry["factor"])
         elif turns > high:
             found.append(f)
         else:
+            share = (turns - low) / (high - low)
             found.append((1 - share) * f / entry["factor"] + share * f)
     return found
 

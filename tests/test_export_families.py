@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import transformers
-from cases import TRAINED, tiny_config
+from cases import TRAINED, rope_settings, tiny_config
+from test_export_engines import llama3
 from test_export_golden import write_config
 
 from ropex.export import ENGINES, Export, exports
@@ -98,6 +99,18 @@ def test_the_text_part_of_a_larger_model_is_named(tmp_path: Path) -> None:
         assert list(config) == ["text_config"]
 
 
+def test_the_step_of_llama_4_is_what_its_config_says(tmp_path: Path) -> None:
+    entry = {
+        "rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
+        "original_max_position_embeddings": TRAINED,
+    }  # fmt: skip
+    settings = rope_settings(1e4, **entry) | {"max_position_embeddings": 16 * TRAINED}
+    wanted = read(saved(tmp_path, tiny.tiny_config("llama4_text", **settings)))
+    assert wanted.inv_freq.tolist() == pytest.approx(llama3(entry | {"rope_theta": 1e4}), rel=1e-12)
+    assert expressible(wanted) == set(ENGINES) - {"llama.cpp"}
+    assert {each.exactness for each in exports(wanted)} == {"exact", "not expressible"}
+
+
 @only_5
 def test_what_version_4_ignores_is_refused_for_it(tmp_path: Path) -> None:
     wanted = read(saved(tmp_path, tiny.tiny_config("dbrx")), "yarn:4")
@@ -142,3 +155,15 @@ def test_old_files_without_lengths_are_read_as_transformers_does(tmp_path: Path,
         override = json.loads(found["vllm"].flags[1])
         assert override["max_position_embeddings"] == 4 * TRAINED
         assert override["rope_parameters"]["original_max_position_embeddings"] == TRAINED
+
+
+@pytest.mark.parametrize("length", [-5, 1])
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic"])
+def test_a_length_that_no_model_has_is_refused(tmp_path: Path, kind: str, length: int) -> None:
+    entry = {} if kind == "default" else {"rope_type": kind, "factor": 4.0}
+    settings = {"max_position_embeddings": length} | rope_settings(1e4, **entry)
+    folder = write_config(tmp_path, **settings)
+    said = f"^config.json has a length of {length} tokens, it must be at least 2; correct it there"
+    for given in (None, TRAINED) if kind == "default" else (None,):
+        with pytest.raises(ValueError, match=said):
+            read(folder, trained_length=given)

@@ -78,7 +78,9 @@ def answers(wanted: Wanted) -> list[Export]:
     return [each for each in exports(wanted) if not each.engine.startswith("transformers")]
 
 
-@pytest.mark.parametrize("text", [*STATIC, "yarn:1.7", "yarn:factor=1.7,attention_factor=1"])
+@pytest.mark.parametrize(
+    "text", [*STATIC, "yarn:1.7", "yarn:factor=1.7,attention_factor=1", "llama3:16,beta=1"]
+)
 def test_every_engine_computes_a_static_strategy(folder: Path, text: str) -> None:
     wanted, raw = read(folder, text), raw_config(folder)
     length = wanted.target_length

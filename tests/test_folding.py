@@ -38,6 +38,32 @@ def test_folded_weights_compute_the_temperature(shell: Shell, tmp_path: Path, fa
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_folded_weights_are_verified_up_to_their_rounding(
+    shell: Shell, tmp_path: Path, family: str
+) -> None:
+    tiny_model(family).save_pretrained(tmp_path / "model")
+    patched(tmp_path / "model", tmp_path / "out", "yarn:4", shell)
+    told = shell.done("verify", "model", "out", "-s", "yarn:4").splitlines()
+    assert [line[:4] for line in told] == ["ok  "] * 4
+    assert all("folded weights are rounded" in line for line in told[1:])
+    assert shell("verify", "model", "out", "-s", "linear:4")[0] == 1
+    source, name = tmp_path / "model", "model.safetensors"
+    (tmp_path / "out" / name).write_bytes((source / name).read_bytes())  # nothing folded
+    status, out, _ = shell("verify", "model", "out", "-s", "yarn:4")
+    assert status == 1
+    assert [line[:4] for line in out.splitlines()] == ["ok  ", "FAIL", "FAIL", "FAIL"]
+
+
+def test_a_damaged_file_is_told(shell: Shell, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    header = b'{"a": {"dtype": "nothing", "shape": [1], "data_offsets": [0, 4]}}'
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "model" / "model.safetensors").write_bytes(content)
+    told = shell.refused("patch", "model", "-s", "yarn:4", "-o", "out", "--fold-temperature")
+    assert "model.safetensors is damaged" in told
+
+
 def test_only_the_files_that_hold_queries_are_rewritten(shell: Shell, tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model", max_shard_size="12KB")
     patched(tmp_path / "model", tmp_path / "out", "yarn:4", shell)

@@ -19,10 +19,11 @@ from tiny_eval import (
 )
 from torch import Tensor
 
+from ropex.sizes import gib
 from ropex_eval import measure, nll
 from ropex_eval.feed_forward import ROWS
 from ropex_eval.measure import Reader
-from ropex_eval.memory import Shape, chunk_for, gib, is_out_of_memory, parse_bytes
+from ropex_eval.memory import Shape, chunk_for, is_out_of_memory, parse_bytes
 from ropex_eval.nll import BYTES_PER_LOGIT, ROWS_BYTES, Scorer
 from ropex_eval.passes import Pass
 from ropex_eval.protocol import Protocol

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import STATIC, TRAINED, tiny_model
+from shell import Shell
 
 import ropex
 from ropex.checkpoint import save_patched
 from ropex.loading import load_skeleton
-from ropex.migration import read_strategy
+from ropex.migration import read_strategy, require_base
 
 YARN = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "finetuned": True}
 LLAMA3 = {
@@ -45,6 +48,31 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "Phi-3": (
         {"rope_scaling": {"type": "su", **LISTS}},
         "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5",
+    ),
+    "PhiMoE": (
+        {"rope_scaling": {"type": "longrope", **LISTS, "short_mscale": 1.2, "long_mscale": 1.2}},
+        "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5,attention_factor=1.2",
+    ),
+    "a factor of YaRN's own temperature": (
+        {"rope_scaling": {**QWEN, "attn_factor": 0.8}},
+        f"yarn:factor=4,attention_factor={0.8 * (0.1 * math.log(4) + 1)}",
+    ),
+    "layers that differ": (
+        {"rope_parameters": {"full_attention": QWEN, "sliding_attention": LARGER_BASE}}, "yarn:4",
+    ),
+    "both, of which transformers takes the older": (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": LARGER_BASE},
+        "linear:2",
+    ),
+    "both, for layers that differ": (
+        {"rope_scaling": QWEN, "rope_parameters": {"full_attention": LARGER_BASE}}, "yarn:4",
+    ),
+    "both, of which the older lacks keys": (
+        {
+            "rope_scaling": {"type": "longrope", "long_factor": [2.0, 4.0]},
+            "rope_parameters": {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.1},
+        },
+        "longrope:factor=1,long_factor=2/4,attention_factor=1.1",
     ),
     "LLaMA-Factory": ({"rope_scaling": "yarn", "cutoff_len": 32768}, "yarn:length=32k"),
     "its linear": ({"rope_scaling": "linear", "cutoff_len": 8192}, "linear:length=8k"),
@@ -93,6 +121,32 @@ def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: s
         ("config.json", '{"rope_scaling": {"type": "magic"}}', "rope type 'magic'; known: default"),
         ("config.json", '{"rope_scaling": {"type": "linear"}}', "a factor or a target length"),
         ("config.json", '{"rope_scaling": {"type": "linear", "factor": "x"}}', "factor is 'x'"),
+        ("config.json", "[" * 3000 + "]" * 3000, "config.json is nested too deeply"),
+        (
+            "config.json",
+            '{"rope_scaling": {"factor": 2}}',
+            "in an entry of the type default",
+        ),
+        (
+            "config.json",
+            '{"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}',
+            "says alpha in an entry of the type dynamic, .*; it takes factor",
+        ),
+        (
+            "config.json",
+            '{"rope_parameters": {"main": {"rope_type": "linear", "factor": 2}}}',
+            "an entry for each of main, and none for full_attention",
+        ),
+        (
+            "config.json",
+            '{"rope_scaling": {"type": "longrope", "short_mscale": 1, "long_mscale": 2}}',
+            "short_mscale and long_mscale differ",
+        ),
+        (
+            "config.json",
+            '{"rope_scaling": {"type": "yarn", "attn_factor": 1}}',
+            "attn_factor is 1 and factor None; give numbers above 0",
+        ),
         ("t.yaml", "rope_scaling: magic\ncutoff_len: 4096", "known: linear, dynamic"),
         ("t.yaml", "rope_scaling: linear", "no cutoff_len"),
         ("f.csv", "a,b,c", "no list of factors"),
@@ -110,3 +164,49 @@ def test_files_that_say_nothing_are_told(
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_strategy(f"@{tmp_path / 'nothing.csv'}")
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "factors.csv").write_bytes(b"\xff\xfe1.0")
+    with pytest.raises(ValueError, match=r"factors\.csv is no text in UTF-8"):
+        read_strategy(f"@{tmp_path / 'factors.csv'}")
+
+
+@pytest.mark.parametrize(
+    ("content", "base"),
+    [
+        ({"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}}, 1e6),
+        ({"rope_theta": "1e6", "rope_scaling": QWEN}, 1e6),
+        ({"rope_parameters": {"full_attention": {**QWEN, "rope_theta": 5e5}}}, 5e5),
+        ({"rope_parameters": LARGER_BASE}, None),  # the base is the strategy
+        ({"rope_scaling": QWEN}, None),
+        ({"rope_scaling": "yarn", "cutoff_len": 32768}, None),
+    ],
+)
+def test_the_strategy_of_a_file_is_refused_on_another_base(
+    tmp_path: Path, content: Any, base: float | None
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    require_base(f"@{path}", base or 1e4)
+    if base is None:
+        return
+    chosen = read_strategy(f"@{path}")
+    said = f"(rope_theta) of {base:g}, and the model has 10000; write {chosen} to take"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        require_base(f"@{path}", 1e4)
+
+
+def test_texts_and_lists_of_factors_have_no_base(tmp_path: Path) -> None:
+    (tmp_path / "factors.csv").write_text("1.0,2.0", encoding="utf-8")
+    require_base("yarn:4", 1e4)
+    require_base(f"@{tmp_path / 'factors.csv'}:factor=8", 1e4)
+
+
+@pytest.mark.parametrize("verb", [("patch", "-o", "out"), ("show",), ("verify", "model")])
+def test_every_verb_refuses_it(shell: Shell, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    content = {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    (tmp_path / "other.json").write_text(json.dumps(content), encoding="utf-8")
+    told = shell.refused(verb[0], "model", *verb[1:], "-s", "@other.json")
+    assert "write linear:2" in told

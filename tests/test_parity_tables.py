@@ -51,6 +51,7 @@ STATIC: dict[str, dict[str, Any]] = {
     "llama3:4": LLAMA3,
     "llama3:1.7": {**LLAMA3, "factor": 1.7},
     "llama3:4,alpha=2,beta=8": {**LLAMA3, "low_freq_factor": 2.0, "high_freq_factor": 8.0},
+    "llama3:16,beta=1": {**LLAMA3, "factor": 16.0, "high_freq_factor": 1.0},  # as Llama 4
     "ntk_by_parts:4": {**LLAMA3, "high_freq_factor": 32.0},
     f"longrope:4,{LISTS},{LISTS.replace('long', 'short')}": {**LONGROPE, "short_factor": LONG},
 }  # fmt: skip

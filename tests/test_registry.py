@@ -70,7 +70,7 @@ def test_every_length_survives_its_text(length: int) -> None:
     ("text", "message"),
     [
         ("yran:4", "unknown strategy 'yran'; did you mean 'yarn'?"),
-        ("zzz", "unknown strategy 'zzz'; known: clip, dynamic, "),
+        ("zzz", "unknown strategy 'zzz'; known: clip, drope, dynamic, "),
         ("", "a strategy has no name; write yarn:4, or yarn:4+logn for two"),
         ("yarn:4+", "a strategy has no name"),
         ("yarn:4,", "'yarn:4,' has an empty parameter"),
@@ -96,7 +96,7 @@ def test_every_length_survives_its_text(length: int) -> None:
         ("yarn:factor=4,factor=2", "'yarn:factor=4,factor=2' gives factor twice"),
         ("yarn:4,2", "'yarn:4,2': write '2' as KEY=VALUE"),
         ("none:4", "'none:4': none takes no parameters"),
-        ("llama3:8,alpha=4", "llama3: beta is 4.0, it must be above alpha, 4.0"),
+        ("llama3:8,alpha=5", "llama3: beta is 4.0, it must be at least alpha, 5.0"),
         ("dynamic:0", "dynamic: factor is 0.0, it must be from 1 to 1048576"),
         ("dynamic:length=1", "dynamic: length is 1, it must be at least 2"),
         ("yarn:4,ramp=turns", "yarn: ramp is 'turns', it must be index or rotations"),

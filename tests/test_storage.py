@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import ropex
 from ropex.checkpoint import save_patched
+from ropex.export.wanted import read
 from ropex.loading import load_model, load_skeleton
 from ropex.record import Record
 
@@ -85,6 +86,21 @@ def test_what_no_config_can_say_is_applied_after_loading(tmp_path: Path, text: s
     assert torch.equal(logits(ropex.load(tmp_path), IDS), live)
 
 
+@pytest.mark.parametrize("text", ["linear:2", "none"])
+def test_no_strategy_is_put_on_one_that_no_config_says(tmp_path: Path, text: str) -> None:
+    model = tiny_model("llama")
+    ropex.patch(model, "yarn:4+logn")
+    ropex.save(model, tmp_path / "saved")
+    said = r"ropex\.json says yarn:4\+logn, which is applied after loading"
+    patch = ropex.patch(load_skeleton(tmp_path / "saved"), text)
+    with pytest.raises(ValueError, match=said):
+        save_patched(tmp_path / "saved", patch, tmp_path / "out")
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path / "saved", text)
+    assert not (tmp_path / "out").exists()
+    assert read(tmp_path / "saved").refusal
+
+
 @pytest.mark.parametrize("text", ["yarn:4", "yarn:4+logn"])
 @pytest.mark.parametrize("before", [True, False])
 def test_an_adapter_brings_the_patch_that_it_was_trained_under(
@@ -127,6 +143,12 @@ def test_an_adapter_that_does_not_say_is_refused_until_it_is_told(
         ropex.load(folder, adapter=tmp_path / "adapter")
     loaded = ropex.load(folder, "none", adapter=tmp_path / "adapter")
     assert torch.equal(logits(loaded, IDS), logits(wrapped, IDS))
+
+
+@pytest.mark.parametrize("strategy", [None, "none"])
+def test_an_adapter_that_is_not_there_is_told(folder: Path, strategy: str | None) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing holds no adapter_config\.json"):
+        ropex.load(folder, strategy, adapter="nothing")
 
 
 def test_another_base_model_is_noticed(folder: Path, tmp_path: Path) -> None:

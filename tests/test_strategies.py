@@ -29,7 +29,8 @@ SHAPES = tuple(
 UNBOUNDED = frozenset({
     "theta:500000", "theta:base=500000,length=128", "theta_scale:4", "proportional",
     "proportional:0.5", "clip:4", "clip:pairs=4,hard=true", "ntk:2+clip:3", "giraffe_power:0.1",
-    "giraffe_truncated:40", "resonance", "linear:2+resonance:10",
+    "giraffe_truncated:40", "drope", "drope:length=128", "drope+temperature:1.07", "resonance",
+    "linear:2+resonance:10",
 })  # fmt: skip
 BOUNDED = tuple(text for text in (*STATIC, *BY_LENGTH) if text not in UNBOUNDED)
 
@@ -48,6 +49,12 @@ def test_frequencies_are_those_of_the_formula(text: str, factor: float) -> None:
         same(plan.inv_freq, FORMULAS[text](shape, factor))
         if text not in TEMPERATURES:
             assert plan.attention_scale == 1
+
+
+def test_a_pair_on_the_step_of_a_band_keeps_its_frequency() -> None:
+    turns = LLAMA_2.trained_length / (2 * math.pi)  # of the first pair
+    plan = strategy(f"llama3:4,alpha={turns!r},beta={turns!r}").plan(LLAMA_2)
+    same(plan.inv_freq, [1.0, *(LLAMA_2.inv_freq[1:] / 4).tolist()])
 
 
 @pytest.mark.parametrize("factor", [1.7, 4, 16, 40])
@@ -150,7 +157,9 @@ def test_a_target_length_is_the_factor_it_implies() -> None:
     assert torch.equal(stated.plan(LLAMA_2).inv_freq, implied.plan(LLAMA_2).inv_freq)
 
 
-@pytest.mark.parametrize("name", ["yarn", "ntk", "longrope", "theta", "dynamic", "dynamic_qwen"])
+@pytest.mark.parametrize(
+    "name", ["yarn", "ntk", "longrope", "theta", "drope", "dynamic", "dynamic_qwen"]
+)
 def test_a_target_below_the_trained_length_is_refused(name: str) -> None:
     more = {"longrope": "long_factor=" + "/".join(["2"] * 64), "theta": "base=500000"}
     made = strategy(f"{name}:length=2k" + (f",{more[name]}" if name in more else ""))

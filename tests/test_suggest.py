@@ -47,7 +47,7 @@ def test_candidates_are_every_strategy_that_scales() -> None:
     found, left_out = candidates(LLAMA_2, 32768, native)
     names = {each.strategy.name for each in found}
     assert {"linear", "ntk", "yarn", "llama3", "dynamic", "dynamic_yarn", "mrrope"} <= names
-    assert not {"logn", "theta", "none", "clip"} & names
+    assert not {"logn", "theta", "none", "clip", "drope"} & names
     assert set(left_out) == {"longrope"}
     assert [each.rank for each in found] == sorted(each.rank for each in found)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 from shell import Shell
-from tiny_eval import save_checkpoint, words
+from tiny_eval import save_checkpoint, tiny_causal, words
 
 import ropex
 from ropex.loading import load_model
@@ -82,6 +82,16 @@ def test_another_model_is_told(shell: Shell, folder: Path, live: tuple[str, ...]
     assert status == 1
     assert "FAIL  cos and sin of model.rotary_emb" in told
     assert "FAIL  logits at positions up to the target" in told
+
+
+def test_a_window_that_was_lifted_is_lifted_here_too(shell: Shell, tmp_path: Path) -> None:
+    tiny_causal("mistral", sliding_window=40).save_pretrained(tmp_path / "model")
+    how = ("-s", "yarn:4", "--lift-sliding-window")
+    shell.done("patch", "model", *how, "-o", "out")
+    told = shell.done("verify", "model", "out", *how).splitlines()
+    assert max(float(line.rpartition(": ")[2]) for line in told) < 1e-20
+    with pytest.warns(UserWarning, match="only the last 40 tokens"):
+        assert shell("verify", "model", "out", "-s", "yarn:4")[0] == 1
 
 
 def test_other_weights_are_told(shell: Shell, folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, get_args, get_origin
 
 import pytest
-from drawn import ORDERED, hints_of, sentence
+from drawn import ORDERED, SORTED, hints_of, sentence
 
 from ropex.registry import registry
 from ropex.rope import Rope
@@ -63,20 +63,30 @@ def test_a_bad_number_in_a_list_is_named_with_what_is_allowed(key: str, value: f
     sentence(error)
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"),
-    [
+def having(pairs: tuple[tuple[str, str], ...]) -> list[tuple[str, str, str]]:
+    """Every strategy that has one of these pairs of fields, with it."""
+    return [
         (name, *pair)
-        for name in registry()
-        for pair in ORDERED
-        if pair[0] in hints_of(registry()[name])
-    ],
-)
+        for name, cls in registry().items()
+        for pair in pairs
+        if pair[0] in hints_of(cls)
+    ]
+
+
+@pytest.mark.parametrize(("name", "low", "high"), having(ORDERED))
 @pytest.mark.parametrize("bound", [40.0, 41.0])
 def test_the_bounds_of_a_band_are_in_order(name: str, low: str, high: str, bound: float) -> None:
     said = f"^{name}: {high} is 40.0, it must be above {low}, {bound}$"
     with pytest.raises(ValueError, match=said):
         least(name, **{low: bound, high: 40.0})
+
+
+@pytest.mark.parametrize(("name", "low", "high"), having(SORTED))
+def test_the_bounds_of_a_band_may_be_the_same(name: str, low: str, high: str) -> None:
+    least(name, **{low: 40.0, high: 40.0})
+    said = f"^{name}: {high} is 40.0, it must be at least {low}, 41.0$"
+    with pytest.raises(ValueError, match=said):
+        least(name, **{low: 41.0, high: 40.0})
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ropex.files import atomically
 from ropex.texts import read_texts
+from ropex.tokens import encode
 from ropex_eval.definitions import Text
 
 _CHARACTERS = 16  # of a text that are read for each token; few languages and tokenizers need more
@@ -163,14 +164,7 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
 
 def _encode(tokenizer: Any, text: str, wanted: int) -> list[int]:
     """Token ids of the beginning of `text`, at least `wanted` of them if it has so many."""
-
-    def encode(part: str) -> list[int]:
-        # A text that spells "<s>" means those three characters, not the token.
-        settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        ids: list[int] = tokenizer(part, **settings)["input_ids"]
-        return ids
-
-    ids = encode(text[: _CHARACTERS * wanted])
+    ids = encode(tokenizer, text[: _CHARACTERS * wanted])
     if len(text) > _CHARACTERS * wanted:  # the last tokens are not to be seen: a word is cut there
-        ids = ids[:-_CHARACTERS] if len(ids) >= wanted + _CHARACTERS else encode(text)
+        ids = ids[:-_CHARACTERS] if len(ids) >= wanted + _CHARACTERS else encode(tokenizer, text)
     return ids

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+import ropex.shape
+from ropex.sizes import gib
 from ropex_eval.feed_forward import ROWS
 from ropex_eval.nll import BYTES_PER_LOGIT, ROWS_BYTES
 
@@ -16,65 +16,8 @@ SHORTEST_CHUNK = 256
 """Tokens; smaller pieces of a text save no memory worth having."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What decides the memory and the work of a pass.
-
-    Attributes:
-        weights: Number of parameters.
-        active: Parameters that one token meets; fewer in a mixture of experts.
-        layers: Number of layers.
-        hidden: Width of the hidden state.
-        attention: Query heads times their size.
-        keys: Key heads times their size.
-        inner: Width inside the feed-forward part.
-        vocabulary: Number of tokens.
-        bytes: Of one number.
-        heads: Query heads, whose scores are held for each pair of tokens; 0 where they are not.
-    """
-
-    weights: int
-    active: int
-    layers: int
-    hidden: int
-    attention: int
-    keys: int
-    inner: int
-    vocabulary: int
-    bytes: int
-    heads: int = 0
-
-    @classmethod
-    def of(cls, model: Any, dtype: torch.dtype | None = None) -> Shape:
-        """Read a model, with or without its weights."""
-        config = model.config.get_text_config()
-        hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads", 1)
-        size = _number(config, "head_dim") or hidden // max(1, heads)
-        keys = _number(config, "num_key_value_heads") or heads
-        weights = sum(parameter.numel() for parameter in model.parameters())
-        return cls(
-            weights,
-            weights - _idle(model, config),
-            _number(config, "num_hidden_layers"),
-            hidden,
-            heads * size,
-            keys * size,
-            _number(config, "intermediate_size") or 4 * hidden,
-            _number(config, "vocab_size"),
-            (dtype or model.dtype).itemsize,
-            heads if config._attn_implementation == "eager" else 0,
-        )
-
-    def work(self, length: int) -> float:
-        """Multiply-adds of a pass: linear in the length for the weights, quadratic for attention.
-
-        The quadratic part is that of causal attention, half of a square, scores and values.
-        """
-        return float(length * (self.active + self.layers * self.attention * length))
-
-    def held(self) -> int:
-        """Bytes of the weights."""
-        return self.weights * self.bytes
+class Shape(ropex.shape.Shape):
+    """What decides the memory and the work of a pass."""
 
     def peak(self, length: int, chunk: int | None = None, batch: int = 1) -> int:
         """Bytes that a pass takes above the weights.
@@ -116,11 +59,6 @@ def chunk_for(shape: Shape, length: int, limit: int | None) -> int | None:
             "or --dtype bfloat16"
         )
     return chunk
-
-
-def gib(size: float) -> str:
-    """A size for people, such as `23.3 GiB`."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
 def parse_bytes(text: str) -> int:
@@ -165,22 +103,3 @@ def enough_memory(where: Callable[[], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(f"out of memory {where()}") from error
-
-
-def _number(config: Any, name: str, default: int = 0) -> int:
-    """A size of a config; families that lack it, or have one for each layer, are rare."""
-    value = getattr(config, name, None)
-    if isinstance(value, (list, tuple)):
-        value = max(value, default=None)
-    return int(value) if value else default
-
-
-def _idle(model: Any, config: Any) -> int:
-    """Parameters of experts that a token does not meet."""
-    experts = _number(config, "num_local_experts") or _number(config, "num_experts")
-    experts = experts or _number(config, "n_routed_experts")
-    used = _number(config, "num_experts_per_tok")
-    if not experts or not used:
-        return 0
-    inside: int = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    return inside - inside * used // experts

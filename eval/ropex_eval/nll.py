@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ropex.head import Finish
+from ropex.head import close as close
+from ropex.head import finishes as _finishes
 from ropex_eval.feed_forward import ROWS, feed_forward, in_rows
 
 # Logits of one chunk of rows, in the model's dtype, in float32 and as probabilities.
 BYTES_PER_LOGIT = 10
 ROWS_BYTES = 32 * 2**20
 _PROBE = 32
-
-Finish = Callable[[Tensor], Tensor]
-"""What makes logits of what the output embedding returns."""
 
 
 class Scorer:
@@ -142,28 +142,6 @@ class Scorer:
         """A few tokens to compare on, `(1, tokens)`."""
         size = min(_PROBE, self.model.get_input_embeddings().weight.shape[0])
         return torch.arange(size, device=self.device)[None]
-
-
-def _finishes(config: Any) -> Iterator[Finish]:
-    """What families do to the output embedding's result: a soft cap, a scale, or nothing.
-
-    Nothing comes last: a cap hardly shows in most logits, and changes the largest all the same.
-    """
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        yield lambda logits: cap * torch.tanh(logits / cap)
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        yield lambda logits: logits * scale
-    if divisor := getattr(config, "logits_scaling", None):  # Granite
-        yield lambda logits: logits / divisor
-    yield lambda logits: logits
-
-
-def close(left: Tensor, right: Tensor) -> bool:
-    """Whether these are alike but for rounding, going by all their numbers together."""
-    tolerance = 1e-4 if right.dtype in (torch.float32, torch.float64) else 3e-2
-    if left.shape != right.shape:
-        return False
-    return bool((left - right).float().norm() <= tolerance * right.float().norm())
 
 
 def nll_of(logits: Tensor, goals: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ class Results:
 
     def to_json(self) -> str:
         """Everything, as a file holds it."""
-        parts = {name: [_json(asdict(row)) for row in getattr(self, name)] for name in _ROWS}
+        parts = {name: [json_safe(asdict(row)) for row in getattr(self, name)] for name in _ROWS}
         content = {"schema": SCHEMA, "about": self.about, "strategies": self.strategies, **parts}
         return json.dumps(content, indent=2) + "\n"
 
@@ -272,12 +272,12 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _json(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """A value for JSON, which has no infinity and no NaN: these are written as text."""
     if isinstance(value, dict):
-        return {key: _json(each) for key, each in value.items()}
+        return {key: json_safe(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(each) for each in value]
+        return [json_safe(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

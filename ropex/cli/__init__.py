@@ -22,6 +22,7 @@ from ropex.cli import (
     show,
     suggest,
     tasks,
+    train,
     verifying,
 )
 from ropex.cli.common import add_traceback
@@ -29,7 +30,7 @@ from ropex.errors import UnsupportedModel
 
 _VERBS = (
     evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, export, doctor,
-    listing, families,
+    train, listing, families,
 )  # fmt: skip
 
 
@@ -51,13 +52,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; changes of a recipe may also come after options, which argparse denies."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "changes") and not any(each.startswith("-") for each in rest):
+        arguments.changes += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
         0, or 2 for a mistake of the user, which is told in one line on stderr.
     """
-    arguments = build_parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         arguments.run(arguments)
         sys.stdout.flush()

@@ -83,9 +83,11 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
 
     Raises:
         UnsupportedModel: It has no rotary embedding that ropex can patch.
-        ValueError: Neither its config nor the user says the trained length.
+        ValueError: Neither its config nor the user says the trained length, or the strategy of a
+            file scales another base.
     """
     from ropex.loading import find, load_skeleton
+    from ropex.migration import require_base
     from ropex.models import main_site, sites
 
     folder = find(arguments.model, weights=weights)
@@ -101,7 +103,10 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
             f"(max_position_embeddings), and the default of {model.config.model_type} would be a "
             "guess; give --trained-length N"
         )
-    return folder, model, site.rope(arguments.trained_length)
+    rope = site.rope(arguments.trained_length)
+    for text in getattr(arguments, "strategy", None) or ():
+        require_base(text, rope.base)
+    return folder, model, rope
 
 
 def _says_trained_length(folder: Path, lengths: tuple[str, ...], config: Any) -> bool:

@@ -185,13 +185,14 @@ def study_of(
 ) -> Study:
     """Read the text; the weights, which take longer, are loaded if anything is missing."""
     from ropex.loading import load_tokenizer
+    from ropex.tokens import first_token
     from ropex_eval.corpus import load_corpus
     from ropex_eval.study import Study
 
     if arguments.excerpts < 1:
         raise ValueError(f"--excerpts is {arguments.excerpts}, it must be at least 1")
     tokenizer = load_tokenizer(folder, trust_remote_code=arguments.trust_remote_code)
-    bos = _bos(tokenizer, arguments.bos, arguments.model)
+    bos = first_token(tokenizer, arguments.bos, arguments.model)
     corpus = load_corpus(arguments.data, tokenizer, bos, protocol.excerpt, arguments.excerpts)
     device, dtype = placement(device or arguments.device, arguments.dtype)
 
@@ -252,27 +253,6 @@ def _header(study: Study, rope: Rope) -> str:
         f"{format_size(study.protocol.excerpt)} tokens from "
         f"{count(len(corpus.documents), 'document')}{left_out}"
     )
-
-
-def _bos(tokenizer: Any, wanted: str, model: str) -> int | None:
-    """Id of the token in front of each text that is read.
-
-    Raises:
-        ValueError: The tokenizer has no such token.
-    """
-    if wanted == "none":
-        return None
-    if wanted != "auto":
-        found: int | None = tokenizer.get_vocab().get(wanted)
-        if found is None:
-            raise ValueError(f"--bos {wanted}: the tokenizer of {model} has no such token")
-        return found
-    if tokenizer.bos_token_id is None:
-        raise ValueError(
-            f"the tokenizer of {model} has no BOS token; --bos none starts texts with text, "
-            "--bos TOKEN with a token of your choice"
-        )
-    return int(tokenizer.bos_token_id)
 
 
 def placement(device: str, dtype: str) -> tuple[str, str]:

@@ -36,7 +36,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     quiet()
     import torch
 
-    from ropex_eval.memory import Shape, gib
+    from ropex.sizes import gib
+    from ropex_eval.memory import Shape
     from ropex_eval.plan import cost, in_words, speed
     from ropex_eval.terminal import align
 

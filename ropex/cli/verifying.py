@@ -26,6 +26,11 @@ def add_verbs(verbs: Verbs) -> None:
     add_model(parser)
     parser.add_argument("other", nargs="?", metavar="DIR", help="a checkpoint to compare with")
     parser.add_argument("-s", "--strategy", metavar="S", help="to patch MODEL with, live")
+    parser.add_argument(
+        "--lift-sliding-window",
+        action="store_true",
+        help="in MODEL too, as ropex patch does under this option",
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     server = parser.add_argument_group("against a server with OpenAI's API")
     server.add_argument("--url", help="such as http://localhost:8000")
@@ -51,39 +56,61 @@ def _verify(arguments: argparse.Namespace) -> None:
     if (arguments.other is None) == (arguments.url is None):
         raise ValueError("name a checkpoint to compare with, or a server (--url), one of the two")
     quiet()
-    import ropex
-    from ropex.loading import find, load_model
-    from ropex.migration import read_strategy
-    from ropex.record import Record
-
-    model = ropex.load(
-        arguments.model,
-        read_strategy(arguments.strategy) if arguments.strategy else None,
-        dtype=arguments.dtype,
-        trained_length=arguments.trained_length,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    if arguments.url:
-        found = [_with_server(arguments, model)]
-    else:
-        trust = arguments.trust_remote_code
-        folder = find(arguments.other)
-        other = load_model(folder, dtype=arguments.dtype, trust_remote_code=trust)
-        found = _with_checkpoint(arguments, model, other, Record.read(folder))
+    compared = _with_server if arguments.url else _with_checkpoint
+    found = compared(arguments, _live(arguments))
     for each in found:
         print(each)
     if not all(each.same for each in found):
         raise SystemExit(1)
 
 
-def _with_checkpoint(
-    arguments: argparse.Namespace, model: Any, other: Any, written: Record | None
-) -> list[Difference]:
-    from ropex.record import Record
-    from ropex.same import differences
+def _live(arguments: argparse.Namespace) -> Any:
+    """MODEL, patched as the arguments say."""
+    import ropex
+    from ropex.loading import find, load_model
+    from ropex.migration import read_strategy, require_base
 
+    text = arguments.strategy
+    chosen = read_strategy(text) if text else None
+    reading = {"dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code}
+    trained = arguments.trained_length
+    if arguments.lift_sliding_window:
+        model = load_model(find(arguments.model), **reading)
+        ropex.patch(model, chosen or "none", trained_length=trained, lift_sliding_window=True)
+    else:
+        model = ropex.load(arguments.model, chosen, trained_length=trained, **reading)
+    if text and text.startswith("@"):
+        require_base(text, _base(model))
+    return model
+
+
+def _base(model: Any) -> float:
+    """The base that a patch found."""
+    from ropex.models import sites
+    from ropex.nesting import stack
+
+    handle = stack(sites(model))[0].handle
+    assert handle is not None  # no copy
+    return handle.rope.base
+
+
+def _with_checkpoint(arguments: argparse.Namespace, model: Any) -> list[Difference]:
+    import torch
+
+    from ropex.headers import read_json
+    from ropex.loading import find, load_model
+    from ropex.record import Record
+    from ropex.same import Folded, differences
+
+    folder, trust = find(arguments.other), arguments.trust_remote_code
+    other = load_model(folder, dtype=arguments.dtype, trust_remote_code=trust)
+    written, config = Record.read(folder), read_json(folder / "config.json")
+    folded = None
+    if written and written.folded_temperature != 1:
+        stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        folded = Folded(written.folded_temperature, getattr(torch, stored.removeprefix("torch.")))
     trained, target = _lengths(arguments, model, Record.of(model) or written)
-    return list(differences(model, other, trained, target))
+    return list(differences(model, other, trained, target, folded))
 
 
 def _lengths(arguments: argparse.Namespace, model: Any, record: Record | None) -> tuple[int, int]:
@@ -96,7 +123,7 @@ def _lengths(arguments: argparse.Namespace, model: Any, record: Record | None) -
     return trained, 2 * trained
 
 
-def _with_server(arguments: argparse.Namespace, model: Any) -> Difference:
+def _with_server(arguments: argparse.Namespace, model: Any) -> list[Difference]:
     """The text's tokens under both; engines round otherwise, so the mean is what is compared."""
     from ropex.loading import find, load_tokenizer
     from ropex.record import Record
@@ -117,4 +144,4 @@ def _with_server(arguments: argparse.Namespace, model: Any) -> Difference:
     ours = own_logprobs(model, ids)
     apart = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     what = f"log-probabilities of {len(ids)} tokens, mean difference"
-    return Difference(what, sum(apart) / len(apart), arguments.allowed)
+    return [Difference(what, sum(apart) / len(apart), arguments.allowed)]

@@ -9,6 +9,8 @@ from ropex.doctor.findings import Edit, Problem, Rule
 from ropex.doctor.parts import Entry, on_entries
 from ropex.doctor.values import MAX, close, number, positive, yarn_scale
 
+_SAME = 1e-5  # the share by which an attention factor may be off
+
 
 @on_entries
 def _attn_factor(entry: Entry) -> Iterator[Problem]:
@@ -20,8 +22,8 @@ def _attn_factor(entry: Entry) -> Iterator[Problem]:
     stated = positive(entry.raw, "attention_factor")
     sure = stated is None or close(stated, value * usual, 1e-4)
     edits: tuple[Edit, ...] = ()
-    if sure and not entry.part.latent:
-        edits = (entry.remove("attn_factor"), *_everywhere(entry, stated or value * usual))
+    if sure and not entry.part.latent and (keys := _everywhere(entry, stated or value * usual)):
+        edits = (entry.remove("attn_factor"), *keys)
     yield Problem(
         entry.where,
         f"attn_factor {value:g} multiplies the usual attention factor {usual:g} in SGLang and in "
@@ -37,13 +39,14 @@ def _yarn_attention(entry: Entry) -> Iterator[Problem]:
     wanted, factor = positive(entry.raw, "attention_factor"), entry.factor
     if entry.kind != "yarn" or not wanted or not factor or factor <= 1 or entry.part.latent:
         return
-    if "attn_factor" in entry.raw or close(wanted, _elsewhere(entry, factor), 1e-5):
+    if "attn_factor" in entry.raw or close(wanted, _elsewhere(entry, factor), _SAME):
         return
     yield Problem(
         entry.where,
         f"attention_factor is {wanted:g}; engines that do not read the key compute "
         f"{_elsewhere(entry, factor):g} from the others",
         _everywhere(entry, wanted),
+        "write the factor that was meant; this one is too small for the other keys",
     )
 
 
@@ -57,14 +60,17 @@ def _elsewhere(entry: Entry, factor: float) -> float:
 
 
 def _everywhere(entry: Entry, wanted: float) -> tuple[Edit, ...]:
-    """The edits that say YaRN's attention factor in every dialect.
+    """The edits that say YaRN's attention factor in every dialect; none where one cannot.
 
     Measured: transformers, vLLM and SGLang then compute exactly this value.
     """
-    scale = 0.1 * math.log(entry.factor or 1.0)
+    factor = entry.factor or 1.0
+    scale = 0.1 * math.log(factor)
     keys = {"attention_factor": wanted}
     if scale > 0:
         keys |= {"mscale": (wanted - 1.0) / scale, "mscale_all_dim": 0.0}
+        if not close(wanted, yarn_scale(factor, keys["mscale"]), _SAME):
+            return ()  # what is added to 1 has no digits left for so small a number
     return tuple(entry.set(key, to=value) for key, value in keys.items())
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ropex.doctor.findings import Edit, Path, Problem, Rule
-from ropex.doctor.parts import Part, on_parts
-from ropex.doctor.values import positive
+from ropex.doctor.parts import NOTATIONS, Entry, Part, on_parts
+from ropex.doctor.values import MAX, positive
 from ropex.engines import ENGINES
 
 
@@ -21,6 +21,7 @@ class Family:
         vocabulary: Size of it.
         shapes: Hidden size and layers of each published model.
         base: The smallest that any of them was published with.
+        unsaid: Whether published configs may leave it out, and engines take it then.
     """
 
     name: str
@@ -28,17 +29,21 @@ class Family:
     vocabulary: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     base: float
+    unsaid: bool = False
 
 
 # From the published configs. Sizes that do not tell a family for certain are left out: Qwen2.5
 # shares some with Qwen2.5-Math, whose base is 10000; Code Llama shares its own with any Llama 2
-# whose vocabulary was padded to 32016.
+# whose vocabulary was padded to 32016; the Yi models of 9 billion parameters do not all have the
+# base of the others.
+_LLAMA_3 = Family(
+    "Llama 3", "llama", (128256,),
+    ((2048, 16), (3072, 28), (4096, 32), (8192, 80), (16384, 126)), 5e5,
+)  # fmt: skip
+_LLAMA_31_MAX = 131072
 _FAMILIES = (
-    Family(
-        "Llama 3", "llama", (128256,),
-        ((2048, 16), (3072, 28), (4096, 32), (8192, 80), (16384, 126)), 5e5,
-    ),
-    Family("Yi", "llama", (64000,), ((4096, 48), (7168, 60)), 5e6),
+    _LLAMA_3,
+    Family("Yi", "llama", (64000,), ((7168, 60),), 5e6),
     Family("Mistral Nemo", "mistral", (131072,), ((5120, 40),), 1e6),
     Family(
         "Qwen2.5", "qwen2", (151936, 152064), ((896, 24), (2048, 36), (5120, 48), (5120, 64)), 1e6
@@ -50,6 +55,10 @@ _FAMILIES = (
     Family("gpt-oss", "gpt_oss", (201088,), ((2880, 24), (2880, 36)), 1.5e5),
     Family("Phi-4", "phi3", (100352,), ((5120, 40),), 2.5e5),
     Family("OLMo 2", "olmo2", (100352,), ((2048, 16), (4096, 32), (5120, 40), (5120, 64)), 5e5),
+    Family(
+        "Gemma 3", "gemma3_text", (262144, 262208),
+        ((1152, 26), (2560, 34), (3840, 48), (5376, 62)), 1e6, unsaid=True,
+    ),
 )  # fmt: skip
 
 
@@ -67,8 +76,7 @@ def family_of(
 @on_parts
 def _family_base(part: Part) -> Iterator[Problem]:
     """A well-known model has a base that it was published with."""
-    sizes = (positive(part.raw, key) for key in ("vocab_size", "hidden_size", "num_hidden_layers"))
-    family = family_of(part.model_type, *sizes)
+    family = _family(part)
     if family is None or part.remote:
         return
     stated = _stated(part)
@@ -81,7 +89,7 @@ def _family_base(part: Part) -> Iterator[Problem]:
             f"rope_theta is {stated[low[0]]:g}; {family.name} has {family.base:g} or more",
             tuple(part.set(*path, to=family.base) for path in low),
         )
-    elif not _written(part):
+    elif not _written(part) and not family.unsaid:
         yield Problem(
             part.where(),
             f"rope_theta is missing; {family.name} has {family.base:g} or more, and engines take "
@@ -90,11 +98,21 @@ def _family_base(part: Part) -> Iterator[Problem]:
         )
 
 
+def _family(part: Part) -> Family | None:
+    sizes = (positive(part.raw, key) for key in ("vocab_size", "hidden_size", "num_hidden_layers"))
+    return family_of(part.model_type, *sizes)
+
+
 def _stated(part: Part) -> dict[Path, float]:
     """Every base in a config that is a number, by its place."""
     places: list[tuple[Path, float | None]] = [(("rope_theta",), positive(part.raw, "rope_theta"))]
-    places += [((*e.path, "rope_theta"), positive(e.raw, "rope_theta")) for e in part.entries]
+    places += [((*e.path, "rope_theta"), positive(e.raw, "rope_theta")) for e in _full(part)]
     return {path: base for path, base in places if base is not None}
+
+
+def _full(part: Part) -> list[Entry]:
+    """The entries of layers that see all tokens; those of a window may have a base of their own."""
+    return [entry for entry in part.entries if entry.path[-1] != "sliding_attention"]
 
 
 def _written(part: Part) -> bool:
@@ -104,8 +122,36 @@ def _written(part: Part) -> bool:
 
 
 def _added(part: Part, base: float) -> tuple[Edit, ...]:
-    new = [entry for entry in part.entries if entry.path[0] == "rope_parameters"]
+    new = [entry for entry in _full(part) if entry.path[0] == "rope_parameters"]
     return (part.set("rope_theta", to=base), *(entry.set("rope_theta", to=base) for entry in new))
 
 
-FAMILY_RULES = (Rule("family-base", "error", ENGINES, _family_base),)
+@on_parts
+def _family_scaling(part: Part) -> Iterator[Problem]:
+    """Llama 3.1 has the scaling that it was published with, or another."""
+    if _family(part) is not _LLAMA_3 or part.remote or _scaled_or_broken(part):
+        return
+    if part.trained == _LLAMA_31_MAX or positive(part.raw, MAX) != _LLAMA_31_MAX:
+        return
+    if set(_stated(part).values()) == {_LLAMA_3.base}:
+        yield Problem(
+            part.where(),
+            f"{MAX} is {_LLAMA_31_MAX}, as in Llama 3.1 to 3.3, without their scaling; with the "
+            f"base {_LLAMA_3.base:g} alone, angles are new to the model beyond 8192 tokens",
+            advice=f"write the llama3 entry of the model that it is made of, or {MAX} 8192 if that "
+            "is Llama 3",
+        )
+
+
+def _scaled_or_broken(part: Part) -> bool:
+    """Whether there is any scaling, be it one that another rule finds fault with."""
+    entries = [part.raw.get(key) for key in NOTATIONS]
+    if any(entry is not None and not isinstance(entry, dict) for entry in entries):
+        return True
+    return any(entry.kind != "default" or "factor" in entry.raw for entry in part.entries)
+
+
+FAMILY_RULES = (
+    Rule("family-base", "error", ENGINES, _family_base),
+    Rule("family-scaling", "warning", ENGINES, _family_scaling),
+)

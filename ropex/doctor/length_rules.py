@@ -78,18 +78,29 @@ def _right(entry: Entry, *lengths: float) -> int | None:
 
 @on_entries
 def _original_above_max(entry: Entry) -> Iterator[Problem]:
-    """The trained length is not above the scaled one."""
+    """The trained length is not above the scaled one, and below it where llama3 scales."""
     original, longest = entry.original, entry.longest
-    if entry.kind not in ("yarn", "longrope") or not original or not longest:
+    if entry.kind not in _NEEDS_ORIGINAL or not original or not longest:
         return
-    if original > longest:
-        trained = entry.part.trained
+    llama3, trained = entry.kind == "llama3", entry.part.trained
+    if _not_below(entry) if llama3 else original > longest:
         yield Problem(
             entry.where,
-            f"{ORIGINAL} {original:g} is above {MAX} {longest:g}",
+            f"{ORIGINAL} {original:g} is {'not below' if llama3 else 'above'} {MAX} {longest:g}",
             (entry.set(ORIGINAL, trained),) if trained and trained <= longest else (),
             advice=f"write the trained length in {ORIGINAL}, the scaled one in {MAX}",
+            severity="warning" if llama3 else None,
         )
+
+
+def _not_below(entry: Entry) -> bool:
+    """Whether the trained length of a llama3 entry looks like the scaled one.
+
+    Not that of Llama 3.1 itself, which somebody may keep to as well.
+    """
+    original, longest = entry.original, entry.longest
+    known = original in (_LLAMA_31, entry.part.trained)
+    return bool(original and longest and original >= longest and entry.scaled and not known)
 
 
 @on_entries
@@ -101,7 +112,7 @@ def _original_at_root(entry: Entry) -> Iterator[Problem]:
     if entry.kind == "longrope" and inner != entry.longest:
         engine = "transformers"
         why = f"transformers 4 looks for it there alone, and switches at {MAX} instead"
-    elif entry.kind == "llama3" and inner != _LLAMA_31:
+    elif entry.kind == "llama3" and inner != _LLAMA_31 and not _not_below(entry):
         engine = "llama.cpp"
         why = f"its converter looks for it there alone, and takes {_LLAMA_31} instead"
     else:

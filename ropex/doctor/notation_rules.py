@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 from ropex.doctor.findings import Problem, Rule, shown
 from ropex.doctor.parts import NOTATIONS, Entry, Part, on_entries, on_parts
-from ropex.doctor.values import ORIGINAL
+from ropex.doctor.values import ORIGINAL, TYPES
 from ropex.engines import ENGINES
 
-_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 # Of some families: mrope of Qwen-VL, axial of vision towers, ntk_alpha of HunYuan.
 _TYPES_OF_FAMILIES = ("mrope", "axial", "ntk_alpha")
 # fmt: off
@@ -43,27 +42,40 @@ def _missing_type(entry: Entry) -> Iterator[Problem]:
     if "rope_type" in entry.raw or "type" in entry.raw or entry.part.remote:
         return
     if present := [key for key in _WITHOUT_TYPE if entry.raw.get(key) is not None]:
+        twin = _typed_twin(entry)
         yield Problem(
             entry.where,
             f"there is {present[0]} but no rope_type, so nothing is scaled",
-            advice=f"add rope_type: one of {', '.join(_TYPES)}",
+            (entry.set("rope_type", twin.kind),) if twin else (),
+            advice=f"add rope_type: one of {', '.join(TYPES)}",
         )
+
+
+def _typed_twin(entry: Entry) -> Entry | None:
+    """The entry of the other notation that says all of this one, and its type."""
+    others = [each for each in entry.part.entries if each.path[0] != entry.path[0]]
+    twins = [each for each in others if each.raw.items() >= entry.raw.items() and _typed(each)]
+    return twins[0] if len(others) == len(twins) == 1 else None
+
+
+def _typed(entry: Entry) -> bool:
+    return entry.kind in TYPES and ("rope_type" in entry.raw or "type" in entry.raw)
 
 
 @on_entries
 def _unknown_type(entry: Entry) -> Iterator[Problem]:
     """The type is one that engines know."""
-    known = (*_TYPES, *_TYPES_OF_FAMILIES)
+    known = (*TYPES, *_TYPES_OF_FAMILIES)
     if entry.kind in known or entry.part.remote:
         return
     key = "rope_type" if "rope_type" in entry.raw else "type"
     value = entry.raw[key]
     meant = entry.kind.strip().casefold().replace("-", "").replace("_", "")
-    edits = (entry.set(key, meant),) if meant in _TYPES else ()
-    near = difflib.get_close_matches(meant[:40], _TYPES, 1)
+    edits = (entry.set(key, meant),) if meant in TYPES else ()
+    near = difflib.get_close_matches(meant[:40], TYPES, 1)
     yield Problem(
         entry.where,
-        f"{key} is {shown(value)}; engines know {', '.join(_TYPES)}",
+        f"{key} is {shown(value)}; engines know {', '.join(TYPES)}",
         edits,
         f"write {near[0]}, if that was meant" if near else "write one of these",
     )

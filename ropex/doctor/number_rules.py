@@ -11,12 +11,14 @@ from ropex.doctor.values import MAX, ORIGINAL, number, positive, spelled, whole
 from ropex.engines import ENGINES
 
 _LENGTHS = (MAX, ORIGINAL)
-_AT_ROOT = (*_LENGTHS, "rope_theta", "partial_rotary_factor")
+_SHARES = ("partial_rotary_factor", "rotary_pct")
+_AT_ROOT = (*_LENGTHS, "rope_theta", *_SHARES)
 _ABOVE_ZERO = (
     "rope_theta", "partial_rotary_factor", ORIGINAL, "factor", "attention_factor", "attn_factor",
     "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "short_mscale", "long_mscale",
 )  # fmt: skip
 _ANY_SIGN = ("mscale", "mscale_all_dim", "alpha")
+_NOT_NULL = (MAX, "rope_theta")  # null is no way to say that a family's own number is meant
 _HF, _SERVERS = ("transformers",), ("vLLM", "SGLang")
 _NEEDS_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 
@@ -34,23 +36,47 @@ def _bad_in(
 ) -> Iterator[Problem]:
     for key in keys:
         value = raw.get(key)
-        if value is None or (part.remote and isinstance(value, list)):
-            continue  # code of a checkpoint's own may take a list, one for each layer
-        found = number(value)
-        if found is not None and (found > 0 or key in _ANY_SIGN):
+        if value is None and (key not in _NOT_NULL or key not in raw or part.remote):
             continue
+        if _allowed(key, number(value)) or (part.remote and isinstance(value, list)):
+            continue  # code of a checkpoint's own may take a list, one for each layer
         meant = spelled(value)
         edits: tuple[Edit, ...] = ()
-        if meant is not None and meant > 0:
+        if meant is not None and meant > 0 and _allowed(key, meant):
             new = whole(meant) if key in _LENGTHS else meant
             edits = (part.set(*path, key, to=new),)
-        allowed = "a finite number" if key in _ANY_SIGN else "a finite number above 0"
+        sign = "" if key in _ANY_SIGN else " above 0"
+        limit = " and at most 1" if key in _SHARES else ""
         yield Problem(
             part.where(*path, key),
-            f"{key} is {shown(value)}; it must be {allowed}",
+            f"{key} is {shown(value)}; it must be a finite number{sign}{limit}",
             edits,
             "write the number that was meant",
         )
+
+
+def _allowed(key: str, value: float | None) -> bool:
+    if value is None or key in _ANY_SIGN:
+        return value is not None
+    return 0 < value <= 1 if key in _SHARES else value > 0
+
+
+@on_entries
+def _bad_flag(entry: Entry) -> Iterator[Problem]:
+    """Whether YaRN's ramp is rounded to whole pairs is said by true or false."""
+    value = entry.raw.get("truncate", True)
+    if entry.kind != "yarn" or isinstance(value, bool):
+        return
+    text = value.strip().casefold() if isinstance(value, str) else ""
+    meant = {"true": True, "false": False}.get(text)
+    edits = () if meant is None else (entry.set("truncate", meant),)
+    yield Problem(
+        entry.where,
+        f"truncate is {shown(value)}; it must be true or false: to transformers, every text is "
+        "true, and null is false",
+        edits,
+        "write true, or leave it out, where the ramp is rounded to whole pairs, else false",
+    )
 
 
 @on_entries
@@ -145,6 +171,7 @@ def _says_type(raw: Mapping[str, Any]) -> bool:
 _ALL = ENGINES
 NUMBER_RULES = (
     Rule("bad-number", "error", _ALL, _bad_number),
+    Rule("bad-flag", "error", _ALL, _bad_flag),
     Rule("float-length", "error", _HF, _float_length),
     Rule("integer-factor", "warning", (*_HF, *_SERVERS), _integer_factor),
     Rule("factor-below-one", "error", _ALL, _factor_below_one),

@@ -61,7 +61,7 @@ class Part:
             raw = self.raw.get(key)
             if not isinstance(raw, dict):
                 continue
-            if not is_nested(raw):
+            if not is_nested(raw) or {"rope_type", "type"} & raw.keys():
                 yield Entry(self, (key,), raw)
                 continue
             for layer_type, entry in raw.items():

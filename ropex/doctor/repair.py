@@ -99,9 +99,17 @@ def edited(
 
 
 def _rewrite(path: Path, content: dict[str, Any]) -> Path:
-    """Replace a file at once, and return where the old one is kept."""
-    text = _text(content)
+    """Replace a file at once, and return where the old one is kept; all or nothing."""
     backup = _backup(path)
+    try:
+        _replace(path, _text(content))
+    except OSError:
+        backup.unlink()
+        raise
+    return backup
+
+
+def _replace(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -111,7 +119,6 @@ def _rewrite(path: Path, content: dict[str, Any]) -> Path:
     except BaseException:
         os.unlink(temporary)
         raise
-    return backup
 
 
 def _text(content: dict[str, Any] | None) -> str:
@@ -121,13 +128,23 @@ def _text(content: dict[str, Any] | None) -> str:
 
 def _backup(path: Path) -> Path:
     """A copy of a file beside it, under a name that nothing has."""
-    content, count = path.read_bytes(), 0
+    content, backup = path.read_bytes(), _reserved(path)
+    try:
+        backup.write_bytes(content)
+    except BaseException:  # a full disk
+        backup.unlink()
+        raise
+    return backup
+
+
+def _reserved(path: Path) -> Path:
+    """An empty file beside a file, under a name that nothing had."""
+    count = 0
     while True:
-        backup = path.with_name(f"{path.name}.bak{f'.{count}' if count else ''}")
+        name = path.with_name(f"{path.name}.bak{f'.{count}' if count else ''}")
         try:
-            with backup.open("xb") as file:  # fails if there is one, a dangling link included
-                file.write(content)
+            name.touch(exist_ok=False)  # fails if there is one, a dangling link included
         except FileExistsError:
             count += 1
             continue
-        return backup
+        return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ropex.doctor.findings import Problem, Rule
@@ -78,6 +79,28 @@ def _longrope_lists(entry: Entry) -> Iterator[Problem]:
         )
 
 
+@on_entries
+def _swapped_lists(entry: Entry) -> Iterator[Problem]:
+    """The long list of a longrope entry divides by more than the short one."""
+    lists = [entry.raw.get(key) for key in ("short_factor", "long_factor")]
+    if entry.kind != "longrope" or not all(isinstance(each, list) for each in lists):
+        return
+    short, long = ([number(value) for value in each or ()] for each in lists)
+    if len(short) == len(long) and _total(long) < _total(short):
+        yield Problem(
+            entry.where,
+            "short_factor divides frequencies by more than long_factor, which is for longer texts:"
+            " they are swapped",
+            (entry.set("short_factor", lists[1]), entry.set("long_factor", lists[0])),
+        )
+
+
+def _total(divisors: list[float | None]) -> float:
+    """Their sum; not a number, which is neither more nor less, if one of them is none above 0."""
+    found = [each for each in divisors if each is not None and each > 0]
+    return sum(found) if len(found) == len(divisors) else math.nan
+
+
 def _pairs(entry: Entry) -> int | None:
     """Rotated pairs by the sizes in the config; None if it does not say them plainly."""
     raw = entry.part.raw
@@ -112,5 +135,6 @@ TYPE_RULES = (
     Rule("swapped-betas", "error", ENGINES, _swapped_betas),
     Rule("llama3-bands", "error", ENGINES, _llama3_bands),
     Rule("longrope-lists", "error", ENGINES, _longrope_lists),
+    Rule("swapped-lists", "error", ENGINES, _swapped_lists),
     Rule("longrope-factor", "warning", ("transformers",), _longrope_factor),
 )

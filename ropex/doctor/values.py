@@ -9,6 +9,7 @@ from typing import Any
 
 MAX = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
+TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 _LARGEST = 1e15  # beyond any length, base or factor
 _SPELLED = re.compile(r"\s*\d{1,15}(\.\d{1,20})?([eE][+-]?\d{1,2})?\s*", re.ASCII)

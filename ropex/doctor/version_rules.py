@@ -7,7 +7,7 @@ from typing import Any
 
 from ropex.doctor.findings import Edit, Problem, Rule, shown
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts
-from ropex.doctor.values import MAX, ORIGINAL, close, positive
+from ropex.doctor.values import MAX, ORIGINAL, TYPES, close, positive
 from ropex.doctor.version_4 import defaults_in_4, keys_in_4
 from ropex.engines import ENGINES
 from ropex.notations import is_nested, misread_by_4
@@ -49,9 +49,10 @@ def _notations_disagree(part: Part) -> Iterator[Problem]:
     if not wrong:
         return
     edits: tuple[Edit, ...] = ()
-    if isinstance(old, dict) and old and wrong == ["rope_scaling"] and not is_nested(new):
+    told = wrong == ["rope_scaling"] and _comparable(old, untyped="")["rope_type"] in TYPES
+    if isinstance(old, dict) and told and not is_nested(new):
         entry = {key: value for key, value in old.items() if key != "type"}
-        entry["rope_type"] = old.get("rope_type", old.get("type", "default"))
+        entry["rope_type"] = old.get("rope_type", old.get("type"))
         kept = {key: new[key] for key in ("rope_theta", "partial_rotary_factor") if key in new}
         edits = (part.set("rope_parameters", to={**entry, **kept}),)
     reads = (
@@ -82,9 +83,9 @@ def _contradicts(part: Part, key: str, wanted: Any) -> bool:
     return any(bool(old[shared] != new[shared]) for shared in old.keys() & new.keys())
 
 
-def _comparable(scaling: Any) -> dict[str, Any]:
+def _comparable(scaling: Any, untyped: str = "default") -> dict[str, Any]:
     raw = scaling if isinstance(scaling, dict) else {}
-    kind = raw.get("rope_type", raw.get("type", "default"))
+    kind = raw.get("rope_type", raw.get("type", untyped))
     kind = {"su": "longrope", "mrope": "default"}.get(kind, kind) if isinstance(kind, str) else ""
     return {**{key: value for key, value in raw.items() if key != "type"}, "rope_type": kind}
 

@@ -21,8 +21,20 @@ KNOWN = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
 def original(entry: dict[str, Any], length: int) -> int:
-    """The length before scaling, as the entry says it; `length` if it does not."""
-    return int(entry.get("original_max_position_embeddings") or length)
+    """The length before scaling, as the entry says it; `length` if it does not.
+
+    Raises:
+        ValueError: That is no length.
+    """
+    return _checked(int(entry.get("original_max_position_embeddings") or length))
+
+
+def _checked(length: int) -> int:
+    if length < 2:
+        raise ValueError(
+            f"config.json has a length of {length} tokens, it must be at least 2; correct it there"
+        )
+    return length
 
 
 def frequencies(entry: dict[str, Any], dim: int, trained: int, length: int) -> Tensor:
@@ -33,7 +45,11 @@ def frequencies(entry: dict[str, Any], dim: int, trained: int, length: int) -> T
         dim: Rotated dimensions of a head.
         trained: Tokens that the model was trained at, where the entry does not say.
         length: Tokens of the text.
+
+    Raises:
+        ValueError: One of the lengths is below 2.
     """
+    _checked(length)
     rope = Rope.standard(dim, float(entry["rope_theta"]), original(entry, trained))
     if entry["rope_type"] == "longrope":
         name = "long_factor" if length > rope.trained_length else "short_factor"

@@ -117,13 +117,15 @@ def read(
 
     Raises:
         UnsupportedModel: It has no rotary embedding that ropex can read.
-        ValueError: The strategy does not fit, or the config does not say what is needed.
+        ValueError: The strategy does not fit, its checkpoint has one that no config can say, or
+            the config does not say what is needed.
     """
     model = load_skeleton(folder, trust_remote_code=trust_remote_code)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     site = main_site(sites(model))
     _require_length(folder, raw, site, trained_length)
-    base, record = _base(site), Record.read(folder)
+    base = _base(site)
+    record = Record.read(folder) if strategy is None else Record.in_config_of(folder)
     kept = record.strategies if record and not record.in_config else []
     texts = kept if strategy is None else [strategy]
     if record and kept and trained_length is None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ropex.sites.hooks import Tables
     from ropex.tables import TableAt
 
+LONGEST = 2**40
+"""Tokens beyond which no text and no trained length is meant."""
+
 
 @dataclass(frozen=True)
 class Site(ABC):
@@ -172,7 +175,7 @@ def checked_length(config: Any, said: int | None, trained_length: int | None) ->
     """The trained length: as given, or as the config says.
 
     Raises:
-        ValueError: Neither says it, or it is below 2.
+        ValueError: Neither says it, or it is below 2 or beyond `LONGEST`.
     """
     length = said if trained_length is None else trained_length
     if length is None:
@@ -180,6 +183,6 @@ def checked_length(config: Any, said: int | None, trained_length: int | None) ->
             f"the config of {config.model_type} does not say the trained length "
             "(max_position_embeddings); give it as trained_length"
         )
-    if length < 2:
-        raise ValueError(f"trained_length is {length}, it must be at least 2")
+    if not 2 <= length <= LONGEST:
+        raise ValueError(f"trained_length is {length}, it must be at least 2 and at most 2**40")
     return int(length)

@@ -240,7 +240,7 @@ def _follows(module: Any, slot: Slot) -> bool:
     twin.rope_type = dict.fromkeys(_layer_types(module), "default") or "default"
     outputs = []
     for factor in (1.0, 0.5):
-        slot.put(twin, table.detach().float() * factor, 1.0)
+        slot.put(twin, torch.full_like(table, factor, dtype=torch.float32), 1.0)
         output = slot.ask(twin, torch.zeros(1, 2, 1, device=table.device), 2)
         outputs.append(output if isinstance(output, Tensor) else output[0])
     return not torch.equal(*outputs)

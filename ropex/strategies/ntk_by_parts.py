@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Scaled, require
 
@@ -23,7 +25,8 @@ class NtkByParts(Scaled):
         factor: Target length over trained length, at least 1.
         length: Target length in tokens, instead of `factor`.
         alpha: Pairs that make fewer turns than this are divided by the factor.
-        beta: Pairs that make more turns than this keep their frequency.
+        beta: Pairs that make more turns than this keep their frequency; at `alpha`, there is a
+            step instead of a ramp.
     """
 
     name: ClassVar[str] = "ntk_by_parts"
@@ -36,13 +39,19 @@ class NtkByParts(Scaled):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "alpha", self.alpha > 0, "above 0")
-        require(self, "beta", self.alpha < self.beta < math.inf, f"above alpha, {self.alpha}")
+        require(self, "beta", self.alpha <= self.beta < math.inf, f"at least alpha, {self.alpha}")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Blend each frequency with its interpolation, by turns over the trained length."""
         turns = plan.inv_freq * rope.trained_length / (2 * math.pi)
-        kept = ((turns - self.alpha) / (self.beta - self.alpha)).clamp(0, 1)
+        kept = self._kept(turns)
         return replace(plan, inv_freq=plan.inv_freq * (kept + (1 - kept) / self.scale(rope)))
+
+    def _kept(self, turns: Tensor) -> Tensor:
+        """The share of the old frequency that each pair keeps."""
+        if self.alpha == self.beta:
+            return (turns >= self.beta).to(turns.dtype)
+        return ((turns - self.alpha) / (self.beta - self.alpha)).clamp(0, 1)
 
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `llama3` type, which is this method with its bounds as parameters."""

@@ -1,0 +1,133 @@
+"""`ropex train`, `ropex trained` and `ropex recipes`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropex.cli.common import Verbs, add_verb, quiet, say
+
+if TYPE_CHECKING:
+    from ropex.train.recipe import Recipe
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `train`, `trained` and `recipes`."""
+    train = add_verb(
+        verbs,
+        "train",
+        _train,
+        "fine-tune a model under a strategy by a recipe; the same command goes on with a run that "
+        "was interrupted",
+        "ropex train yarn-64k model=./my-llama training.steps=200 -o runs/my-llama-64k",
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a YAML file, or one of ropex recipes")
+    train.add_argument(
+        "changes",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what to do otherwise, such as training.learning_rate=1e-5",
+    )
+    train.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/RECIPE")
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the recipe, and print what it would do and the memory that it takes",
+    )
+    trained = add_verb(
+        verbs,
+        "trained",
+        _trained,
+        "print perplexity by length of training runs, before and after; no model is needed",
+        "ropex trained runs/demo-linear runs/demo-yarn",
+    )
+    trained.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    trained.add_argument("--format", default="text", choices=("text", "markdown"))
+    recipes = add_verb(
+        verbs,
+        "recipes",
+        _recipes,
+        "list the recipes that ropex ships; `ropex recipes copy NAME` writes one to edit",
+        "ropex recipes 'yarn*'",
+    )
+    recipes.add_argument("pattern", nargs="?", default="*", metavar="PATTERN|copy")
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="what to copy")
+    recipes.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="where to copy it (default: NAME.yaml)"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from ropex.train.reading import find_recipe, read_recipe
+
+    path = find_recipe(arguments.recipe)
+    recipe = read_recipe(path, arguments.changes)
+    out = arguments.out or Path("runs") / path.stem
+    quiet()
+    if arguments.dry_run:
+        from ropex.train.plan import plan
+
+        print(plan(recipe))
+        return
+    from accelerate import PartialState
+
+    from ropex.train.run import train
+
+    train(recipe, out, _watch(recipe, out), tell=say)
+    if PartialState().is_main_process:
+        say(f"written to {out / 'final'}")
+        if recipe.evaluate is not None:
+            print(_table([out], as_markdown=False))
+
+
+def _watch(recipe: Recipe, out: Path) -> Any:
+    """What measures perplexity meanwhile; None if the recipe asks for nothing."""
+    if recipe.evaluate is None:
+        return None
+    from ropex_eval.trained import Watch
+
+    given = recipe.evaluate
+    return Watch(
+        out,
+        data=given.data,
+        lengths=given.lengths,
+        excerpts=given.excerpts,
+        every=given.every or recipe.stages[-1].training.steps,
+        trained_length=recipe.trained_length,
+        tell=say,
+    )
+
+
+def _trained(arguments: argparse.Namespace) -> None:
+    print(_table(arguments.runs, as_markdown=arguments.format == "markdown"))
+
+
+def _table(folders: list[Path], *, as_markdown: bool) -> str:
+    from ropex_eval.trained import Trained, table
+
+    return table([Trained.read(folder) for folder in folders], as_markdown=as_markdown)
+
+
+def _recipes(arguments: argparse.Namespace) -> None:
+    from ropex.train.reading import about, find_recipe, shipped_recipes
+
+    if arguments.pattern == "copy":
+        if arguments.name is None:
+            raise ValueError("name the recipe to copy, as in ropex recipes copy yarn-64k")
+        source = find_recipe(arguments.name)
+        target = arguments.out or Path(f"{source.stem}.yaml")
+        if target.exists():
+            raise FileExistsError(f"{target} exists; -o names another file")
+        shutil.copyfile(source, target)
+        say(f"written to {target}")
+        return
+    if arguments.name is not None:
+        raise ValueError(f"{arguments.name!r}: give one pattern, or copy and a name")
+    found = shipped_recipes(arguments.pattern)
+    if not found:
+        raise ValueError(f"no recipe matches {arguments.pattern!r}; ropex recipes lists all")
+    width = max(len(path.stem) for path in found)
+    print("\n".join(f"{path.stem:<{width}}  {about(path)}" for path in found))

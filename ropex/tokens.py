@@ -1,0 +1,38 @@
+"""Texts as token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that means what it spells: "<s>" is three characters, not a token."""
+    settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    ids: list[int] = tokenizer(text, **settings)["input_ids"]
+    return ids
+
+
+def first_token(tokenizer: Any, wanted: str, model: str) -> int | None:
+    """Id of the token in front of each text that is read; None if there is to be none.
+
+    Args:
+        tokenizer: Of the model.
+        wanted: `auto` for the tokenizer's BOS, `none`, or a token of its vocabulary.
+        model: What to call the model in a message.
+
+    Raises:
+        ValueError: The tokenizer has no such token.
+    """
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        found: int | None = tokenizer.get_vocab().get(wanted)
+        if found is None:
+            raise ValueError(f"--bos {wanted}: the tokenizer of {model} has no such token")
+        return found
+    if tokenizer.bos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {model} has no BOS token; --bos none starts texts with text, "
+            "--bos TOKEN with a token of your choice"
+        )
+    return int(tokenizer.bos_token_id)

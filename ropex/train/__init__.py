@@ -1,0 +1,1 @@
+"""Fine-tune patched models with any trainer."""

@@ -1,0 +1,73 @@
+"""Rotary tables as live modules answer, and as transformers builds them from a config."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ropex.native import close
+from ropex.rope import Plan
+from ropex.sites.base import Site
+from ropex.sites.buffers import BufferSite
+
+Tables = tuple[tuple[int, Plan], ...]
+"""Plans by length in tokens: one within the trained length, one far beyond it."""
+
+
+def same_table(table: Tensor, scale: float, plan: Plan) -> bool:
+    """Whether frequencies, and what cos and sin are multiplied by, are the planned ones."""
+    return close(table, plan.inv_freq.cpu()) and abs(scale - float(plan.attention_scale)) < 1e-6
+
+
+def asked(site: BufferSite, module: Any, length: int) -> tuple[Tensor, float]:
+    """Frequencies, `(dim // 2,)`, on the CPU, and scale of a module like that of `site`.
+
+    Args:
+        site: Where such a module is.
+        module: The module; it is called for a sequence of `length` tokens.
+        length: Tokens.
+    """
+    with torch.no_grad():
+        table = replace(site, module=module).live(length)
+    # transformers 5 writes the next one of a longrope entry into the same tensor.
+    return table.clone(), site.slot.scale(module)
+
+
+def built(site: BufferSite, config: Any, lengths: tuple[int, ...]) -> Tables:
+    """What transformers computes for a config.
+
+    Args:
+        site: What kind of module to build.
+        config: The config; it is only read.
+        lengths: In tokens, ascending.
+    """
+    own = has_own_type(site.module) and "ropex_scales" not in vars(site.module)
+    with torch.device("cpu"):
+        module = type(site.module)(config, **({"rope_type": site.module.rope_type} if own else {}))
+    plans = []
+    for length in lengths:
+        table, scale = asked(site, module, length)
+        plans.append(Plan(table.double(), scale))
+    return tuple(zip(lengths, plans, strict=True))
+
+
+def has_own_type(module: Any) -> bool:
+    """Whether it may be built with another rope type than the config's (OLMo 3, transformers 4)."""
+    return "rope_type" in inspect.signature(type(module)).parameters
+
+
+def around(model: nn.Module, site: Site) -> list[Any]:
+    """The configs that are saved with the models around a rotary module, outermost first."""
+    path = site.name.split(".")
+    models = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
+    found = [vars(each).get("config") for each in models if _saves_config(each)]
+    return [config for config in found if type(config) is type(site.config)]
+
+
+def _saves_config(model: Any) -> bool:
+    adapter = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    return hasattr(model, "save_pretrained") and not adapter

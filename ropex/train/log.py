@@ -1,0 +1,59 @@
+"""What a person sees of a training, and the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+FILE = "log.jsonl"
+
+
+class Log(TrainerCallback):  # type: ignore[misc]
+    """Tells loss, learning rate and speed in one line, and keeps them in a file.
+
+    Args:
+        path: The file, with one line of JSON for each; a run that goes on adds to it.
+        tokens: Of one step, over all processes.
+        tell: Called with each line, on the first process.
+    """
+
+    def __init__(self, path: Path, tokens: int, tell: Callable[[str], None]) -> None:
+        self.path, self.tokens, self.tell = path, tokens, tell
+        self._began, self._first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began, self._first = time.perf_counter(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write and tell what is logged of a step."""
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        done = state.global_step - self._first
+        speed = done * self.tokens / max(time.perf_counter() - self._began, 1e-9)
+        line = {
+            "step": state.global_step,
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs.get("learning_rate"),
+            "tokens_per_second": round(speed),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        left = (state.max_steps - state.global_step) * self.tokens / speed
+        self.tell(
+            f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
+            f"rate {logs.get('learning_rate', 0.0):.3g}  {speed:,.0f} tokens/s  "
+            f"{_clock(left)} left"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,64 @@
+"""Rows of a stage on disk, so that a run that goes on reads no text again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ropex.files import atomically
+from ropex.train.recipe import Source, Stage
+from ropex.train.rows import Cutter, MixedRows, Row, StreamedRows, turns
+
+_SPARE = 4  # rows cut of local texts for each one that is needed, so that they come from all over
+
+
+def rows_of(stage: Stage, cutter: Cutter, folder: Path, seed: int) -> MixedRows | StreamedRows:
+    """The rows of a stage in the order of training.
+
+    Args:
+        stage: What to read, and how often.
+        cutter: Cuts documents.
+        folder: Where rows are kept, in files of the Arrow format.
+        seed: Of their order.
+
+    Raises:
+        FileNotFoundError: A text is not there.
+        ValueError: A text has no rows.
+    """
+    sources, count = stage.data.sources, stage.training.steps * stage.training.batch
+    chosen = turns(sources, count, seed)
+    if stage.data.streaming:
+        return StreamedRows(cutter, sources, chosen)
+    needed = [chosen.count(i) for i in range(len(sources))]
+    pools = [_pool(cutter, each, n, folder) for each, n in zip(sources, needed, strict=True)]
+    return MixedRows(pools, chosen, seed)
+
+
+def _pool(cutter: Cutter, source: Source, needed: int, folder: Path) -> Any:
+    """Rows of a source as a `datasets.Dataset` that stays on disk."""
+    from datasets import Dataset
+
+    remote = source.text.startswith("hf:")
+    most = max(1, needed * (1 if remote else _SPARE))
+    described = f"{source} {cutter.front} {cutter.length} {most}"
+    path = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:16]}.arrow"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomically(path) as temporary:
+            _write(temporary, islice(cutter.rows(source), most))
+    return Dataset.from_file(str(path))
+
+
+def _write(path: Path, rows: Iterator[Row]) -> None:
+    from datasets import Features, Sequence, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    numbers = Sequence(Value("int32"))
+    features = Features({"input_ids": numbers, "lengths": numbers})
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()

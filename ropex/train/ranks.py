@@ -1,0 +1,59 @@
+"""What the processes of a training run tell each other; alone, a process agrees with itself.
+
+Each function is a collective: all ranks must come to it together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def gathered(value: T) -> list[T]:
+    """What each rank gives, in the order of ranks.
+
+    Args:
+        value: Of this rank; small, as it is pickled.
+    """
+    if not _several():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def of_first(value: T) -> T:
+    """What rank 0 gives, on all ranks.
+
+    Args:
+        value: Of this rank; small, as it is pickled.
+    """
+    if not _several():
+        return value
+    given: list[Any] = [value]
+    dist.broadcast_object_list(given, src=0)
+    first: T = given[0]
+    return first
+
+
+def agreed(problem: str | None) -> str | None:
+    """The first problem that any rank has, in the same words on all of them.
+
+    All can then raise it, and none is left waiting for one that has stopped.
+
+    Args:
+        problem: Of this rank, in one sentence; None if it has none.
+
+    Returns:
+        The sentence, with the rank where there are several; None if no rank has a problem.
+    """
+    found = gathered(problem)
+    told = (f"rank {rank} of {len(found)}: {text}" for rank, text in enumerate(found) if text)
+    return next(told, None) if len(found) > 1 else problem
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,70 @@
+"""What a model and its batches are while a stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ropex.migration import read_strategy
+from ropex.patching import Patch, patch
+from ropex.strategies.base import Strategy
+from ropex.train.chunked_loss import chunk_loss
+from ropex.train.collators import PackedCollator, PlainCollator, PositionCollator, isolates
+from ropex.train.positions import SAMPLERS
+from ropex.train.recipe import Stage
+from ropex.train.shifted import shift_attention
+from ropex.train.trainer import sharing_a_row
+
+
+@contextmanager
+def prepared(model: Any, stage: Stage, trained_length: int | None) -> Iterator[Patch]:
+    """The model under the strategy of a stage, with what the stage computes otherwise.
+
+    Raises:
+        ValueError: The strategy or what else the stage asks for does not fit the model.
+    """
+    strategy = read_strategy(stage.strategy)
+    if sharing_a_row() > 1:
+        check_shared(stage, strategy)
+    with ExitStack() as undo:
+        handle = undo.enter_context(patch(model, strategy, trained_length=trained_length))
+        if stage.training.shifted_attention is not None:
+            undo.enter_context(shift_attention(model, stage.training.shifted_attention))
+        if stage.training.chunked_loss:
+            undo.enter_context(chunk_loss(model))
+        rows = stage.training.micro_batch
+        if stage.data.packed and not isolates(model, rows, use_cache=False):
+            raise ValueError(
+                "this model lets packed documents see each other; give layout: split, or "
+                "training.micro_batch=1, or another attention"
+            )
+        yield handle
+
+
+def check_shared(stage: Stage, strategy: Strategy) -> None:
+    """See to it that processes which share a row agree on what it is.
+
+    Raises:
+        ValueError: They would not.
+    """
+    if strategy.length_class != "static":
+        raise ValueError(
+            f"{strategy} goes by the length of a text, and processes that share one (context or "
+            f"sequence parallelism) see different lengths; fix it, as in "
+            f"{strategy.name}:length=32k, or share no rows"
+        )
+    if stage.data.packed or stage.training.shifted_attention:
+        raise ValueError(
+            "packed documents and shifted attention need whole rows, and processes share them "
+            "(context or sequence parallelism); give layout: split and full attention"
+        )
+
+
+def collator_of(stage: Stage, handle: Patch, seed: int) -> Any:
+    """What makes batches of the rows of a stage."""
+    if stage.positions is not None:
+        given = stage.positions
+        target = given.target or handle.target_length
+        return PositionCollator(SAMPLERS[given.sampler](given.window, target), seed)
+    return PackedCollator(stage.data.length) if stage.data.packed else PlainCollator()

@@ -1,0 +1,154 @@
+"""A `Trainer` that stops at a loss that is no number, and leaves nothing half written."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from ropex.storage import save
+from ropex.train.ranks import agreed
+from ropex.train.recipe import Recipe, Stage
+
+WHOLE = "ropex-whole"
+"""A file in a checkpoint that has been written to its end."""
+
+
+class RecipeTrainer(Trainer):
+    """`transformers.Trainer`, with rows in the order that they are given in."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it, without a cache: with one, packed documents see each other."""
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As transformers does it.
+
+        Raises:
+            ValueError: The loss is not a number, in this process or in another one.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        problem = None if bool(torch.isfinite(loss)) else f"the loss is {float(loss)}"
+        if told := agreed(problem):
+            step = self.state.global_step + 1
+            raise ValueError(
+                f"{told} at step {step}; lower training.learning_rate or raise training.warmup"
+                f"{_kept(Path(self.args.output_dir))}"
+            )
+        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            (folder / WHOLE).touch()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(
+                f"{folder.name} could not be written ({reason}){_kept(folder.parent)}"
+            ) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The model with its `ropex.json`, even where no config can say its strategy."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save(self.accelerator.unwrap_model(self.model), folder, state_dict=state_dict)
+        torch.save(self.args, folder / "training_args.bin")
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The checkpoint to go on from; what was not written to its end is removed."""
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        if not (path / WHOLE).is_file():
+            shutil.rmtree(path)
+        elif match := re.fullmatch(r"checkpoint-(\d+)", path.name):
+            found[int(match[1])] = path
+    return found[max(found)] if found else None
+
+
+def _kept(folder: Path) -> str:
+    """What is left after a failure, in words."""
+    last = last_whole(folder)
+    return f"; {last} is kept, and the same command goes on from there" if last else ""
+
+
+def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
+    """What transformers calls the numbers of a recipe.
+
+    Raises:
+        ValueError: The rows of a step cannot be shared evenly by the processes.
+    """
+    from accelerate import PartialState
+
+    training, cpu = stage.training, not accelerated()
+    processes = PartialState(cpu=cpu).num_processes // sharing_a_row()
+    share, rest = divmod(training.batch, training.micro_batch * processes)
+    if rest:
+        raise ValueError(
+            f"training.batch is {training.batch}, and {processes} processes read "
+            f"{training.micro_batch} rows at a time each; make it a multiple of their product"
+        )
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=training.steps,
+        per_device_train_batch_size=training.micro_batch,
+        gradient_accumulation_steps=share,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=_SCHEDULES[training.schedule],
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        adam_beta2=training.beta2,
+        max_grad_norm=training.max_grad_norm,
+        optim=recipe.optimizer,
+        bf16=recipe.autocast,
+        **_checkpointing(training.gradient_checkpointing),
+        save_strategy="steps",
+        save_steps=training.save_every,
+        save_total_limit=training.keep,
+        logging_steps=training.log_every,
+        logging_nan_inf_filter=False,  # a loss that is no number stops the run
+        remove_unused_columns=False,  # collators read `index` and `lengths`
+        dataloader_pin_memory=not cpu,
+        use_cpu=cpu,
+        seed=recipe.seed,
+        report_to=list(recipe.report_to),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Whether activations are computed again, by the names of transformers 5, or else of 4."""
+    known = TrainingArguments.__dataclass_fields__
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true":  # FSDP does it then
+        return {}
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
+
+
+def sharing_a_row() -> int:
+    """How many processes have a part of each row: by context or sequence parallelism."""
+    sizes = ("PARALLELISM_CONFIG_CP_SIZE", "PARALLELISM_CONFIG_SP_SIZE")
+    return math.prod(int(os.environ.get(name, "1")) for name in sizes)
+
+
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def accelerated() -> bool:
+    """Whether there is a device besides the CPU."""
+    return torch.accelerator.is_available()

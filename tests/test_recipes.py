@@ -1,0 +1,186 @@
+"""Recipes: what they may say, how they are changed, and those that ropex ships."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_world import World
+
+from ropex.migration import read_strategy
+from ropex.train.reading import about, find_recipe, read_recipe, shipped_recipes
+from ropex.train.recipe import Lora, Positions, Source
+
+SMALL: dict[str, Any] = {
+    "model": "tiny",
+    "strategy": "yarn:4",
+    "data": {"length": "2k", "sources": [{"text": "book.txt"}]},
+    "training": {"steps": 10, "batch": 4, "warmup": 0},
+}
+
+
+def write(folder: Path, **more: Any) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **more}), encoding="utf-8")
+    return path
+
+
+def test_defaults_are_those_of_the_papers(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path))
+    [stage] = recipe.stages
+    assert stage.data.length == 2048
+    assert stage.data.sources == (Source("book.txt"),)
+    training = stage.training
+    assert (training.learning_rate, training.weight_decay, training.beta2) == (2e-5, 0.0, 0.95)
+
+
+def test_a_number_is_a_number_however_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SMALL) + "lora: {alpha: 2e1, dropout: 1e-1}\n")
+    assert read_recipe(path).lora == Lora(alpha=20, dropout=0.1)
+    [stage] = read_recipe(path, ["training.learning_rate=5e-1"]).stages
+    assert stage.training.learning_rate == 0.5
+
+
+def test_changes_reach_every_place(tmp_path: Path) -> None:
+    changes = (
+        "strategy=linear:length=32k", "training.steps=7", "data.sources.0.text=other.txt",
+        "positions={sampler: pose, window: 1k}", "lora.rank=4", "seed=3",
+    )  # fmt: skip
+    recipe = read_recipe(write(tmp_path), changes)
+    [stage] = recipe.stages
+    assert (stage.strategy, stage.training.steps, recipe.seed) == ("linear:length=32k", 7, 3)
+    assert stage.data.sources[0].text == "other.txt"
+    assert stage.positions == Positions("pose", 1024)  # type: ignore[arg-type]
+    assert stage.window == 1024
+    assert recipe.lora == Lora(rank=4)
+
+
+def test_stages_say_what_is_theirs(tmp_path: Path) -> None:
+    stages = [{}, {"strategy": "yarn:8", "training": {"steps": 5}, "data": {"length": "4k"}}]
+    first, second = read_recipe(write(tmp_path, stages=stages), ["training.batch=2"]).stages
+    assert (first.strategy, second.strategy) == ("yarn:4", "yarn:8")
+    assert (first.training.steps, second.training.steps) == (10, 5)
+    assert (first.training.batch, second.training.batch) == (2, 2)
+    assert (first.data.length, second.data.length) == (2048, 4096)
+    assert first.data.sources == second.data.sources
+    changed = read_recipe(write(tmp_path, stages=stages), ["stages.1.training.steps=6"])
+    assert [stage.training.steps for stage in changed.stages] == [10, 6]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelt": ({"modle": "x"}, "modle is no key of a recipe; did you mean model?"),
+    "misspelt within": (
+        {"training": {"steps": 1, "batch": 1, "lerning_rate": 1}},
+        "training.lerning_rate is no key of a recipe; did you mean learning_rate?",
+    ),
+    "unlike any": ({"lora": {"zzz": 1}}, "there are rank, alpha, dropout, targets, also"),
+    "missing": ({"training": {"steps": 1}}, "training.batch is missing"),
+    "text for a number": (
+        {"training": {"steps": "many", "batch": 1}},
+        "training.steps is 'many'; it must be a whole number",
+    ),
+    "half a step": ({"training": {"steps": 1.5, "batch": 1}}, "steps is 1.5; it must be a whole"),
+    "truth for a number": ({"seed": True}, "seed is True; it must be a whole number"),
+    "no length": ({"data": {"length": "long", "sources": []}}, "data.length: 'long' is not a"),
+    "no choice": ({"dtype": "float8"}, "dtype is 'float8'; choose float32, bfloat16"),
+    "no list": ({"data": {"length": 9, "sources": "a.txt"}}, "sources is 'a.txt'; it must be a"),
+    "no texts": ({"data": {"length": 9, "sources": []}}, "data: sources is empty; name a text"),
+    "no keys": ({"data": 5}, "data is 5; it must be keys and values"),
+    "no steps": ({"training": {"steps": 0, "batch": 1}}, "steps is 0; it must be above 0"),
+    "share": (
+        {"data": {"length": 9, "sources": [{"text": "a", "share": 0}]}},
+        "data.sources.0: share is 0.0; it must be above 0",
+    ),
+    "warmup": ({"training": {"steps": 5, "batch": 1}}, "warmup is 20; there are 5 steps"),
+    "uneven": (
+        {"training": {"steps": 50, "batch": 3, "micro_batch": 2}},
+        "batch is 3, which is no multiple of micro_batch, 2",
+    ),
+    "window": (
+        {"positions": {"sampler": "pose", "window": "4k"}},
+        "positions.window is 4096, and a row has 2048 tokens",
+    ),
+    "packed": (
+        {
+            "positions": {"sampler": "pose", "window": 64},
+            "data": {"length": 64, "sources": [{"text": "a", "layout": "pack"}]},
+        },
+        "positions are drawn for rows of one document",
+    ),
+    "no stages": ({"stages": []}, "stages is empty"),
+    "stages": ({"stages": 3}, "stages is 3; it must be a list"),
+    "stage": ({"stages": ["yarn"]}, "stages.0 is 'yarn'; it must be keys and values"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_named_by_its_key(tmp_path: Path, case: str) -> None:
+    more, message = WRONG[case]
+    with pytest.raises(ValueError, match=r"mine\.yaml: ") as told:
+        read_recipe(write(tmp_path, **more))
+    assert message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.steps", "write key=value"),
+        ("training.steps=[", "is no value of YAML"),
+        ("data.sources.7.text=x", "there is no 7"),
+        ("model.name=x", "there is no name"),
+        ("seeed=1", "did you mean seed?"),
+    ],
+)
+def test_a_change_that_changes_nothing_is_refused(
+    tmp_path: Path, change: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_recipe(write(tmp_path), [change])
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\xff"])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine\.yaml"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
+def test_a_shipped_recipe_says_what_it_is(path: Path) -> None:
+    recipe = read_recipe(path)
+    header = path.read_text(encoding="utf-8").split("\nmodel:")[0].splitlines()
+    assert all(line.startswith("#") for line in header)
+    assert f"ropex train {path.stem} -o runs/{path.stem}" in header[1]
+    assert [line.split(":")[0] for line in header[2:4]] == ["# Hardware", "# Expected"]
+    assert path.stem == "smoke" or "arXiv" in header[4] or "EasyContext" in header[4]
+    for stage in recipe.stages:
+        if not stage.strategy.startswith("@"):
+            assert read_strategy(stage.strategy) is not None
+
+
+def test_recipes_are_listed_and_copied(world: World) -> None:
+    status, out, _ = world("recipes")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == [p.stem for p in shipped_recipes()]
+    assert about(find_recipe("smoke")) in out
+    assert world("recipes", "demo-*")[1].count("\n") == 4
+    assert world("recipes", "copy", "smoke")[2] == "written to smoke.yaml\n"
+    assert Path("smoke.yaml").read_bytes() == find_recipe("smoke").read_bytes()
+    assert "smoke.yaml exists" in world.refused("recipes", "copy", "smoke")
+    assert "did you mean smoke?" in world.refused("recipes", "copy", "smokee")
+    assert "no recipe matches 'x'" in world.refused("recipes", "x")
+    assert "give one pattern" in world.refused("recipes", "x", "y")
+
+
+def test_a_run_in_vain_says_what_it_would_do(world: World) -> None:
+    status, out, _ = world("train", "smoke", "--dry-run", "training.steps=20")
+    assert status == 0
+    assert "yarn:length=1k: trained at 256, for 1k" in out
+    assert "20 of 4 rows, 2,048 tokens; 40,960 tokens in all" in out
+    assert "2,164,416 weights" in out
+    assert not Path("runs").exists()

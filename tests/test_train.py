@@ -1,0 +1,330 @@
+"""`ropex train`: what a recipe leaves behind, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from cases import logits
+from safetensors.torch import load_file
+from tiny_eval import save_checkpoint, words
+from transformers import AutoModelForCausalLM
+
+import ropex
+from ropex.cli import main
+from ropex.train.reading import read_recipe
+from ropex.train.run import train
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [
+    # accelerate asks for pinned memory, which a machine without an accelerator has none of.
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    # peft still asks transformers 5 by the old name.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+RECIPE: dict[str, Any] = {
+    "model": "tiny",
+    "strategy": "yarn:4",
+    "data": {"length": 64, "sources": [{"text": "docs.jsonl:text"}]},
+    "training": {
+        "steps": 4, "batch": 4, "micro_batch": 2, "warmup": 0, "learning_rate": 1e-2,
+        "save_every": 2, "log_every": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, texts and a recipe."""
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    return tmp_path
+
+
+def furnish(folder: Path) -> None:
+    save_checkpoint(folder / "tiny")
+    lines = (json.dumps({"text": words(100 + 10 * seed, seed)}) for seed in range(20))
+    (folder / "docs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "mine.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+
+
+def run(out: str, *changes: str, tell: Callable[[str], None] = lambda line: None) -> Path:
+    """Train by the recipe, changed; the folder of the run."""
+    train(read_recipe(Path("mine.yaml"), changes), Path(out), tell=tell)
+    return Path(out)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "final" / "model.safetensors")
+
+
+def same(left: Path, right: Path) -> bool:
+    ours, theirs = weights(left), weights(right)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def plain(folder: Path) -> Any:
+    """What transformers loads, without ropex."""
+    auto: Any = AutoModelForCausalLM
+    return auto.from_pretrained(folder).eval()
+
+
+IDS = torch.arange(3, 103)[None]
+
+
+@pytest.mark.parametrize("strategy", ["yarn:4", "linear:4", "dynamic:4", "ntk:2+clip:2"])
+def test_the_final_model_is_the_trained_one(place: Path, strategy: str) -> None:
+    seen: list[Any] = []
+
+    class Keep:
+        def begins(self, model: Any, tokenizer: Any) -> None:
+            seen.append(model)
+
+        def trains(self, trainer: Any, stage: int) -> None:
+            before = {name: value.clone() for name, value in seen[0].named_parameters()}
+            seen.append(before)
+
+    recipe = read_recipe(Path("mine.yaml"), [f"strategy={strategy}"])
+    train(recipe, Path("out"), Keep())
+    model, before = seen
+    assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
+    with ropex.patch(model.eval(), strategy):
+        wanted = logits(model, IDS)
+    assert torch.equal(logits(plain(Path("out/final")), IDS), wanted)
+    record = json.loads(Path("out/final/ropex.json").read_text())
+    assert (record["strategy"], record["trained_length"]) == (strategy, 32)
+    assert Path("out/final/tokenizer.json").is_file()
+
+
+def test_what_no_config_says_is_trained_and_loaded_again(place: Path) -> None:
+    out = run("out", "strategy=yarn:4+logn")
+    model = ropex.load(out / "final")
+    assert logits(model, IDS).ne(logits(plain(out / "final"), IDS)).any()
+
+
+class Stop(Exception):
+    """As if someone had pulled the plug."""
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(place: Path, step: int) -> None:
+    def stop(line: str) -> None:
+        if line.startswith(f"step {step}/"):
+            raise Stop
+
+    changes = ("positions={sampler: pose, window: 24}", "lora.dropout=0.2")
+    whole = run("whole", *changes)
+    with pytest.raises(Stop):
+        run("parts", *changes, tell=stop)
+    assert not Path("parts/final").exists()
+    assert same(run("parts", *changes), whole)
+    assert losses(Path("parts"))[-1] == losses(whole)[-1]
+    told: list[str] = []
+    run("parts", *changes, tell=told.append)
+    assert told == []  # there was nothing left to do
+
+
+def test_a_run_that_is_killed_goes_on(place: Path) -> None:
+    changes = ["training.steps=40", "training.save_every=3", "training.chunked_loss=false"]
+    whole = run("whole", *changes)
+    command = [sys.executable, "-m", "ropex", "train", "mine.yaml", *changes, "-o", "killed"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
+    child = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    )
+    log = Path("killed/log.jsonl")
+    while child.poll() is None and not (log.is_file() and log.read_text().count("\n") > 7):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    half = Path("killed/stage-1/checkpoint-39")  # as if it had been killed while writing
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert same(run("killed", *changes), whole)
+
+
+def test_stages_follow_each_other(place: Path) -> None:
+    stages = "stages=[{}, {strategy: 'yarn:8', training: {steps: 3}}]"
+    whole = run("whole", stages)
+    assert json.loads((whole / "final/ropex.json").read_text())["strategy"] == "yarn:8"
+
+    def stop(line: str) -> None:
+        if line.startswith("step 1/3"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        run("parts", stages, tell=stop)
+    assert same(run("parts", stages), whole)
+    first = run("first")
+    assert not same(first, whole)
+
+
+WAYS = {
+    "chunks": "training.chunked_loss=true",
+    "kept activations": "training.gradient_checkpointing=false",
+    "one row at a time": "training.micro_batch=1",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_saves_memory_changes_no_loss(place: Path, way: str) -> None:
+    wanted = losses(run("whole", "training.chunked_loss=false"))
+    found = losses(run("other", "training.chunked_loss=false", WAYS[way]))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_packed_documents_and_streams_and_windows_are_read(place: Path) -> None:
+    pack = "data.sources.0={text: 'docs.jsonl:text', layout: pack, longest: 20}"
+    plainly = losses(run("plain"))
+    assert losses(run("packed", pack)) != plainly
+    assert len(losses(run("stream", "data.streaming=true"))) == 4
+    assert losses(run("random", "positions={sampler: random, window: 24}")) != plainly
+    assert losses(run("shifted", "training.shifted_attention=4")) != plainly
+
+
+def test_a_stream_that_goes_on_equals_one_that_was_never_interrupted(place: Path) -> None:
+    def stop(line: str) -> None:
+        if line.startswith("step 3/"):
+            raise Stop
+
+    whole = run("whole", "data.streaming=true")
+    with pytest.raises(Stop):
+        run("parts", "data.streaming=true", tell=stop)
+    assert same(run("parts", "data.streaming=true"), whole)
+
+
+def test_adapters_are_merged_and_kept_beside(place: Path) -> None:
+    out = run("out", "lora={rank: 4, also: [norms, embeddings]}")
+    merged = logits(plain(out / "final"), IDS)
+    loaded = ropex.load("tiny", adapter=out / "adapter")
+    torch.testing.assert_close(logits(loaded, IDS), merged, rtol=1e-4, atol=1e-3)
+    before = load_file("tiny/model.safetensors")
+    moved = {name for name, value in weights(out).items() if not torch.equal(value, before[name])}
+    assert {"model.norm.weight", "model.layers.0.self_attn.q_proj.weight"} <= moved
+    assert any("embed" in name for name in moved)
+    assert not any("mlp" in name for name in moved)
+
+
+@pytest.fixture
+def two(place: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+             "--master-port", "0", "-m", "ropex", "train", "mine.yaml", *arguments],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+
+    yield launch
+
+
+def test_two_processes_have_the_losses_of_one(
+    place: Path, two: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    # Rows of unequal numbers of labels, so that a mean of means would be another number.
+    pack = "data.sources.0={text: 'docs.jsonl:text', layout: pack, longest: 20}"
+    done = two(pack, "-o", "two")
+    assert done.returncode == 0, done.stderr
+    one = run("one", pack)
+    assert losses(Path("two")) == pytest.approx(losses(one), abs=1e-5)
+    ours, theirs = weights(Path("two")), weights(one)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-3)
+
+
+def test_rows_that_processes_cannot_share_are_refused(
+    place: Path, two: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = two("training.batch=2", "-o", "two")
+    assert done.returncode != 0
+    assert "training.batch is 2, and 2 processes read 2 rows at a time" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(place: Path) -> None:
+    run("fine", "training.steps=2")
+    wild = ("optimizer=sgd", "training.learning_rate=0.99", "training.max_grad_norm=1e30")
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+; lower training"):
+        run("wild", *wild, "training.steps=40", "training.save_every=1")
+    assert not Path("wild/final").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
+    script = (
+        "import resource, signal, sys\n"
+        "from ropex.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import ropex.train.trainer as t\n"
+        "real = t.RecipeTrainer._save_checkpoint\n"
+        "def save(self, *args, **kwargs):\n"
+        "    if self.state.global_step == 4:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))\n"
+        "    real(self, *args, **kwargs)\n"
+        "t.RecipeTrainer._save_checkpoint = save\n"
+        "sys.exit(main(['train', 'mine.yaml', '-o', 'full']))\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    [told] = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert "checkpoint-4 could not be written" in told
+    assert "checkpoint-2 is kept, and the same command goes on from there" in told
+    assert [path.name for path in Path("full/stage-1").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert same(run("full"), run("whole"))
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown recipe": (("training.stepz=3",), "training.stepz is no key"),
+    "no text": (("data.sources.0.text=nowhere.txt",), "no such file or folder: nowhere.txt"),
+    "too short": (("data.length=4k",), "the longest of 20 documents has 291 tokens"),
+    "no model": (("model=./nowhere",), "no such folder: './nowhere'"),
+    "strategy": (("strategy=yarm:4",), "did you mean yarn"),
+    "target": (("positions={sampler: pose, window: 24, target: 8}",), "target"),
+    "adapters": (("lora.targets=[q]",), "the model has no q; it has"),
+    "attention": (("attention=nonsense",), "nonsense"),
+    "optimizer": (("optimizer=nonsense",), "nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_is_one_line(place: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    changes, message = REFUSED[case]
+    assert main(["train", "mine.yaml", *changes, "-o", "out"]) == 2
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert message in told
+
+
+def test_an_empty_text_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("docs.jsonl").write_text("")
+    assert main(["train", "mine.yaml", "-o", "out"]) == 2
+    assert "docs.jsonl is empty" in capsys.readouterr().err
+
+
+def test_a_run_of_another_recipe_is_left_alone(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run("out", "training.steps=2")
+    before = weights(out)
+    assert main(["train", "mine.yaml", "-o", "out"]) == 2
+    assert "holds the run of another recipe (stages differs)" in capsys.readouterr().err
+    assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
+    assert main(["train", "mine.yaml", "-o", "tiny"]) == 2
+    assert "tiny is not empty and holds no run" in capsys.readouterr().err
