@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,9 +76,12 @@ def _train(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from ropex.train.run import train
+    from ropex.train.trainer import accelerated
 
+    state = PartialState(cpu=not accelerated())
+    atexit.register(state.destroy_process_group)  # its threads may abort an interpreter that ends
     train(recipe, out, _watch(recipe, out), tell=say)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         say(f"written to {out / 'final'}")
         if recipe.evaluate is not None:
             print(_table([out], as_markdown=False))
