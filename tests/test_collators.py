@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import logits, tiny_model, tokens
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -17,7 +18,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import ropex
 from ropex.train.collators import PackedCollator, PlainCollator, PositionCollator, isolates
 from ropex.train.positions import CREAM, PoSE, RandomPositions
-from tests.cases import logits, tiny_model, tokens
 
 DOCUMENTS = (17, 1, 12)
 WINDOWED = {"mistral": {"sliding_window": 8}, "gemma2": {"sliding_window": 8}}

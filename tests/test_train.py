@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ropex.train.reading import read_recipe
 from ropex.train.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
 pytestmark = [
     # accelerate asks for pinned memory, which a machine without an accelerator has none of.
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -144,9 +145,8 @@ def test_a_run_that_is_killed_goes_on(place: Path) -> None:
     changes = ["training.steps=40", "training.save_every=3", "training.chunked_loss=false"]
     whole = run("whole", *changes)
     command = [sys.executable, "-m", "ropex", "train", "mine.yaml", *changes, "-o", "killed"]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
     child = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+        command, env={**os.environ, "PYTHONPATH": PATH}, stderr=subprocess.DEVNULL
     )
     log = Path("killed/log.jsonl")
     while child.poll() is None and not (log.is_file() and log.read_text().count("\n") > 7):
@@ -221,22 +221,23 @@ def test_adapters_are_merged_and_kept_beside(place: Path) -> None:
     assert not any("mlp" in name for name in moved)
 
 
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 @pytest.fixture
-def two(place: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+def two(place: Path) -> Launch:
     def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
+        command = [sys.executable, *TWO, "-m", "ropex", "train", "mine.yaml", *arguments]
+        environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ropex", "train", "mine.yaml", *arguments],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
+            command, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
 
-    yield launch
+    return launch
 
 
-def test_two_processes_have_the_losses_of_one(
-    place: Path, two: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_two_processes_have_the_losses_of_one(place: Path, two: Launch) -> None:
     # Rows of unequal numbers of labels, so that a mean of means would be another number.
     pack = "data.sources.0={text: 'docs.jsonl:text', layout: pack, longest: 20}"
     done = two(pack, "-o", "two")
@@ -248,9 +249,7 @@ def test_two_processes_have_the_losses_of_one(
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-3)
 
 
-def test_rows_that_processes_cannot_share_are_refused(
-    place: Path, two: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_rows_that_processes_cannot_share_are_refused(place: Path, two: Launch) -> None:
     done = two("training.batch=2", "-o", "two")
     assert done.returncode != 0
     assert "training.batch is 2, and 2 processes read 2 rows at a time" in done.stderr
@@ -293,9 +292,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
         "t.RecipeTrainer._save_checkpoint = save\n"
         "sys.exit(main(['train', 'mine.yaml', '-o', 'full']))\n"
     )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": PATH},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

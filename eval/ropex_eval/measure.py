@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropex_eval.memory import SHORTEST_CHUNK, Shape, chunk_for, gib, is_out_of_memory
+from ropex.sizes import gib
+from ropex_eval.memory import SHORTEST_CHUNK, Shape, chunk_for, is_out_of_memory
 from ropex_eval.nll import Scorer
 from ropex_eval.passes import Pass
 

@@ -30,7 +30,7 @@ def with_adapters(model: Any, lora: Lora, checkpointed: bool) -> Any:
         raise ValueError(f"lora.targets: the model has no {unknown[0]}; it has {known}")
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
         modules_to_save=_in_full(model, lora) or None,

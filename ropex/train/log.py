@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 FILE = "log.jsonl"
 
 
-class Log(TrainerCallback):  # type: ignore[misc]
+class Log(TrainerCallback):
     """Tells loss, learning rate and speed in one line, and keeps them in a file.
 
     Args:

@@ -66,7 +66,9 @@ def convert(wanted: Any, value: Any, place: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ValueError(f"{place} is {value!r}; it must be a list")
         return tuple(convert(inner[0], each, f"{place}.{i}") for i, each in enumerate(value))
-    return build(wanted, value, place) if is_dataclass(wanted) else _plain(wanted, value, place)
+    if isinstance(wanted, type) and is_dataclass(wanted):
+        return build(wanted, value, place)
+    return _plain(wanted, value, place)
 
 
 def _plain(wanted: Any, value: Any, place: str) -> Any:

@@ -26,7 +26,8 @@ class RecipeTrainer(Trainer):
     """`transformers.Trainer`, with rows in the order that they are given in."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As transformers does it, without a cache: with one, packed documents see each other."""
@@ -44,12 +45,12 @@ class RecipeTrainer(Trainer):
             step = self.state.global_step + 1
             raise ValueError(
                 f"{told} at step {step}; lower training.learning_rate or raise training.warmup"
-                f"{_kept(Path(self.args.output_dir))}"
+                f"{_kept(Path(str(self.args.output_dir)))}"
             )
         return loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(*args, **kwargs)
             (folder / WHOLE).touch()
