@@ -157,13 +157,13 @@ def test_old_files_without_lengths_are_read_as_transformers_does(tmp_path: Path,
         assert override["rope_parameters"]["original_max_position_embeddings"] == TRAINED
 
 
-@pytest.mark.parametrize("length", [-5, 1])
+@pytest.mark.parametrize("length", [-5, 1, 10**30])
 @pytest.mark.parametrize("kind", ["default", "linear", "dynamic"])
 def test_a_length_that_no_model_has_is_refused(tmp_path: Path, kind: str, length: int) -> None:
     entry = {} if kind == "default" else {"rope_type": kind, "factor": 4.0}
     settings = {"max_position_embeddings": length} | rope_settings(1e4, **entry)
     folder = write_config(tmp_path, **settings)
-    said = f"^config.json has a length of {length} tokens, it must be at least 2; correct it there"
+    said = f"^config.json has a length of {length:.4g} tokens, it must be from 2 to {2**40}; correct"
     for given in (None, TRAINED) if kind == "default" else (None,):
         with pytest.raises(ValueError, match=said):
             read(folder, trained_length=given)

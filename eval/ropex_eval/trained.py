@@ -53,15 +53,27 @@ class Stage:
 
     Attributes:
         strategy: Its text.
-        steps: Of the last measurement.
-        before: Under the strategy, before its first step.
-        after: After the last one.
+        measured: What was measured, by the number of steps before it; 0 is under the strategy,
+            before any training of this stage.
     """
 
     strategy: str
-    steps: int
-    before: ByLength
-    after: ByLength
+    measured: dict[int, ByLength]
+
+    def at(self, steps: Sequence[int]) -> dict[int, ByLength]:
+        """What was measured after some numbers of steps; the first and the last if none is given.
+
+        Raises:
+            ValueError: Nothing was measured there.
+        """
+        if not steps:
+            steps = sorted({min(self.measured), max(self.measured)})
+        if missing := [step for step in steps if step not in self.measured]:
+            known = ", ".join(map(str, self.measured))
+            raise ValueError(
+                f"{self.strategy} was not measured at step {missing[0]}, but at {known}"
+            )
+        return {step: self.measured[step] for step in steps}
 
 
 @dataclass(frozen=True)
@@ -93,8 +105,8 @@ class Trained:
         stages = []
         for number, said in enumerate(recipe["stages"], start=1):
             if lines := read_lines(folder / f"stage-{number}" / FILE):
-                first, last = ByLength.of_line(lines[0]), ByLength.of_line(lines[-1])
-                stages.append(Stage(said["strategy"], lines[-1]["step"], first, last))
+                measured = {line["step"]: ByLength.of_line(line) for line in lines}
+                stages.append(Stage(said["strategy"], measured))
         if not untouched or not stages:
             raise FileNotFoundError(
                 f"nothing was measured in {folder}; a recipe says what to measure under evaluate"
@@ -102,11 +114,16 @@ class Trained:
         return cls(folder.name, ByLength.of_line(untouched[0]), tuple(stages))
 
 
-def table(runs: Sequence[Trained], *, as_markdown: bool = False) -> str:
+def table(runs: Sequence[Trained], steps: Sequence[int] = (), *, as_markdown: bool = False) -> str:
     """Perplexity by length of runs, with 95 % intervals, and the change at the trained length.
 
+    Args:
+        runs: The runs.
+        steps: After which steps of each stage; the first and the last measurement if empty.
+        as_markdown: A table of GitHub's Markdown, and not one for a terminal.
+
     Raises:
-        ValueError: They were not measured on the same tokens.
+        ValueError: They were not measured on the same tokens, or not at these steps.
     """
     first = runs[0].untouched
     for run in runs:
@@ -117,8 +134,8 @@ def table(runs: Sequence[Trained], *, as_markdown: bool = False) -> str:
     rows.append(["none", *_cells(first), "--"])
     for run in runs:
         for stage in run.stages:
-            for when, found in (("before", stage.before), (f"{stage.steps} steps", stage.after)):
-                name = f"{run.name}: {stage.strategy}, {when}"
+            for step, found in stage.at(steps).items():
+                name = f"{run.name}: {stage.strategy}, {step} steps"
                 rows.append([name, *_cells(found), _change(found.change_from(first)[tax])])
     return markdown(rows) if as_markdown else align(rows)
 

@@ -46,6 +46,9 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex trained runs/demo-linear runs/demo-yarn",
     )
     trained.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    trained.add_argument(
+        "--steps", type=_steps, default=(), metavar="N,N", help="default: the first and the last"
+    )
     trained.add_argument("--format", default="text", choices=("text", "markdown"))
     recipes = add_verb(
         verbs,
@@ -106,13 +109,20 @@ def _watch(recipe: Recipe, out: Path) -> Any:
 
 
 def _trained(arguments: argparse.Namespace) -> None:
-    print(_table(arguments.runs, as_markdown=arguments.format == "markdown"))
+    print(_table(arguments.runs, arguments.steps, as_markdown=arguments.format == "markdown"))
 
 
-def _table(folders: list[Path], *, as_markdown: bool) -> str:
+def _steps(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no steps; write 0,50,200") from None
+
+
+def _table(folders: list[Path], steps: tuple[int, ...] = (), *, as_markdown: bool) -> str:
     from ropex_eval.trained import Trained, table
 
-    return table([Trained.read(folder) for folder in folders], as_markdown=as_markdown)
+    return table([Trained.read(folder) for folder in folders], steps, as_markdown=as_markdown)
 
 
 def _recipes(arguments: argparse.Namespace) -> None:

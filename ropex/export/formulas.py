@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Rope
+from ropex.sites.base import LONGEST
 from ropex.strategies.base import Strategy
 from ropex.strategies.dynamic import Dynamic
 from ropex.strategies.linear import Linear
@@ -30,9 +31,10 @@ def original(entry: dict[str, Any], length: int) -> int:
 
 
 def _checked(length: int) -> int:
-    if length < 2:
+    if not 2 <= length <= LONGEST:
         raise ValueError(
-            f"config.json has a length of {length} tokens, it must be at least 2; correct it there"
+            f"config.json has a length of {length:.4g} tokens, it must be from 2 to {LONGEST}; "
+            "correct it there"
         )
     return length
 
