@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ from cli_world import World
 
 from ropex.migration import read_strategy
 from ropex.train.reading import about, find_recipe, read_recipe, shipped_recipes
-from ropex.train.recipe import Lora, Positions, Source
+from ropex.train.recipe import (
+    Data,
+    Evaluate,
+    Lora,
+    Positions,
+    Recipe,
+    Source,
+    Stage,
+    Training,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SMALL: dict[str, Any] = {
     "model": "tiny",
@@ -161,6 +173,13 @@ def test_a_shipped_recipe_says_what_it_is(path: Path) -> None:
     for stage in recipe.stages:
         if not stage.strategy.startswith("@"):
             assert read_strategy(stage.strategy) is not None
+
+
+def test_the_page_names_every_key() -> None:
+    page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    kinds = (Recipe, Stage, Data, Source, Positions, Training, Lora, Evaluate)
+    keys = {each.name for kind in kinds for each in fields(kind)} - {"text"}
+    assert [key for key in sorted(keys) if not re.search(rf"`(\w+\.)?{key}\b", page)] == []
 
 
 def test_recipes_are_listed_and_copied(world: World) -> None:

@@ -27,11 +27,12 @@ class Watch:
 
     Args:
         out: The folder of the run.
-        settings: Of `PerplexityByLength`: `data`, `lengths`, `excerpts`, `every` and so on.
+        every: Steps between measurements; None for the start and the end of each stage.
+        settings: Of `PerplexityByLength`: `data`, `lengths`, `excerpts` and so on.
     """
 
-    def __init__(self, out: Path, **settings: Any) -> None:
-        self.out, self.settings = out, settings
+    def __init__(self, out: Path, every: int | None = None, **settings: Any) -> None:
+        self.out, self.every, self.settings = out, every, settings
 
     def begins(self, model: Any, tokenizer: Any) -> None:
         """Measure the model as it was, unless that is done."""
@@ -43,8 +44,9 @@ class Watch:
             write_lines(self.out / UNTOUCHED, [found.line(0, found)])
 
     def trains(self, trainer: Any, stage: int) -> None:
-        """Measure while a stage is trained."""
-        PerplexityByLength(**self.settings).attach(trainer)
+        """Measure while a stage is trained: at least before and after it."""
+        every = self.every or trainer.args.max_steps
+        PerplexityByLength(**{**self.settings, "every": every}).attach(trainer)
 
 
 @dataclass(frozen=True)

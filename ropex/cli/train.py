@@ -38,6 +38,11 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="check the recipe, and print what it would do and the memory that it takes",
     )
+    _add_trained(verbs)
+    _add_recipes(verbs)
+
+
+def _add_trained(verbs: Verbs) -> None:
     trained = add_verb(
         verbs,
         "trained",
@@ -50,6 +55,9 @@ def add_verbs(verbs: Verbs) -> None:
         "--steps", type=_steps, default=(), metavar="N,N", help="default: the first and the last"
     )
     trained.add_argument("--format", default="text", choices=("text", "markdown"))
+
+
+def _add_recipes(verbs: Verbs) -> None:
     recipes = add_verb(
         verbs,
         "recipes",
@@ -102,7 +110,7 @@ def _watch(recipe: Recipe, out: Path) -> Any:
         data=given.data,
         lengths=given.lengths,
         excerpts=given.excerpts,
-        every=given.every or recipe.stages[-1].training.steps,
+        every=given.every,
         trained_length=recipe.trained_length,
         tell=say,
     )

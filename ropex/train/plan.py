@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from ropex.loading import find, load_skeleton, load_tokenizer
-from ropex.migration import read_strategy
-from ropex.patching import Patch, patch
+from ropex.patching import Patch
 from ropex.shape import Shape
 from ropex.sizes import format_size, gib
+from ropex.train.adapters import with_adapters
 from ropex.train.recipe import Recipe, Stage
 from ropex.train.rows import Cutter
-from ropex.train.stages import collator_of
+from ropex.train.stages import changed, collator_of
 
-_LOGIT_BYTES = 12  # in the model's number type, in float32, and the gradient
-_CHUNK = 32 * 2**20  # of logits that are computed a few rows at a time
+_LOGIT_BYTES = 12  # in float32: log-probabilities, their gradient, and that of the logits
+_CHUNKED_BYTES = 16  # of a logit of a chunk; see `ropex.train.loss_pass`
+_DEVICES = 8  # of the line about FSDP
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, if one holds the whole model.
+    """Bytes on one device, if one holds the whole model, when the last layer begins to learn.
 
     Attributes:
-        weights: Of the model.
+        weights: Of the model, and of copies in which it computes under autocast.
         gradients: Of what is trained.
         optimizer: Two numbers for each weight that is trained, by AdamW.
-        activations: Of the rows that are read at a time.
-        logits: Of the same, or of a few of their tokens.
+        activations: Kept in all layers, of the rows that are read at a time.
+        logits: Of the same rows, or of a few of their tokens, with gradients.
+        layer: Of one that is computed again, when the logits are gone; 0 if none is.
     """
 
     weights: int
@@ -36,41 +40,99 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    layer: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """All that is there at once."""
+        return self._shared + self.activations + max(self.logits, self.layer)
+
+    def on_each(self, devices: int) -> int:
+        """Bytes on each of several devices that have a part of every weight (FSDP, ZeRO-3).
+
+        The layer whose weights are gathered to compute with them is not in it.
+        """
+        return self.total - self._shared + -(-self._shared // devices)
+
+    @property
+    def _shared(self) -> int:
+        return self.weights + self.gradients + self.optimizer
 
     def __str__(self) -> str:
-        parts = {name: gib(value) for name, value in vars(self).items()}
-        return f"{gib(self.total)}: " + ", ".join(f"{name} {text}" for name, text in parts.items())
+        names = ["weights", "gradients", "optimizer", "activations"]
+        names.append("logits" if self.logits >= self.layer else "layer")
+        shown = {"layer": "a layer computed again"}
+        parts = (f"{shown.get(name, name)} {gib(getattr(self, name))}" for name in names)
+        return f"{gib(self.total)}: " + ", ".join(parts)
 
 
-def memory_of(recipe: Recipe, stage: Stage, shape: Shape, trained: int) -> Memory:
-    """Memory of a stage by formula; what frameworks and fragmentation add is not in it.
+def memory_of(recipe: Recipe, stage: Stage, model: Any) -> Memory:
+    """Memory of a stage by formula, for layers like those of Llama.
+
+    Experts, dropout of adapters, and what frameworks and fragmentation add are not in it.
 
     Args:
         recipe: What holds for all stages.
         stage: What is read at a time.
-        shape: Of the model.
-        trained: Number of the weights that are trained.
+        model: The model as it is trained, with its adapters; no weight is read.
     """
-    training = stage.training
+    training, shape = stage.training, Shape.of(model, getattr(torch, recipe.dtype))
     tokens = training.micro_batch * stage.window
+    held, trained = _bytes(model, shape.bytes), _bytes(model, shape.bytes, trained=True)
+    state = 2 * (_trained(model) if "8bit" in recipe.optimizer else trained)
+    copies = 2 * shape.weights if _casts(recipe) else 0
+    inside, again = (tokens * each for each in _layer(recipe, stage, shape))
+    logits = _logits(tokens, training.chunked_loss, shape, model)
+    if training.gradient_checkpointing:
+        kept = tokens * shape.layers * shape.hidden * shape.bytes
+        return Memory(held + copies, trained, state, kept, logits, inside + again)
+    return Memory(held + copies, trained, state, shape.layers * inside, logits)
+
+
+def _layer(recipe: Recipe, stage: Stage, shape: Shape) -> tuple[int, int]:
+    """Bytes of a token in one layer: what is kept for the backward pass, and gradients in it."""
     size = 2 if recipe.autocast else shape.bytes
-    # Of one layer: inputs, queries, keys, values, what attention gives, norms, the feed-forward part.
-    inside = size * (6 * shape.hidden + 2 * shape.attention + 2 * shape.keys + 3 * shape.inner)
-    kept = shape.layers * shape.hidden * size
-    activations = kept + inside if training.gradient_checkpointing else shape.layers * inside
-    logits = tokens * shape.vocabulary * _LOGIT_BYTES
-    return Memory(
-        shape.held() + (2 * shape.weights if recipe.autocast else 0),
-        trained * shape.bytes,
-        2 * trained * shape.bytes,
-        tokens * activations,
-        min(logits, _CHUNK) if training.chunked_loss else logits,
+    # Two norms keep their input in float32 and the normalized one, and matrices what they read;
+    # under autocast, each of the five that read a norm has a copy of its own.
+    norms = 2 * (4 + shape.bytes) + (5 if _casts(recipe) else 2) * size
+    # Queries, keys, values and output; shifted ones have a key for each head, and two outputs.
+    shifted = stage.training.shifted_attention is not None
+    attention = 5 * shape.attention if shifted else 2 * (shape.attention + shape.keys)
+    # Of scores, if they are held, the softmax in float32 and what it is cast to.
+    scores = shape.heads * stage.window * (4 + size % 4)
+    # Gate, its activation, the other half, and their product unless the next matrix is frozen.
+    inner = (4 if recipe.lora is None else 3) * shape.inner
+    kept = norms * shape.hidden + (attention + inner) * size + scores
+    return kept, 2 * (shape.inner * size + scores)
+
+
+def _logits(tokens: int, chunked: bool, shape: Shape, model: Any) -> int:
+    """Bytes of logits; in chunks, with the gradient of the head, and its sum over chunks."""
+    whole = tokens * shape.vocabulary * _LOGIT_BYTES
+    if not chunked:
+        return whole
+    row = shape.hidden * shape.bytes
+    chunk = min(row * max(shape.vocabulary, tokens), _CHUNKED_BYTES * tokens * shape.vocabulary)
+    learns = any(weight.requires_grad for weight in model.get_output_embeddings().parameters())
+    return min(whole, chunk + (2 * row * shape.vocabulary if learns else 0))
+
+
+def _casts(recipe: Recipe) -> bool:
+    """Whether weights are copied to compute with them."""
+    return recipe.autocast and recipe.dtype == "float32"
+
+
+def _bytes(model: Any, size: int, *, trained: bool = False) -> int:
+    """Of weights, all or those that are trained; peft keeps adapters in float32."""
+    return sum(
+        weight.numel() * (4 if "lora_" in name else size)
+        for name, weight in model.named_parameters()
+        if weight.requires_grad or not trained
     )
+
+
+def _trained(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def plan(recipe: Recipe) -> str:
@@ -80,19 +142,28 @@ def plan(recipe: Recipe) -> str:
 
     Raises:
         FileNotFoundError: A model or a text is not there.
-        ValueError: A strategy does not fit the model, or a text has no row.
+        ValueError: The recipe does not fit the model, or a text has no row.
     """
+    from ropex.train.trainer import arguments_of
+
     folder = find(recipe.model)
     model = load_skeleton(folder, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.trust_remote_code)
-    shape = Shape.of(model, getattr(torch, recipe.dtype))
-    trained = _trained(recipe, shape)
-    lines = [f"model     {recipe.model}: {shape.weights:,} weights, {trained:,} of them trained"]
+    model.set_attn_implementation(recipe.attention)
+    weights = sum(weight.numel() for weight in model.parameters())
+    if recipe.lora is not None:
+        model = with_adapters(model, recipe.lora, checkpointed=False)
+    lines = [f"model     {recipe.model}: {weights:,} weights, {_trained(model):,} of them trained"]
     for number, stage in enumerate(recipe.stages, start=1):
-        with patch(model, read_strategy(stage.strategy), trained_length=recipe.trained_length) as p:
-            lines += _stage(number, stage, p, Cutter.of(stage.data, tokenizer, recipe.model))
-        lines.append(f"  memory    {memory_of(recipe, stage, shape, trained)}")
+        arguments_of(recipe, stage, Path(f"stage-{number}"))  # its numbers are checked
+        with changed(model, stage, recipe.trained_length) as handle:
+            lines += _stage(number, stage, handle, Cutter.of(stage.data, tokenizer, recipe.model))
+        memory = memory_of(recipe, stage, model)
+        lines += [f"  memory    {memory}", f"  sharded   {gib(memory.on_each(_DEVICES))} {_SHARED}"]
     return "\n".join(lines)
+
+
+_SHARED = f"on each of {_DEVICES} devices that share weights, gradients and optimizer (FSDP)"
 
 
 def _stage(number: int, stage: Stage, handle: Patch, cutter: Cutter) -> list[str]:
@@ -111,12 +182,3 @@ def _stage(number: int, stage: Stage, handle: Patch, cutter: Cutter) -> list[str
         f"  steps     {training.steps} of {training.batch} rows, {tokens:,} tokens; "
         f"{training.steps * tokens:,} tokens in all",
     ]
-
-
-def _trained(recipe: Recipe, shape: Shape) -> int:
-    """Number of the weights that are trained: all, or those of adapters and what goes with them."""
-    if recipe.lora is None:
-        return shape.weights
-    each = recipe.lora.rank * (shape.hidden + shape.attention) * len(recipe.lora.targets)
-    embeddings = 2 * shape.vocabulary * shape.hidden if "embeddings" in recipe.lora.also else 0
-    return shape.layers * each + embeddings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ropex.migration import read_strategy
+from ropex.migration import read_strategy, require_base
 from ropex.patching import Patch, patch
 from ropex.strategies.base import Strategy
 from ropex.train.chunked_loss import chunk_loss
@@ -24,21 +24,33 @@ def prepared(model: Any, stage: Stage, trained_length: int | None) -> Iterator[P
     Raises:
         ValueError: The strategy or what else the stage asks for does not fit the model.
     """
-    strategy = read_strategy(stage.strategy)
-    if sharing_a_row() > 1:
-        check_shared(stage, strategy)
-    with ExitStack() as undo:
-        handle = undo.enter_context(patch(model, strategy, trained_length=trained_length))
-        if stage.training.shifted_attention is not None:
-            undo.enter_context(shift_attention(model, stage.training.shifted_attention))
-        if stage.training.chunked_loss:
-            undo.enter_context(chunk_loss(model))
+    with changed(model, stage, trained_length) as handle:
         rows = stage.training.micro_batch
         if stage.data.packed and not isolates(model, rows, use_cache=False):
             raise ValueError(
                 "this model lets packed documents see each other; give layout: split, or "
                 "training.micro_batch=1, or another attention"
             )
+        yield handle
+
+
+@contextmanager
+def changed(model: Any, stage: Stage, trained_length: int | None) -> Iterator[Patch]:
+    """The same for a model that may lack its weights, and so cannot be tried on tokens.
+
+    Raises:
+        ValueError: The strategy or what else the stage asks for does not fit the model.
+    """
+    strategy = read_strategy(stage.strategy)
+    if sharing_a_row() > 1:
+        check_shared(stage, strategy)
+    with ExitStack() as undo:
+        handle = undo.enter_context(patch(model, strategy, trained_length=trained_length))
+        require_base(stage.strategy, handle.rope.base)
+        if stage.training.shifted_attention is not None:
+            undo.enter_context(shift_attention(model, stage.training.shifted_attention))
+        if stage.training.chunked_loss:
+            undo.enter_context(chunk_loss(model))
         yield handle
 
 
