@@ -123,6 +123,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "positions are drawn for rows of one document",
     ),
+    "one checkpoint": (
+        {"training": {"steps": 50, "batch": 1, "keep": 1}},
+        "keep is 1; it must be at least 2",
+    ),
     "no stages": ({"stages": []}, "stages is empty"),
     "stages": ({"stages": 3}, "stages is 3; it must be a list"),
     "stage": ({"stages": ["yarn"]}, "stages.0 is 'yarn'; it must be keys and values"),

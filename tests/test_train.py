@@ -237,12 +237,14 @@ def two(place: Path) -> Launch:
     return launch
 
 
-def test_two_processes_have_the_losses_of_one(place: Path, two: Launch) -> None:
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_two_processes_have_the_losses_of_one(place: Path, two: Launch, streaming: str) -> None:
     # Rows of unequal numbers of labels, so that a mean of means would be another number.
     pack = "data.sources.0={text: 'docs.jsonl:text', layout: pack, longest: 20}"
-    done = two(pack, "-o", "two")
+    changes = (pack, f"data.streaming={streaming}")
+    done = two(*changes, "-o", "two")
     assert done.returncode == 0, done.stderr
-    one = run("one", pack)
+    one = run("one", *changes)
     assert losses(Path("two")) == pytest.approx(losses(one), abs=1e-5)
     ours, theirs = weights(Path("two")), weights(one)
     for name, value in theirs.items():

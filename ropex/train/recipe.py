@@ -93,7 +93,7 @@ class Training:
         chunked_loss: Compute logits a few rows at a time.
         shifted_attention: LongLoRA's, in so many groups; None for full attention.
         save_every: Steps between checkpoints.
-        keep: Checkpoints that are kept.
+        keep: Checkpoints that are kept, of each stage; 2 or more, as one may be half written.
         log_every: Steps between lines of the log.
     """
 
@@ -114,9 +114,10 @@ class Training:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "micro_batch", "save_every", "keep", "log_every"):
+        for name in ("steps", "batch", "micro_batch", "save_every", "log_every"):
             value = getattr(self, name)
             _check(value > 0, f"{name} is {value}; it must be above 0")
+        _check(self.keep > 1, f"keep is {self.keep}; it must be at least 2")
         _check(
             0 <= self.warmup <= self.steps, f"warmup is {self.warmup}; there are {self.steps} steps"
         )

@@ -53,7 +53,9 @@ class RecipeTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(*args, **kwargs)
-            (folder / WHOLE).touch()
+            self.accelerator.wait_for_everyone()  # each has written its part
+            if self.args.should_save:
+                (folder / WHOLE).touch()
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -76,7 +78,7 @@ def last_whole(folder: Path) -> Path | None:
     found = {}
     for path in folder.glob("checkpoint-*"):
         if not (path / WHOLE).is_file():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # other processes do the same
         elif match := re.fullmatch(r"checkpoint-(\d+)", path.name):
             found[int(match[1])] = path
     return found[max(found)] if found else None
