@@ -12,6 +12,11 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def usual_front(tokenizer: Any, wanted: str) -> str:
+    """`none` for `auto` where a tokenizer has no BOS, as Qwen's; else what is wanted."""
+    return "none" if wanted == "auto" and tokenizer.bos_token_id is None else wanted
+
+
 def first_token(tokenizer: Any, wanted: str, model: str) -> int | None:
     """Id of the token in front of each text that is read; None if there is to be none.
 
@@ -28,7 +33,9 @@ def first_token(tokenizer: Any, wanted: str, model: str) -> int | None:
     if wanted != "auto":
         found: int | None = tokenizer.get_vocab().get(wanted)
         if found is None:
-            raise ValueError(f"--bos {wanted}: the tokenizer of {model} has no such token")
+            raise ValueError(
+                f"the tokenizer of {model} has no token {wanted!r} to start texts with"
+            )
         return found
     if tokenizer.bos_token_id is None:
         raise ValueError(

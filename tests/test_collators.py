@@ -254,7 +254,8 @@ def test_plain_rows_are_stacked_and_nothing_else_is_kept() -> None:
     rows = rows_of(3, 9, lengths=[9], index=1)
     rows[1]["labels"] = [-100] * 9
     batch = PlainCollator()(rows)
-    assert set(batch) == {"input_ids", "labels"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask"}
+    assert batch["attention_mask"].all()
     assert torch.equal(batch["input_ids"], tokens(9, 3))
     assert batch["labels"][1].tolist() == [-100] * 9
     assert torch.equal(batch["labels"][0], batch["input_ids"][0])

@@ -107,7 +107,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"data": {"length": 9, "sources": [{"text": "a", "share": 0}]}},
         "data.sources.0: share is 0.0; it must be above 0",
     ),
-    "warmup": ({"training": {"steps": 5, "batch": 1}}, "warmup is 20; there are 5 steps"),
+    "warmup": ({"training": {"steps": 5, "batch": 1}}, "warmup is 20, and there are only 5 steps"),
     "uneven": (
         {"training": {"steps": 50, "batch": 3, "micro_batch": 2}},
         "batch is 3, which is no multiple of micro_batch, 2",
@@ -123,6 +123,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "positions are drawn for rows of one document",
     ),
+    "rounded": ({"dtype": "bfloat16"}, "dtype is bfloat16, in which a trained weight loses small"),
+    "rounded adapters": ({"dtype": "bfloat16", "lora": {}}, "with lora, whose adapters stay"),
     "one checkpoint": (
         {"training": {"steps": 50, "batch": 1, "keep": 1}},
         "keep is 1; it must be at least 2",

@@ -47,6 +47,14 @@ def test_without_a_token_in_front_rows_are_all_text(tmp_path: Path) -> None:
     assert "".join(spelt(row["input_ids"]) for row in rows) == words(25)[:20]
 
 
+def test_joined_documents_are_one_text_with_a_token_before_each(tmp_path: Path) -> None:
+    texts = [words(40, 1), words(7, 2), words(30, 3)]
+    rows = list(cutter(16).rows(Source(documents(tmp_path, *texts), layout="join")))
+    assert [row["lengths"] for row in rows] == [[16]] * 5
+    joined = [token for text in texts for token in (BOS, *TOKENIZER(text).input_ids[1:])]
+    assert [token for row in rows for token in row["input_ids"]] == joined[:80]
+
+
 TEXTS = st.lists(st.text("abc ", min_size=2, max_size=40), min_size=1, max_size=8)
 
 

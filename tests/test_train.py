@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from cases import logits
+from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_eval import save_checkpoint, words
 from transformers import AutoModelForCausalLM
@@ -93,16 +94,12 @@ IDS = torch.arange(3, 103)[None]
 def test_the_final_model_is_the_trained_one(place: Path, strategy: str) -> None:
     seen: list[Any] = []
 
-    class Keep:
-        def begins(self, model: Any, tokenizer: Any) -> None:
-            seen.append(model)
-
-        def trains(self, trainer: Any, stage: int) -> None:
-            before = {name: value.clone() for name, value in seen[0].named_parameters()}
-            seen.append(before)
+    def watch(trainer: Any, stage: int, patch: Any) -> None:
+        seen.append(trainer.model)
+        seen.append({name: value.clone() for name, value in trainer.model.named_parameters()})
 
     recipe = read_recipe(Path("mine.yaml"), [f"strategy={strategy}"])
-    train(recipe, Path("out"), Keep())
+    train(recipe, Path("out"), watch)
     model, before = seen
     assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
     with ropex.patch(model.eval(), strategy):
@@ -217,12 +214,29 @@ def test_adapters_are_merged_and_kept_beside(place: Path) -> None:
     before = load_file("tiny/model.safetensors")
     moved = {name for name, value in weights(out).items() if not torch.equal(value, before[name])}
     assert {"model.norm.weight", "model.layers.0.self_attn.q_proj.weight"} <= moved
-    assert any("embed" in name for name in moved)
+    assert "model.embed_tokens.weight" in moved
+    assert "lm_head.weight" not in moved
     assert not any("mlp" in name for name in moved)
 
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def test_what_goes_with_adapters_is_not_rounded(place: Path) -> None:
+    changes = ("lora={rank: 4}", "dtype=bfloat16", "autocast=true", "training.learning_rate=2e-5")
+    out = run("out", *changes)
+    before = load_file("tiny/model.safetensors")
+    norms = [name for name in before if "norm" in name]
+    assert norms
+    for name in norms:
+        assert weights(out)[name].dtype == torch.float32
+        assert weights(out)[name].ne(before[name]).all()
+    rounded = ropex.load("tiny", "yarn:4", dtype="bfloat16").float()
+    adapted = PeftModel.from_pretrained(rounded, str(out / "adapter")).eval()
+    torch.testing.assert_close(
+        logits(adapted, IDS), logits(plain(out / "final"), IDS), rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.fixture
@@ -261,21 +275,17 @@ def test_rows_that_processes_cannot_share_are_refused(place: Path, two: Launch) 
 def test_a_loss_that_is_no_number_stops_the_run(place: Path) -> None:
     models: list[Any] = []
 
-    class Seen:
-        def begins(self, model: Any, tokenizer: Any) -> None:
-            models.append(model)
-
-        def trains(self, trainer: Any, stage: int) -> None:
-            pass
+    def watch(trainer: Any, stage: int, patch: Any) -> None:
+        models.append(trainer.model)
 
     def diverge(line: str) -> None:
         if line.startswith("step 3/"):
             with torch.no_grad():
                 models[0].model.norm.weight.fill_(torch.inf)
 
-    told = r"the loss is nan at step 4; lower .*checkpoint-2 is kept, and the same command goes on"
+    told = r"is no number at step 4; lower .*checkpoint-2 is kept, and the same command goes on"
     with pytest.raises(ValueError, match=told):
-        train(read_recipe(Path("mine.yaml")), Path("wild"), Seen(), tell=diverge)
+        train(read_recipe(Path("mine.yaml")), Path("wild"), watch, tell=diverge)
     assert not Path("wild/final").exists()
     assert same(run("wild"), run("whole"))
 
@@ -304,6 +314,54 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
     assert "checkpoint-2 is kept, and the same command goes on from there" in told
     assert [path.name for path in Path("full/stage-1").glob("checkpoint-*")] == ["checkpoint-2"]
     assert same(run("full"), run("whole"))
+
+
+def test_a_gradient_that_is_no_number_reaches_no_checkpoint(place: Path) -> None:
+    def watch(trainer: Any, stage: int, patch: Any) -> None:
+        weight = trainer.model.model.norm.weight
+        weight.register_hook(lambda g: g * torch.nan if trainer.state.global_step == 3 else g)
+
+    with pytest.raises(ValueError, match=r"no number at step 4; .*checkpoint-2 is kept"):
+        train(read_recipe(Path("mine.yaml")), Path("out"), watch, tell=lambda line: None)
+    kept = [path.name for path in Path("out/stage-1").iterdir()]
+    assert kept == ["checkpoint-2"]
+
+
+def test_the_last_step_is_told_and_the_log_has_each_once(place: Path) -> None:
+    def stop(line: str) -> None:
+        if line.startswith("step 3/"):
+            raise Stop
+
+    stages = "stages=[{}, {training: {steps: 3, log_every: 2}}]"
+    with pytest.raises(Stop):
+        run("out", stages, tell=stop)
+    run("out", stages)
+    lines = [json.loads(line) for line in Path("out/log.jsonl").read_text().splitlines()]
+    places = [(line["stage"], line["step"]) for line in lines]
+    assert places == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (2, 3)]
+
+
+def test_two_runs_do_not_write_one_folder(place: Path) -> None:
+    def again(line: str) -> None:
+        if line.startswith("step 1/"):
+            with pytest.raises(FileExistsError, match="another run is at work in out"):
+                run("out")
+
+    assert losses(run("out", tell=again)) == losses(run("other"))
+
+
+def test_short_texts_say_how_often_they_are_read(place: Path) -> None:
+    told: list[str] = []
+    run("out", "training.steps=80", "training.save_every=80", tell=told.append)
+    assert told[0].startswith("docs.jsonl:text is short: each row is read ")
+
+
+def test_a_model_without_bos_is_trained_and_measured(place: Path) -> None:
+    save_checkpoint(Path("bare"), bos=False)
+    Path("book.txt").write_text(words(900))
+    measured = ("evaluate.data=book.txt", "evaluate.lengths=[16, 32]", "evaluate.excerpts=3")
+    assert main(["train", "mine.yaml", "model=bare", *measured, "-o", "out"]) == 0
+    assert main(["train", "mine.yaml", "data.bos=</s>", *measured, "-o", "other"]) == 0
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -338,8 +396,15 @@ def test_a_run_of_another_recipe_is_left_alone(
 ) -> None:
     out = run("out", "training.steps=2")
     before = weights(out)
+    assert main(["train", "mine.yaml", "model=nowhere", "-o", "fresh"]) == 2
+    run("fresh", "training.steps=2")  # nothing was there but the mistake
     assert main(["train", "mine.yaml", "-o", "out"]) == 2
     assert "holds the run of another recipe (stages differs)" in capsys.readouterr().err
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
+    (out / "recipe.yaml").write_text(": : [")
+    assert main(["train", "mine.yaml", "training.steps=2", "-o", "out"]) == 2
+    assert "recipe.yaml is damaged" in capsys.readouterr().err
+    assert main(["trained", "out"]) == 2
+    assert "recipe.yaml is damaged" in capsys.readouterr().err
     assert main(["train", "mine.yaml", "-o", "tiny"]) == 2
     assert "tiny is not empty and holds no run" in capsys.readouterr().err

@@ -133,7 +133,7 @@ class PerplexityByLength(TrainerCallback):
         """Measure before the first step; a training that is resumed keeps its own start."""
         path = Path(args.output_dir) / FILE
         self._lines = read_lines(path, state.global_step) if state.global_step else []
-        now = self._measured(args, kwargs["model"])
+        now = self.measured(args, kwargs["model"])
         self.start = _start(self._lines[0], now, path) if self._lines else now
         self._keep(args, state, control, now)
 
@@ -159,9 +159,10 @@ class PerplexityByLength(TrainerCallback):
 
     def _watch(self, args: Any, state: Any, control: Any, model: Any) -> None:
         if state.global_step != self._last:
-            self._keep(args, state, control, self._measured(args, model))
+            self._keep(args, state, control, self.measured(args, model))
 
-    def _measured(self, args: Any, model: Any) -> ByLength:
+    def measured(self, args: Any, model: Any) -> ByLength:
+        """Measure a model in the number type that a training with these arguments computes in."""
         dtype = torch.bfloat16 if args.bf16 else torch.float16
         with torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16):
             return self.measure(model)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from transformers import TrainerCallback
 
+from ropex.patching import Patch
 from ropex.sizes import format_size
-from ropex.train.run import RECIPE
+from ropex.tokens import usual_front
+from ropex.train.ranks import of_first
+from ropex.train.run import recipe_of
 from ropex_eval.by_length import ByLength, read_lines, write_lines
 from ropex_eval.callback import FILE, PerplexityByLength
 from ropex_eval.numbers import exp
@@ -28,25 +31,38 @@ class Watch:
     Args:
         out: The folder of the run.
         every: Steps between measurements; None for the start and the end of each stage.
+        bos: The token in front; a tokenizer without one has none if this is `auto`.
         settings: Of `PerplexityByLength`: `data`, `lengths`, `excerpts` and so on.
     """
 
-    def __init__(self, out: Path, every: int | None = None, **settings: Any) -> None:
-        self.out, self.every, self.settings = out, every, settings
+    def __init__(self, out: Path, every: int | None, bos: str, **settings: Any) -> None:
+        self.out, self.every, self.bos, self.settings = out, every, bos, settings
 
-    def begins(self, model: Any, tokenizer: Any) -> None:
-        """Measure the model as it was, unless that is done."""
-        self.settings["tokenizer"] = tokenizer
-        first = PerplexityByLength(**self.settings)
-        self.settings["data"] = first.corpus  # read once for all stages
-        if not (self.out / UNTOUCHED).is_file():
-            found = first.measure(model)
-            write_lines(self.out / UNTOUCHED, [found.line(0, found)])
-
-    def trains(self, trainer: Any, stage: int) -> None:
+    def __call__(self, trainer: Any, stage: int, patch: Patch) -> None:
         """Measure while a stage is trained: at least before and after it."""
+        tokenizer = trainer.processing_class
+        bos = usual_front(tokenizer, self.bos)
         every = self.every or trainer.args.max_steps
-        PerplexityByLength(**{**self.settings, "every": every}).attach(trainer)
+        measure = PerplexityByLength(tokenizer, bos=bos, every=every, **self.settings)
+        self.settings["data"] = measure.corpus  # read once for all stages
+        if stage == 1:
+            trainer.add_callback(_Untouched(self.out / UNTOUCHED, measure, patch))
+        measure.attach(trainer)
+
+
+class _Untouched(TrainerCallback):
+    """Measures the model as it was, where the trainer has put it, before its first step."""
+
+    def __init__(self, path: Path, measure: PerplexityByLength, patch: Patch) -> None:
+        self.path, self.measure, self.patch = path, measure, patch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step or of_first(self.path.is_file()):
+            return
+        with self.patch.suspended():
+            found = self.measure.measured(args, kwargs["model"])
+        if state.is_world_process_zero:
+            write_lines(self.path, [found.line(0, found)])
 
 
 @dataclass(frozen=True)
@@ -100,9 +116,7 @@ class Trained:
             FileNotFoundError: It holds no run, or nothing was measured.
             ValueError: A file is damaged.
         """
-        if not (folder / RECIPE).is_file():
-            raise FileNotFoundError(f"{folder} holds no run of ropex train")
-        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        recipe = recipe_of(folder)
         untouched = read_lines(folder / UNTOUCHED)
         stages = []
         for number, said in enumerate(recipe["stages"], start=1):

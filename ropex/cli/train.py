@@ -111,6 +111,7 @@ def _watch(recipe: Recipe, out: Path) -> Any:
         lengths=given.lengths,
         excerpts=given.excerpts,
         every=given.every,
+        bos=recipe.stages[0].data.bos,
         trained_length=recipe.trained_length,
         tell=say,
     )

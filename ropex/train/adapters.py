@@ -38,7 +38,11 @@ def with_adapters(model: Any, lora: Lora, checkpointed: bool) -> Any:
     )
     if checkpointed:
         model.enable_input_require_grads()
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # small steps are lost in the rounding of bfloat16
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def _linear(module: nn.Module) -> bool:
@@ -49,7 +53,9 @@ def _linear(module: nn.Module) -> bool:
 def _in_full(model: Any, lora: Lora) -> list[str]:
     """Names of the modules that are trained in full."""
     chosen: list[str] = []
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = [model.get_input_embeddings()]
+    if model.config.tie_word_embeddings:  # one matrix for both, which peft splits in two
+        embeddings.append(model.get_output_embeddings())
     for name, module in model.named_modules():
         is_norm = "norm" in type(module).__name__.lower() and not list(module.children())
         if ("norms" in lora.also and is_norm) or (

@@ -36,7 +36,8 @@ class PlainCollator:
             rows: With `input_ids` and perhaps `labels`; what else they have is left out.
 
         Returns:
-            `input_ids` and `labels`, `(batch, length)`, int64.
+            `input_ids`, `labels` and a mask of ones, `(batch, length)`, int64; without one,
+            transformers 4 looks for packed documents, at the price of a mask of length squared.
 
         Raises:
             ValueError: The rows differ in length.
@@ -48,7 +49,10 @@ class PlainCollator:
                 f"rows of {lengths[0]} and {lengths[-1]} tokens do not stack; "
                 "cut the data into rows of one length, or pack it and use PackedCollator"
             )
-        return _stacked({"input_ids": tokens, "labels": labels} for tokens, labels in pairs)
+        return _stacked(
+            {"input_ids": tokens, "labels": labels, "attention_mask": torch.ones_like(tokens)}
+            for tokens, labels in pairs
+        )
 
 
 @dataclass(frozen=True)

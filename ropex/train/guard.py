@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 from ropex.errors import UnsupportedModel
 from ropex.models import sites
 from ropex.nesting import stack
+from ropex.record import Record
 from ropex.rope import Plan
 from ropex.sites.base import Site
 from ropex.sites.buffers import BufferSite
@@ -86,8 +88,14 @@ class RopeGuard(TrainerCallback):
             raise RopeChanged(problem)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check; a checkpoint that is resumed is loaded by now."""
+        """Check; a checkpoint that is resumed is loaded by now, and has to be of this strategy."""
         self.check(kwargs.get("model"))
+        resumed = Record.read(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if resumed is not None and resumed.strategy != self.expected.under:
+            raise RopeChanged(
+                f"checkpoint-{state.global_step} was saved under {resumed.strategy}, and the model "
+                f"is under {self.expected.under}; patch it alike before it is trained on"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check if a checkpoint is to be written."""

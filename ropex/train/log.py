@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ropex.files import atomically
+
 FILE = "log.jsonl"
 
 
@@ -18,17 +20,29 @@ class Log(TrainerCallback):
 
     Args:
         path: The file, with one line of JSON for each; a run that goes on adds to it.
+        stage: Number of the stage.
         tokens: Of one step, over all processes.
         tell: Called with each line, on the first process.
     """
 
-    def __init__(self, path: Path, tokens: int, tell: Callable[[str], None]) -> None:
-        self.path, self.tokens, self.tell = path, tokens, tell
+    def __init__(self, path: Path, stage: int, tokens: int, tell: Callable[[str], None]) -> None:
+        self.path, self.stage, self.tokens, self.tell = path, stage, tokens, tell
         self._began, self._first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and forget what a run that goes on will do again."""
         self._began, self._first = time.perf_counter(), state.global_step
+        if state.is_world_process_zero and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            done = (self.stage, state.global_step)
+            kept = [line for line in lines if _place(line) <= done]
+            with atomically(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the last step logged, whatever the steps between."""
+        if state.global_step == state.max_steps:
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write and tell what is logged of a step."""
@@ -37,6 +51,7 @@ class Log(TrainerCallback):
         done = state.global_step - self._first
         speed = done * self.tokens / max(time.perf_counter() - self._began, 1e-9)
         line = {
+            "stage": self.stage,
             "step": state.global_step,
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
@@ -51,6 +66,12 @@ class Log(TrainerCallback):
             f"rate {logs.get('learning_rate', 0.0):.3g}  {speed:,.0f} tokens/s  "
             f"{_clock(left)} left"
         )
+
+
+def _place(line: str) -> tuple[int, int]:
+    """Stage and step of a line."""
+    content = json.loads(line)
+    return content["stage"], content["step"]
 
 
 def _clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,19 @@ def _layer(recipe: Recipe, stage: Stage, shape: Shape) -> tuple[int, int]:
     # under autocast, each of the five that read a norm has a copy of its own.
     norms = 2 * (4 + shape.bytes) + (5 if _casts(recipe) else 2) * size
     # Queries, keys, values and output; shifted ones have a key for each head, and two outputs.
-    shifted = stage.training.shifted_attention is not None
-    attention = 5 * shape.attention if shifted else 2 * (shape.attention + shape.keys)
+    # What keeps documents apart is a mask over pairs of tokens, and a key for each head as well.
+    shifted, masked = stage.training.shifted_attention is not None, _masked(recipe, stage)
+    keys = shape.attention if shifted or masked else shape.keys
+    attention = 2 * (shape.attention + keys) + shifted * shape.attention + masked * stage.window
     # Of scores, if they are held, the softmax in float32 and what it is cast to.
     scores = shape.heads * stage.window * (4 + size % 4)
     # Gate, its activation, the other half, and their product unless the next matrix is frozen.
     inner = (4 if recipe.lora is None else 3) * shape.inner
-    kept = norms * shape.hidden + (attention + inner) * size + scores
-    return kept, 2 * (shape.inner * size + scores)
+    # An adapter computes in float32, and keeps what it reads if that was cast or dropped out.
+    cast = recipe.lora is not None and (size < 4 or recipe.lora.dropout > 0)
+    adapters = 4 * len(recipe.lora.targets) * shape.hidden if recipe.lora and cast else 0
+    kept = norms * shape.hidden + (attention + inner) * size + scores + adapters
+    return kept, max(2 * shape.inner * size, shape.heads * stage.window * (4 + size))
 
 
 def _logits(tokens: int, chunked: bool, shape: Shape, model: Any) -> int:
@@ -117,16 +123,20 @@ def _logits(tokens: int, chunked: bool, shape: Shape, model: Any) -> int:
     return min(whole, chunk + (2 * row * shape.vocabulary if learns else 0))
 
 
+def _masked(recipe: Recipe, stage: Stage) -> bool:
+    return stage.data.packed and recipe.attention == "sdpa"
+
+
 def _casts(recipe: Recipe) -> bool:
     """Whether weights are copied to compute with them."""
     return recipe.autocast and recipe.dtype == "float32"
 
 
 def _bytes(model: Any, size: int, *, trained: bool = False) -> int:
-    """Of weights, all or those that are trained; peft keeps adapters in float32."""
+    """Of weights, all or those that are trained, which are in float32."""
     return sum(
-        weight.numel() * (4 if "lora_" in name else size)
-        for name, weight in model.named_parameters()
+        weight.numel() * (4 if weight.requires_grad else size)
+        for weight in model.parameters()
         if weight.requires_grad or not trained
     )
 
@@ -149,14 +159,15 @@ def plan(recipe: Recipe) -> str:
     folder = find(recipe.model)
     model = load_skeleton(folder, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.trust_remote_code)
-    model.set_attn_implementation(recipe.attention)
+    with suppress(ImportError):  # what is not installed here may be where it is trained
+        model.set_attn_implementation(recipe.attention)
     weights = sum(weight.numel() for weight in model.parameters())
     if recipe.lora is not None:
         model = with_adapters(model, recipe.lora, checkpointed=False)
     lines = [f"model     {recipe.model}: {weights:,} weights, {_trained(model):,} of them trained"]
     for number, stage in enumerate(recipe.stages, start=1):
         arguments_of(recipe, stage, Path(f"stage-{number}"))  # its numbers are checked
-        with changed(model, stage, recipe.trained_length) as handle:
+        with changed(model, stage, recipe.trained_length, recipe.autocast) as handle:
             lines += _stage(number, stage, handle, Cutter.of(stage.data, tokenizer, recipe.model))
         memory = memory_of(recipe, stage, model)
         lines += [f"  memory    {memory}", f"  sharded   {gib(memory.on_each(_DEVICES))} {_SHARED}"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
 
 from ropex.files import atomically
 from ropex.train.recipe import Source, Stage
@@ -38,27 +42,36 @@ def rows_of(stage: Stage, cutter: Cutter, folder: Path, seed: int) -> MixedRows 
 
 
 def _pool(cutter: Cutter, source: Source, needed: int, folder: Path) -> Any:
-    """Rows of a source as a `datasets.Dataset` that stays on disk."""
+    """Rows of a source as a `datasets.Dataset` that stays on disk.
+
+    The first process of a machine writes them, which may take hours, and the others wait for the
+    file: no collective waits that long.
+    """
     from datasets import Dataset
 
     remote = source.text.startswith("hf:")
     most = max(1, needed * (1 if remote else _SPARE))
     described = f"{source} {cutter.front} {cutter.length} {most}"
     path = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:16]}.arrow"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomically(path) as temporary:
-            _write(temporary, islice(cutter.rows(source), most))
+    first = PartialState().is_local_main_process
+    while not path.is_file():
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomically(path) as temporary:
+                _write(temporary, islice(cutter.rows(source), most), most, source.text)
+        else:
+            time.sleep(0.2)
     return Dataset.from_file(str(path))
 
 
-def _write(path: Path, rows: Iterator[Row]) -> None:
+def _write(path: Path, rows: Iterator[Row], most: int, text: str) -> None:
     from datasets import Features, Sequence, Value
     from datasets.arrow_writer import ArrowWriter
 
     numbers = Sequence(Value("int32"))
     features = Features({"input_ids": numbers, "lengths": numbers})
     with ArrowWriter(path=str(path), features=features) as writer:
-        for row in rows:
+        bar = tqdm(rows, f"rows of {text}", total=most, disable=None, leave=False)
+        for row in bar:
             writer.write(row)
         writer.finalize()

@@ -91,6 +91,8 @@ def _change(raw: dict[str, Any], change: str) -> None:
 
 
 def _read(change: str, text: str) -> Any:
+    if text.startswith("@"):  # a strategy out of a file; YAML has no such values
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -17,14 +17,14 @@ class Source:
         text: As `ropex.texts.read_texts` takes it; of a data set, the split `train` unless given.
         share: Of the rows, against the shares of other sources.
         layout: `split` cuts each document into rows, and leaves out what is shorter than one;
-            `pack` puts several documents into a row, with positions of their own, so that none
-            sees another.
+            `join` puts documents one after the other and cuts that, as most papers do; `pack` puts
+            several into a row, with positions of their own, so that none sees another.
         longest: Tokens of a document that are read at most in one piece, where they are packed.
     """
 
     text: str
     share: float = 1.0
-    layout: Literal["split", "pack"] = "split"
+    layout: Literal["split", "join", "pack"] = "split"
     longest: Size | None = None
 
     def __post_init__(self) -> None:
@@ -118,15 +118,14 @@ class Training:
             value = getattr(self, name)
             _check(value > 0, f"{name} is {value}; it must be above 0")
         _check(self.keep > 1, f"keep is {self.keep}; it must be at least 2")
-        _check(
-            0 <= self.warmup <= self.steps, f"warmup is {self.warmup}; there are {self.steps} steps"
-        )
+        _check(0 <= self.warmup <= self.steps, _SHORT.format(self.warmup, self.steps))
         _check(
             0 < self.learning_rate < 1, f"learning_rate is {self.learning_rate}; it must be above 0"
         )
         _check(self.batch % self.micro_batch == 0, _UNEVEN.format(self.batch, self.micro_batch))
 
 
+_SHORT = "warmup is {}, and there are only {} steps; set training.warmup"
 _UNEVEN = "batch is {}, which is no multiple of micro_batch, {}"
 
 
@@ -210,7 +209,8 @@ class Recipe:
         lora: Adapters; None to train all weights.
         evaluate: What is measured meanwhile.
         trained_length: Tokens that the model was trained at, where its config does not say.
-        dtype: Of the weights.
+        dtype: Of the weights; `bfloat16` for those that adapters stand beside, since a weight that
+            is trained loses steps below a 256th of itself to rounding.
         autocast: Compute in bfloat16, whatever the weights are.
         attention: Of transformers, such as `sdpa` or `flash_attention_2`.
         optimizer: As transformers calls it.
@@ -234,6 +234,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check(bool(self.stages), "stages is empty")
+        _check(self.dtype == "float32" or (self.lora is not None and self.autocast), _ROUNDED)
+
+
+_ROUNDED = (
+    "dtype is bfloat16, in which a trained weight loses small steps to rounding; give dtype: "
+    "float32 and autocast: true, or, with lora, whose adapters stay float32, autocast: true"
+)
 
 
 def _check(holds: bool, message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from ropex.texts import read_texts
-from ropex.tokens import encode, first_token
+from ropex.tokens import encode, first_token, usual_front
 from ropex.train.recipe import Data, Source
 
 Row = dict[str, Any]
@@ -34,8 +34,7 @@ class Cutter:
     @classmethod
     def of(cls, data: Data, tokenizer: Any, model: str) -> Cutter:
         """What cuts rows for a stage; `model` is what messages call the model."""
-        wanted = "none" if data.bos == "auto" and tokenizer.bos_token_id is None else data.bos
-        bos = first_token(tokenizer, wanted, model)
+        bos = first_token(tokenizer, usual_front(tokenizer, data.bos), model)
         return cls(tokenizer, () if bos is None else (bos,), data.length)
 
     def rows(self, source: Source) -> Iterator[Row]:
@@ -47,7 +46,10 @@ class Cutter:
         """
         lengths: list[int] = []
         documents = self._documents(source, lengths)
-        cut = self._packed(documents, source) if source.layout == "pack" else self._split(documents)
+        if source.layout == "pack":
+            cut = self._packed(documents, source.longest or self.length)
+        else:
+            cut = self._joined(documents) if source.layout == "join" else self._split(documents)
         empty = True
         for row in cut:
             empty = False
@@ -56,7 +58,7 @@ class Cutter:
             raise ValueError(
                 f"{source.text}: the longest of {len(lengths)} documents has "
                 f"{max(lengths, default=0)} tokens, and a row has {self.length}; give longer "
-                "texts, a shorter data.length, or layout: pack"
+                "texts, a shorter data.length, or layout: join or pack"
             )
 
     def _documents(self, source: Source, lengths: list[int]) -> Iterator[list[int]]:
@@ -73,9 +75,17 @@ class Cutter:
                 row = [*self.front, *ids[start : start + size]]
                 yield {"input_ids": row, "lengths": [self.length]}
 
-    def _packed(self, documents: Iterable[list[int]], source: Source) -> Iterator[Row]:
+    def _joined(self, documents: Iterable[list[int]]) -> Iterator[Row]:
+        row: list[int] = []
+        for ids in documents:
+            row += [*self.front, *ids]
+            ends = range(self.length, len(row) + 1, self.length)
+            for end in ends:
+                yield {"input_ids": row[end - self.length : end], "lengths": [self.length]}
+            row = row[len(ends) * self.length :]
+
+    def _packed(self, documents: Iterable[list[int]], longest: int) -> Iterator[Row]:
         """Rows full of pieces; what is left of a document at the end of a row starts the next."""
-        longest = source.longest or self.length
         row: list[int] = []
         lengths: list[int] = []
         for ids in documents:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 
 from ropex.files import atomically
@@ -22,9 +24,18 @@ from ropex.train.guard import RopeGuard
 from ropex.train.log import FILE, Log
 from ropex.train.pools import rows_of
 from ropex.train.recipe import Recipe, Stage
-from ropex.train.rows import Cutter
+from ropex.train.rows import Cutter, MixedRows
 from ropex.train.stages import collator_of, prepared
-from ropex.train.trainer import RecipeTrainer, accelerated, arguments_of, last_whole
+from ropex.train.trainer import (
+    FiniteGradients,
+    RecipeTrainer,
+    accelerated,
+    arguments_of,
+    last_whole,
+)
+
+_MANY = 4
+"""Times that a text is read, from which on it is said."""
 
 RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
 
@@ -32,11 +43,8 @@ RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
 class Watch(Protocol):
     """Who looks on while a recipe runs."""
 
-    def begins(self, model: Any, tokenizer: Any) -> None:
-        """The model is loaded, and nothing is changed yet."""
-
-    def trains(self, trainer: Trainer, stage: int) -> None:
-        """A stage is about to be trained."""
+    def __call__(self, trainer: Trainer, stage: int, patch: Patch) -> None:
+        """A stage is about to be trained, under a patch; stages count from 1."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +72,19 @@ class Run:
     def stages(self) -> None:
         """Train every stage that is not trained yet, and write the last one's model."""
         for number, stage in enumerate(self.recipe.stages, start=1):
-            with prepared(self.model, stage, self.recipe.trained_length) as handle:
+            given = (self.recipe.trained_length, self.recipe.autocast)
+            with prepared(self.model, stage, *given) as handle:
                 trainer = self._trainer(number, stage, handle)
-                self._train(number, stage, trainer)
+                self._train(number, stage, trainer, handle)
                 if number == len(self.recipe.stages):
                     self._finish(trainer)
 
     def _trainer(self, number: int, stage: Stage, handle: Patch) -> RecipeTrainer:
         recipe, seed = self.recipe, self.recipe.seed + number
         cutter = Cutter.of(stage.data, self.tokenizer, recipe.model)
-        with PartialState().main_process_first():
-            rows = rows_of(stage, cutter, self.out / "rows", seed)
+        rows = rows_of(stage, cutter, self.out / "rows", seed)
+        if isinstance(rows, MixedRows):
+            self._tell_rounds(stage, rows.rounds)
         cached = self.model.config.use_cache
         trainer = RecipeTrainer(
             model=self.model,
@@ -88,16 +98,22 @@ class Run:
             trainer.remove_callback(each)
         return trainer
 
-    def _train(self, number: int, stage: Stage, trainer: RecipeTrainer) -> None:
+    def _tell_rounds(self, stage: Stage, rounds: list[float]) -> None:
+        for source, times in zip(stage.data.sources, rounds, strict=True):
+            if times > _MANY and PartialState().is_main_process:
+                self.tell(f"{source.text} is short: each row is read {times:.1f} times")
+
+    def _train(self, number: int, stage: Stage, trainer: RecipeTrainer, handle: Patch) -> None:
         """Train a stage, go on with it, or load what it has left."""
         last = last_whole(self.out / f"stage-{number}")
         if last is not None and last.name == f"checkpoint-{stage.training.steps}":
             trainer._load_from_checkpoint(str(last))
             return
         tokens = stage.training.batch * stage.window
-        trainer.add_callback(Log(self.out / FILE, tokens, self.tell))
+        trainer.add_callback(Log(self.out / FILE, number, tokens, self.tell))
+        trainer.add_callback(FiniteGradients())
         if self.watch is not None:
-            self.watch.trains(trainer, number)
+            self.watch(trainer, number, handle)
         trainer.add_callback(RopeGuard(self.model))  # sees what the others want saved
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
@@ -110,7 +126,7 @@ class Run:
             model = self.model
             if self.recipe.lora is not None:
                 write_folder(self.out / ADAPTER, lambda folder: save(self.model, folder))
-                model = model.merge_and_unload()
+                model = model.float().merge_and_unload()  # what is added to a weight may be small
             write_folder(self.out / FINAL, lambda folder: self._write(model, folder))
         state.wait_for_everyone()
 
@@ -139,15 +155,22 @@ def train(
         OSError: A checkpoint could not be written; the ones before are whole.
         ValueError: The recipe does not fit the model or the texts, or the loss is no number.
     """
-    with PartialState(cpu=not accelerated()).main_process_first():
-        keep_recipe(recipe, out)
+    with ExitStack() as undo:
+        if PartialState(cpu=not accelerated()).is_main_process:
+            keep_recipe(recipe, out)
+            undo.enter_context(_alone(out))
+        _run(recipe, out, watch, tell)
+
+
+def _run(recipe: Recipe, out: Path, watch: Watch | None, tell: Callable[[str], None]) -> None:
     source = find(recipe.model)
     trusted = recipe.trust_remote_code
     tokenizer = load_tokenizer(source, trust_remote_code=trusted)
     model = load_model(source, dtype=recipe.dtype, trust_remote_code=trusted)
-    model.set_attn_implementation(recipe.attention)
-    if watch is not None:
-        watch.begins(model, tokenizer)
+    try:
+        model.set_attn_implementation(recipe.attention)
+    except ImportError as error:
+        raise ValueError(f"attention: {' '.join(str(error).split())}") from None
     if recipe.lora is not None:
         set_seed(recipe.seed)  # adapters begin at random
         checkpointed = any(stage.training.gradient_checkpointing for stage in recipe.stages)
@@ -163,20 +186,53 @@ def keep_recipe(recipe: Recipe, out: Path) -> None:
     """
     content = json.loads(json.dumps(asdict(recipe)))
     path = out / RECIPE
-    if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if any(out.glob("stage-*")):
+        there = recipe_of(out)
         if there == content:
             return
-        key = next(k for k in content if not isinstance(there, dict) or there.get(k) != content[k])
+        key = next(key for key in content if there.get(key) != content[key])
         raise FileExistsError(
             f"{out} holds the run of another recipe ({key} differs); write elsewhere (-o), or "
             "remove it"
         )
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not path.is_file() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty and holds no run of a recipe; write elsewhere")
     out.mkdir(parents=True, exist_ok=True)
     with atomically(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def recipe_of(out: Path) -> dict[str, Any]:
+    """What `keep_recipe` wrote.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is damaged.
+    """
+    path = out / RECIPE
+    if not path.is_file():
+        raise FileNotFoundError(f"{out} holds no run of ropex train")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), list):
+        raise ValueError(f"{path} is damaged")
+    return content
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """See to it that no other run writes there."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(f"another run is at work in {out}; write elsewhere (-o)") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

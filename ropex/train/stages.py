@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+
 from ropex.migration import read_strategy, require_base
 from ropex.patching import Patch, patch
 from ropex.strategies.base import Strategy
@@ -18,15 +20,25 @@ from ropex.train.trainer import sharing_a_row
 
 
 @contextmanager
-def prepared(model: Any, stage: Stage, trained_length: int | None) -> Iterator[Patch]:
+def prepared(
+    model: Any, stage: Stage, trained_length: int | None, autocast: bool = False
+) -> Iterator[Patch]:
     """The model under the strategy of a stage, with what the stage computes otherwise.
+
+    Args:
+        model: Of the recipe, with its adapters.
+        stage: What is trained.
+        trained_length: Tokens that the model was trained at, where its config does not say.
+        autocast: Whether it computes in bfloat16 whatever its weights are.
 
     Raises:
         ValueError: The strategy or what else the stage asks for does not fit the model.
     """
-    with changed(model, stage, trained_length) as handle:
+    with changed(model, stage, trained_length, autocast) as handle:
         rows = stage.training.micro_batch
-        if stage.data.packed and not isolates(model, rows, use_cache=False):
+        with _computing(model, autocast):
+            apart = not stage.data.packed or isolates(model, rows, use_cache=False)
+        if not apart:
             raise ValueError(
                 "this model lets packed documents see each other; give layout: split, or "
                 "training.micro_batch=1, or another attention"
@@ -35,7 +47,9 @@ def prepared(model: Any, stage: Stage, trained_length: int | None) -> Iterator[P
 
 
 @contextmanager
-def changed(model: Any, stage: Stage, trained_length: int | None) -> Iterator[Patch]:
+def changed(
+    model: Any, stage: Stage, trained_length: int | None, autocast: bool = False
+) -> Iterator[Patch]:
     """The same for a model that may lack its weights, and so cannot be tried on tokens.
 
     Raises:
@@ -50,8 +64,16 @@ def changed(model: Any, stage: Stage, trained_length: int | None) -> Iterator[Pa
         if stage.training.shifted_attention is not None:
             undo.enter_context(shift_attention(model, stage.training.shifted_attention))
         if stage.training.chunked_loss:
-            undo.enter_context(chunk_loss(model))
+            with _computing(model, autocast):  # it is tried
+                chunked = chunk_loss(model)
+            undo.enter_context(chunked)
         yield handle
+
+
+def _computing(model: Any, autocast: bool) -> Any:
+    """The number type that the model computes in while it is trained."""
+    kind = next(model.parameters()).device.type
+    return torch.autocast("cpu" if kind == "meta" else kind, torch.bfloat16, enabled=autocast)
 
 
 def check_shared(stage: Stage, strategy: Strategy) -> None:

@@ -1,4 +1,4 @@
-"""A `Trainer` that stops at a loss that is no number, and leaves nothing half written."""
+"""A `Trainer` that leaves nothing half written, and what stops it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ropex.storage import save
 from ropex.train.ranks import agreed
@@ -32,22 +33,6 @@ class RecipeTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As transformers does it, without a cache: with one, packed documents see each other."""
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As transformers does it.
-
-        Raises:
-            ValueError: The loss is not a number, in this process or in another one.
-        """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        problem = None if bool(torch.isfinite(loss)) else f"the loss is {float(loss)}"
-        if told := agreed(problem):
-            step = self.state.global_step + 1
-            raise ValueError(
-                f"{told} at step {step}; lower training.learning_rate or raise training.warmup"
-                f"{_kept(Path(str(self.args.output_dir)))}"
-            )
-        return loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -71,6 +56,25 @@ class RecipeTrainer(Trainer):
         torch.save(self.args, folder / "training_args.bin")
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops a run before a step that would make the weights no numbers."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at all gradients; a loss that is no number has such ones too.
+
+        Raises:
+            ValueError: Some are no numbers, in this process or in another one.
+        """
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+        finite = all(bool(torch.isfinite(norm)) for norm in torch._foreach_norm(parts))
+        if agreed(None if finite else "not finite"):
+            raise ValueError(
+                f"the loss or its gradient is no number at step {state.global_step + 1}; lower "
+                f"training.learning_rate or raise training.warmup{_kept(Path(args.output_dir))}"
+            )
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -123,7 +127,7 @@ def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArgument
         save_strategy="steps",
         save_steps=training.save_every,
         save_total_limit=training.keep,
-        logging_steps=training.log_every,
+        logging_steps=min(training.log_every, training.steps),
         logging_nan_inf_filter=False,  # a loss that is no number stops the run
         remove_unused_columns=False,  # collators read `index` and `lengths`
         dataloader_pin_memory=not cpu,
