@@ -242,6 +242,20 @@ def test_trained_weights_are_those_that_adapters_learn(
     assert said.endswith(f" {wanted:,} of them trained")
 
 
+MEASURED = "evaluate={lengths: [16, 32], data: 'docs.jsonl:text', excerpts: 3}"
+
+
+def test_what_would_be_measured_is_told_and_checked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dry(MEASURED) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "measures  perplexity at 16, 32 of 3 excerpts of docs.jsonl:text"
+    assert dry(MEASURED, "evaluate.data=missing.txt") == 2
+    assert "no such file or folder: missing.txt" in capsys.readouterr().err
+    assert dry(MEASURED, "evaluate.lengths=[]") == 2
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_dry_run_refuses_what_a_run_refuses(
     place: Path, case: str, capsys: pytest.CaptureFixture[str]

@@ -116,9 +116,9 @@ def test_the_table_shows_these_numbers(there: Path) -> None:
     first, last = (lines(Path("out") / f"stage-{n}" / FILE) for n in (1, 2))
     header, *rows = table([Trained.read(Path("out"))]).splitlines()
     assert header.split() == ["24", "32", "96", "at", "32,", "against", "none"]
-    names = ["none", "out: yarn:4, 0 steps", "out: yarn:4, 4 steps", "out: linear:8, 0 steps"]
+    names = ["none", "out, yarn:4, before", "out, yarn:4, after 4 steps", "out, linear:8, before"]
     wanted = [untouched, first[0], first[-1], last[0], last[-1]]
-    for name, line, row in zip([*names, "out: linear:8, 2 steps"], wanted, rows, strict=True):
+    for name, line, row in zip([*names, "out, linear:8, after 2 steps"], wanted, rows, strict=True):
         assert row.startswith(f"{name} ")
         cells = row.removeprefix(name)
         for value in line["perplexity"]:
@@ -148,7 +148,7 @@ def test_the_change_is_at_the_longest_length_within_the_trained_one(
 def test_steps_are_chosen(there: Path) -> None:
     read = Trained.read(Path("out"))
     names = [row.split("  ")[0] for row in table([read], [2]).splitlines()[2:]]
-    assert names == ["out: yarn:4, 2 steps", "out: linear:8, 2 steps"]
+    assert names == ["out, yarn:4, after 2 steps", "out, linear:8, after 2 steps"]
     with pytest.raises(ValueError, match="linear:8 was not measured at step 4, but at 0, 2"):
         table([read], [4])
 

@@ -136,17 +136,24 @@ def test_a_training_that_is_resumed_has_the_weights_of_one_that_is_not(
 
 @pinned
 @pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")
+@pytest.mark.parametrize(
+    ("folder", "text", "message"),
+    [
+        ("resumed", "yarn:4", "under no scaling, and the guard was made for yarn:4"),
+        (".", None, "checkpoint-2 was saved under yarn:4, and the model is under no scaling"),
+    ],
+)
 def test_a_training_is_not_resumed_without_its_patch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, text: str | None, message: str
 ) -> None:
     model = tiny_model()
     ropex.patch(model, "yarn:4")
     trainer(model, tmp_path, RopeGuard(model, "yarn:4")).train()
     forgotten = tiny_model(seed=1)
-    resumed = trainer(forgotten, tmp_path / "resumed", RopeGuard(forgotten, "yarn:4"))
+    resumed = trainer(forgotten, tmp_path / folder, RopeGuard(forgotten, text))
     losses: list[Any] = []
     monkeypatch.setattr(resumed, "training_step", lambda *given, **named: losses.append(given))
-    with pytest.raises(RopeChanged, match="under no scaling, and the guard was made for yarn:4"):
+    with pytest.raises(RopeChanged, match=message):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert losses == []
     assert not (tmp_path / "resumed" / "checkpoint-4").exists()

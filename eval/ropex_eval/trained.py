@@ -38,13 +38,27 @@ class Watch:
     def __init__(self, out: Path, every: int | None, bos: str, **settings: Any) -> None:
         self.out, self.every, self.bos, self.settings = out, every, bos, settings
 
-    def __call__(self, trainer: Any, stage: int, patch: Patch) -> None:
-        """Measure while a stage is trained: at least before and after it."""
-        tokenizer = trainer.processing_class
+    def plan(self, tokenizer: Any) -> str:
+        """What would be measured, in words.
+
+        Raises:
+            FileNotFoundError: A text is not there.
+            ValueError: It is too short for the lengths.
+        """
+        measure = self._made(tokenizer, None)
+        lengths = ", ".join(map(format_size, measure.protocol.lengths))
+        count = len(measure.corpus.excerpts)
+        return f"measures  perplexity at {lengths} of {count} excerpts of {measure.corpus.source}"
+
+    def _made(self, tokenizer: Any, every: int | None) -> PerplexityByLength:
         bos = usual_front(tokenizer, self.bos)
-        every = self.every or trainer.args.max_steps
         measure = PerplexityByLength(tokenizer, bos=bos, every=every, **self.settings)
         self.settings["data"] = measure.corpus  # read once for all stages
+        return measure
+
+    def __call__(self, trainer: Any, stage: int, patch: Patch) -> None:
+        """Measure while a stage is trained: at least before and after it."""
+        measure = self._made(trainer.processing_class, self.every or trainer.args.max_steps)
         if stage == 1:
             trainer.add_callback(_Untouched(self.out / UNTOUCHED, measure, patch))
         measure.attach(trainer)
@@ -151,8 +165,11 @@ def table(runs: Sequence[Trained], steps: Sequence[int] = (), *, as_markdown: bo
     for run in runs:
         for stage in run.stages:
             for step, found in stage.at(steps).items():
-                name = f"{run.name}: {stage.strategy}, {step} steps"
-                rows.append([name, *_cells(found), _change(found.change_from(first)[tax])])
+                name = run.name if len(run.stages) == 1 else f"{run.name}, {stage.strategy}"
+                when = f"after {step} steps" if step else "before"
+                rows.append(
+                    [f"{name}, {when}", *_cells(found), _change(found.change_from(first)[tax])]
+                )
     return markdown(rows) if as_markdown else align(rows)
 
 

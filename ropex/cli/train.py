@@ -80,9 +80,7 @@ def _train(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("runs") / path.stem
     quiet()
     if arguments.dry_run:
-        from ropex.train.plan import plan
-
-        print(plan(recipe))
+        print(_plan(recipe, _watch(recipe, out)))
         return
     from accelerate import PartialState
 
@@ -96,6 +94,18 @@ def _train(arguments: argparse.Namespace) -> None:
         say(f"written to {out / 'final'}")
         if recipe.evaluate is not None:
             print(_table([out], as_markdown=False))
+
+
+def _plan(recipe: Recipe, watch: Any) -> str:
+    """What a recipe would do, and what would be measured meanwhile."""
+    from ropex.loading import find, load_tokenizer
+    from ropex.train.plan import plan
+
+    if watch is None:
+        return plan(recipe)
+    trusted = recipe.trust_remote_code
+    tokenizer = load_tokenizer(find(recipe.model), trust_remote_code=trusted)
+    return f"{plan(recipe)}\n{watch.plan(tokenizer)}"
 
 
 def _watch(recipe: Recipe, out: Path) -> Any:
