@@ -158,6 +158,7 @@ def plan(recipe: Recipe) -> str:
 
     folder = find(recipe.model)
     model = load_skeleton(folder, trust_remote_code=recipe.trust_remote_code)
+    model.tie_weights()  # which a skeleton forgets
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.trust_remote_code)
     with suppress(ImportError):  # what is not installed here may be where it is trained
         model.set_attn_implementation(recipe.attention)
