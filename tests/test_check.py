@@ -100,7 +100,7 @@ def test_model_without_bos_is_checked_on_request(shell: Shell) -> None:
         (("--length", "31"), "--length is 31, it must be from 32 to 8192"),
         (("--length", "1k"), "the longest text, book.txt, has 400 tokens"),
         (("-s", "yran"), "unknown strategy 'yran'"),
-        (("--bos", "wild"), "the tokenizer of tiny has no such token"),
+        (("--bos", "wild"), "the tokenizer of tiny has no token 'wild'"),
     ],
 )
 def test_what_cannot_be_checked_is_one_line(

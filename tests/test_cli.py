@@ -265,7 +265,7 @@ REFUSALS = {
     "text too short": (evaluation("--lengths", "8,1k"), "has 200 tokens, and 1023 are needed"),
     "bad device": (evaluation("--device", "warp"), "--device warp: "),
     "empty device": (evaluation("--device", ""), "--device : "),
-    "unknown bos": (evaluation("--bos", "<start>"), "--bos <start>: the tokenizer of tiny has no"),
+    "unknown bos": (evaluation("--bos", "<start>"), "the tokenizer of tiny has no token '<start>'"),
     "no bos": (no_bos, "the tokenizer of bare has no BOS token; --bos none starts texts with"),
     "no lift": (evaluation("--lift-sliding-window", "-s", "yarn:4"), "has no sliding window"),
     "no such model": (

@@ -201,7 +201,7 @@ UNUSABLE = {
     ),
     "no weights": (no_weights, "model.safetensors"),
     "missing weights": (missing_weights, "tiny lacks 2 of the model's weights: model.layers.0.mlp"),
-    "damaged weights": (damaged_weights, "the weights in tiny are damaged: "),
+    "damaged weights": (damaged_weights, "tiny/model.safetensors holds "),
     "damaged old weights": (damaged_old_weights, "tiny"),
     "weights of other shape": (
         with_config(evaluation(), vocab_size=299),

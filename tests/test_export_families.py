@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,7 @@ def test_a_length_that_no_model_has_is_refused(tmp_path: Path, kind: str, length
     entry = {} if kind == "default" else {"rope_type": kind, "factor": 4.0}
     settings = {"max_position_embeddings": length} | rope_settings(1e4, **entry)
     folder = write_config(tmp_path, **settings)
-    said = (
-        f"^config.json has a length of {length:.4g} tokens, it must be from 2 to {2**40}; correct"
-    )
+    said = f"config.json has a length of {length:.4g} tokens, it must be from 2 to {2**40}; correct"
     for given in (None, TRAINED) if kind == "default" else (None,):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=re.escape(said)):
             read(folder, trained_length=given)
