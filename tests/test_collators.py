@@ -72,7 +72,7 @@ def test_what_is_read_keeps_its_label_but_after_a_skip() -> None:
     batch = PositionCollator(CREAM(12, 48))([{"input_ids": ids, "labels": ids + 100, "index": 4}])
     read, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
     for place, (token, label) in enumerate(zip(read, labels, strict=True)):
-        skipped = place > 0 and token != read[place - 1] + 1
+        skipped = place == 0 or token != read[place - 1] + 1  # nothing predicts the first
         assert label == (-100 if skipped else token + 100)
     assert -100 in labels
     assert all(part.dtype == torch.int64 for part in batch.values())
@@ -83,7 +83,8 @@ def test_what_is_read_keeps_its_label_but_after_a_skip() -> None:
 def test_labels_are_the_tokens_and_keep_what_is_ignored() -> None:
     rows = rows_of(2, 12)
     batch = PositionCollator(PoSE(12, 48))(rows)
-    assert torch.equal(batch["labels"], batch["input_ids"])
+    assert torch.equal(batch["labels"][:, 1:], batch["input_ids"][:, 1:])
+    assert batch["labels"][:, 0].eq(-100).all()
     assert torch.equal(batch["input_ids"], tokens(12, 2))
     rows[0]["labels"] = [-100] * 5 + rows[0]["input_ids"][5:]
     assert PositionCollator(PoSE(12, 48))(rows)["labels"][0].tolist() == rows[0]["labels"]
@@ -258,7 +259,7 @@ def test_plain_rows_are_stacked_and_nothing_else_is_kept() -> None:
     assert batch["attention_mask"].all()
     assert torch.equal(batch["input_ids"], tokens(9, 3))
     assert batch["labels"][1].tolist() == [-100] * 9
-    assert torch.equal(batch["labels"][0], batch["input_ids"][0])
+    assert batch["labels"][0].tolist() == [-100, *batch["input_ids"][0, 1:].tolist()]
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,31 @@ def test_two_processes_have_the_losses_of_one(place: Path, two: Launch, streamin
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-3)
 
 
+def test_shards_train_what_one_process_does(place: Path) -> None:
+    """The file for FSDP2 that ropex ships, with two processes on a CPU instead of eight GPUs."""
+    shipped = yaml.safe_load((ROOT / "recipes/accelerate/fsdp2.yaml").read_text())
+    two = {"num_processes": 2, "gpu_ids": "-1,-1", "main_process_port": 0}
+    Path("fsdp2.yaml").write_text(yaml.safe_dump(shipped | two))
+    stages = "stages=[{}, {strategy: 'linear:4', training: {steps: 2}}]"
+    measured = "evaluate={lengths: [16, 96], data: 'docs.jsonl:text', excerpts: 2}"
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp2.yaml"),
+        *("-m", "ropex", "train", "mine.yaml", stages, measured, "-o", "shards"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    one = run("one", stages)
+    assert losses(Path("shards")) == pytest.approx(losses(one), abs=1e-5)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(Path("shards"))[name], value, rtol=1e-3, atol=2e-3)
+    record = json.loads(Path("shards/final/ropex.json").read_text())
+    assert record["strategy"] == "linear:4"
+    assert Path("shards/untouched.jsonl").is_file()
+
+
 def test_rows_that_processes_cannot_share_are_refused(place: Path, two: Launch) -> None:
     done = two("training.batch=2", "-o", "two")
     assert done.returncode != 0

@@ -21,6 +21,7 @@ from ropex.train.plan import Memory, memory_of
 from ropex.train.recipe import Data, Lora, Recipe, Source, Stage, Training
 from ropex.train.schema import Size
 from ropex.train.stages import prepared
+from ropex.train.trainer import sharing_a_row
 
 # peft still asks transformers 5 by the old name.
 pytestmark = pytest.mark.filterwarnings(
@@ -240,6 +241,37 @@ def test_trained_weights_are_those_that_adapters_learn(
     wanted = 2 * 4 * ((32 + 32) + 2 * (32 + 16) + (32 + 32))
     wanted += 5 * 32 * ("norms" in also) + 300 * 32 * ("embeddings" in also)
     assert said.endswith(f" {wanted:,} of them trained")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ("strategy=dynamic:4",),
+            "dynamic:4 goes by the length of a text, and processes",
+        ),
+        (("data.sources.0.layout=pack",), "packed documents and shifted attention need whole rows"),
+        (("training.shifted_attention=4",), "packed documents and shifted attention need whole"),
+    ],
+)
+def test_what_processes_that_share_a_row_would_not_agree_on_is_refused(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: tuple[str, ...],
+    message: str,
+) -> None:
+    assert dry(*changes) == 0
+    monkeypatch.setattr("ropex.train.stages.sharing_a_row", lambda: 2)
+    assert dry(*changes) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_processes_that_share_a_row_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sharing_a_row() == 1
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "4")
+    monkeypatch.setenv("PARALLELISM_CONFIG_SP_SIZE", "1")
+    assert sharing_a_row() == 4
 
 
 MEASURED = "evaluate={lengths: [16, 32], data: 'docs.jsonl:text', excerpts: 3}"

@@ -1,7 +1,8 @@
 """Rows to batches, for any trainer: skipped positions, packed documents or neither.
 
-A row is a mapping with `input_ids` and perhaps `labels`, of which a batch has the same shape; both
-default and shift as in transformers, which compares each logit with the label after it.
+A row is a mapping with `input_ids` and perhaps `labels`, of which a batch has the same shape; they
+default and shift as in transformers, which compares each logit with the label after it. The first
+label of a row, which nothing predicts, is ignored, so that a mean counts what is there.
 `transformers.Trainer` takes away what else a row has unless `remove_unused_columns=False`.
 """
 
@@ -202,7 +203,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _tokens_and_labels(row: Row) -> tuple[Tensor, Tensor]:
-    """Both, `(length,)`, int64; labels are the tokens if there are none."""
+    """Both, `(length,)`, int64; labels are the tokens if there are none, but for the first."""
     tokens = torch.as_tensor(row["input_ids"], dtype=torch.int64)
     labels = torch.as_tensor(row.get("labels", tokens), dtype=torch.int64)
     if tokens.ndim != 1 or labels.shape != tokens.shape:
@@ -210,6 +211,8 @@ def _tokens_and_labels(row: Row) -> tuple[Tensor, Tensor]:
             f"a row has input_ids of shape {tuple(tokens.shape)} and labels of shape "
             f"{tuple(labels.shape)}; give one list of tokens, and labels of the same length or none"
         )
+    labels = labels.clone()
+    labels[:1] = _IGNORED  # nothing predicts it, and the Trainer of transformers 4 counts it
     return tokens, labels
 
 
