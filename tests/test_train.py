@@ -389,6 +389,16 @@ def test_a_model_without_bos_is_trained_and_measured(place: Path) -> None:
     assert main(["train", "mine.yaml", "data.bos=</s>", *measured, "-o", "other"]) == 0
 
 
+def test_precision_is_that_of_the_recipe(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = losses(run("one"))
+    half = losses(run("half", "autocast=true"))
+    assert losses(run("again", "seed=0")) == wanted != half
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as accelerate launch does
+    assert losses(run("told", "autocast=true")) == half
+    with pytest.raises(ValueError, match="mixed_precision bf16, and the recipe says autocast: fal"):
+        run("other")
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown recipe": (("training.stepz=3",), "training.stepz is no key"),
     "no text": (("data.sources.0.text=nowhere.txt",), "no such file or folder: nowhere.txt"),

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from ropex.patching import Patch
 from ropex.sizes import format_size
 from ropex.tokens import usual_front
+from ropex.train.folder import recipe_of
 from ropex.train.ranks import of_first
-from ropex.train.run import recipe_of
 from ropex_eval.by_length import ByLength, read_lines, write_lines
 from ropex_eval.callback import FILE, PerplexityByLength
 from ropex_eval.numbers import exp

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 
-from ropex.files import atomically
 from ropex.loading import find, load_model, load_tokenizer
 from ropex.patching import Patch
 from ropex.storage import save
 from ropex.train.adapters import with_adapters
+from ropex.train.folder import ADAPTER, FINAL, alone, keep_recipe, write_folder
 from ropex.train.guard import RopeGuard
 from ropex.train.log import FILE, Log
 from ropex.train.pools import rows_of
@@ -37,7 +34,8 @@ from ropex.train.trainer import (
 _MANY = 4
 """Times that a text is read, from which on it is said."""
 
-RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""By which accelerate and transformers tell each other what to compute in."""
 
 
 class Watch(Protocol):
@@ -53,7 +51,6 @@ class Run:
 
     Attributes:
         recipe: What to do.
-        source: The folder of the model that it starts from.
         out: Where everything goes.
         model: The model, with adapters if the recipe has some.
         tokenizer: Of the model.
@@ -62,7 +59,6 @@ class Run:
     """
 
     recipe: Recipe
-    source: Path
     out: Path
     model: Any
     tokenizer: Any
@@ -156,9 +152,10 @@ def train(
         ValueError: The recipe does not fit the model or the texts, or the loss is no number.
     """
     with ExitStack() as undo:
+        undo.enter_context(_own_precision(recipe))
         if PartialState(cpu=not accelerated()).is_main_process:
             keep_recipe(recipe, out)
-            undo.enter_context(_alone(out))
+            undo.enter_context(alone(out))
         _run(recipe, out, watch, tell)
 
 
@@ -175,73 +172,25 @@ def _run(recipe: Recipe, out: Path, watch: Watch | None, tell: Callable[[str], N
         set_seed(recipe.seed)  # adapters begin at random
         checkpointed = any(stage.training.gradient_checkpointing for stage in recipe.stages)
         model = with_adapters(model, recipe.lora, checkpointed)
-    Run(recipe, source, out, model, tokenizer, watch, tell).stages()
-
-
-def keep_recipe(recipe: Recipe, out: Path) -> None:
-    """Write the recipe into the folder of its run.
-
-    Raises:
-        FileExistsError: There is another one.
-    """
-    content = json.loads(json.dumps(asdict(recipe)))
-    path = out / RECIPE
-    if any(out.glob("stage-*")):
-        there = recipe_of(out)
-        if there == content:
-            return
-        key = next(key for key in content if there.get(key) != content[key])
-        raise FileExistsError(
-            f"{out} holds the run of another recipe ({key} differs); write elsewhere (-o), or "
-            "remove it"
-        )
-    if out.exists() and not path.is_file() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty and holds no run of a recipe; write elsewhere")
-    out.mkdir(parents=True, exist_ok=True)
-    with atomically(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-
-
-def recipe_of(out: Path) -> dict[str, Any]:
-    """What `keep_recipe` wrote.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is damaged.
-    """
-    path = out / RECIPE
-    if not path.is_file():
-        raise FileNotFoundError(f"{out} holds no run of ropex train")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict) or not isinstance(content.get("stages"), list):
-        raise ValueError(f"{path} is damaged")
-    return content
+    Run(recipe, out, model, tokenizer, watch, tell).stages()
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """See to it that no other run writes there."""
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileExistsError(f"another run is at work in {out}; write elsewhere (-o)") from None
+def _own_precision(recipe: Recipe) -> Iterator[None]:
+    """Compute as the recipe says, and leave nothing of that behind (as transformers 4 does).
+
+    Raises:
+        ValueError: accelerate was told otherwise.
+    """
+    given = os.environ.get(_PRECISION)
+    if given not in (None, "no", "bf16" if recipe.autocast else None):
+        raise ValueError(
+            f"accelerate was started with mixed_precision {given}, and the recipe says autocast: "
+            f"{str(recipe.autocast).lower()}; let them say the same"
+        )
     try:
         yield
     finally:
-        lock.release()
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder, which appears complete or not at all."""
-    built = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(built, ignore_errors=True)
-    try:
-        write(built)
-        shutil.rmtree(folder, ignore_errors=True)
-        built.rename(folder)
-    finally:
-        shutil.rmtree(built, ignore_errors=True)
+        os.environ.pop(_PRECISION, None)
+        if given is not None:
+            os.environ[_PRECISION] = given
