@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.cli import main
+from ropex.doctor import diagnose
 from ropex.train.reading import read_recipe
 from ropex.train.run import train
 
@@ -108,6 +109,13 @@ def test_the_final_model_is_the_trained_one(place: Path, strategy: str) -> None:
     record = json.loads(Path("out/final/ropex.json").read_text())
     assert (record["strategy"], record["trained_length"]) == (strategy, 32)
     assert Path("out/final/tokenizer.json").is_file()
+
+
+def test_a_doctor_finds_nothing_wrong_with_the_final_model(place: Path) -> None:
+    settings = Path("tiny/tokenizer_config.json")
+    limited = json.loads(settings.read_text()) | {"model_max_length": 32}
+    settings.write_text(json.dumps(limited))
+    assert diagnose(run("out") / "final") == ()
 
 
 def test_what_no_config_says_is_trained_and_loaded_again(place: Path) -> None:

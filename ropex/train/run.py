@@ -78,6 +78,8 @@ class Run:
     def _trainer(self, number: int, stage: Stage, handle: Patch) -> RecipeTrainer:
         recipe, seed = self.recipe, self.recipe.seed + number
         cutter = Cutter.of(stage.data, self.tokenizer, recipe.model)
+        limit = max(self.tokenizer.model_max_length, handle.target_length)
+        self.tokenizer.model_max_length = limit  # engines take the smaller of both limits
         rows = rows_of(stage, cutter, self.out / "rows", seed)
         if isinstance(rows, MixedRows):
             self._tell_rounds(stage, rows.rounds)
