@@ -198,6 +198,7 @@ def test_recipes_are_listed_and_copied(world: World) -> None:
     assert world("recipes", "demo-*")[1].count("\n") == 4
     assert world("recipes", "copy", "smoke")[2] == "written to smoke.yaml\n"
     assert Path("smoke.yaml").read_bytes() == find_recipe("smoke").read_bytes()
+    assert world("recipes", "copy", "fsdp2")[2] == "written to fsdp2.yaml\n"
     assert "smoke.yaml exists" in world.refused("recipes", "copy", "smoke")
     assert "did you mean smoke?" in world.refused("recipes", "copy", "smokee")
     assert "no recipe matches 'x'" in world.refused("recipes", "x")

@@ -145,12 +145,12 @@ def _table(folders: list[Path], steps: tuple[int, ...] = (), *, as_markdown: boo
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
-    from ropex.train.reading import about, find_recipe, shipped_recipes
+    from ropex.train.reading import about, find_shipped, shipped_recipes
 
     if arguments.pattern == "copy":
         if arguments.name is None:
             raise ValueError("name the recipe to copy, as in ropex recipes copy yarn-64k")
-        source = find_recipe(arguments.name)
+        source = find_shipped(arguments.name)
         target = arguments.out or Path(f"{source.stem}.yaml")
         if target.exists():
             raise FileExistsError(f"{target} exists; -o names another file")

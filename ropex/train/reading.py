@@ -32,7 +32,20 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    known = {path.stem: path for path in shipped_recipes()}
+    return _shipped(name, shipped_recipes())
+
+
+def find_shipped(name: str) -> Path:
+    """A file that ropex ships: a recipe, or one for accelerate.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    return _shipped(name, [*shipped_recipes(), *(recipes_dir() / "accelerate").glob("*.yaml")])
+
+
+def _shipped(name: str, paths: list[Path]) -> Path:
+    known = {path.stem: path for path in paths}
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, list(known), n=1)
