@@ -102,6 +102,24 @@ class SaveBothNotations:
             path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def complete_config(folder: Path) -> None:
+    """Let transformers 4 read a config that 5 has written of a model without a patch in it.
+
+    What code of a checkpoint's own reads, and a folder that `Trainer` goes on from, stay as they
+    are.
+    """
+    path = folder / "config.json"
+    if not version_5() or not path.is_file() or _is_of_trainer(folder):
+        return
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if "auto_map" in raw or "rope_theta" in raw or not raw.get("rope_parameters"):
+        return
+    from transformers import AutoConfig
+
+    raw = both_notations(raw, AutoConfig.from_pretrained(folder))
+    path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _is_of_trainer(folder: Path) -> bool:
     """Whether `Trainer` is to go on from this folder, which that of transformers 5 reads by itself.
 

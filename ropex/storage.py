@@ -12,6 +12,7 @@ from ropex.models import sites
 from ropex.nesting import stack
 from ropex.patching import patch
 from ropex.record import Record, fingerprint
+from ropex.saving import complete_config
 from ropex.strategies.base import Strategy
 
 ADAPTER = "adapter_config.json"
@@ -91,6 +92,8 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
     else:
         with _handle(model).suspended():
             model.save_pretrained(target, **options)
+    if options.get("is_main_process", True):
+        complete_config(target)
     if record is not None:
         record.write(target)
 

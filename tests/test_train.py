@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cases import logits
+from cases import logits, rope_settings
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_eval import save_checkpoint, words
+from tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
 from transformers import AutoModelForCausalLM
 
 import ropex
@@ -405,6 +405,26 @@ def test_precision_is_that_of_the_recipe(place: Path, monkeypatch: pytest.Monkey
     assert losses(run("told", "autocast=true")) == half
     with pytest.raises(ValueError, match="mixed_precision bf16, and the recipe says autocast: fal"):
         run("other")
+
+
+def test_a_tied_head_has_no_adapter_of_its_own(place: Path) -> None:
+    model = tiny_causal(tie_word_embeddings=True)
+    model.save_pretrained("tied")
+    tiny_tokenizer().save_pretrained("tied")
+    with pytest.raises(ValueError, match="lm_head is tied to the input embeddings of this model"):
+        run("out", "model=tied", "lora.targets=[q_proj, lm_head]", "lora.also=[]")
+
+
+@pytest.mark.parametrize("strategy", ["none", "logn"])
+def test_a_base_that_no_patch_writes_is_in_both_notations(place: Path, strategy: str) -> None:
+    tiny_causal(**rope_settings(5e5)).save_pretrained("tiny")
+    told: list[str] = []
+    config = json.loads(
+        (run("out", f"strategy={strategy}", tell=told.append) / "final/config.json").read_text()
+    )
+    assert config["rope_theta"] == 5e5
+    assert config.get("rope_parameters", {"rope_theta": 5e5})["rope_theta"] == 5e5
+    assert ("no config says all of logn: ropex.load applies it" in told[-1]) == (strategy == "logn")
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {

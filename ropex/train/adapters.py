@@ -28,6 +28,11 @@ def with_adapters(model: Any, lora: Lora, checkpointed: bool) -> Any:
     if unknown := [target for target in lora.targets if target not in names]:
         known = ", ".join(sorted(names))
         raise ValueError(f"lora.targets: the model has no {unknown[0]}; it has {known}")
+    if model.config.tie_word_embeddings and (head := _head(model)) in lora.targets:
+        raise ValueError(
+            f"lora.targets: {head} is tied to the input embeddings of this model, and an adapter "
+            "of it would change both; leave it out, and give also: [embeddings]"
+        )
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
@@ -43,6 +48,13 @@ def with_adapters(model: Any, lora: Lora, checkpointed: bool) -> Any:
         if parameter.requires_grad:  # small steps are lost in the rounding of bfloat16
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _head(model: Any) -> str:
+    """The last part of the name of the output embeddings."""
+    head = model.get_output_embeddings()
+    names = (name for name, module in model.named_modules() if module is head)
+    return next(names, "").rpartition(".")[2]
 
 
 def _linear(module: nn.Module) -> bool:

@@ -73,13 +73,14 @@ class Run:
                 trainer = self._trainer(number, stage, handle)
                 self._train(number, stage, trainer, handle)
                 if number == len(self.recipe.stages):
-                    self._finish(trainer)
+                    self._finish(trainer, handle)
 
     def _trainer(self, number: int, stage: Stage, handle: Patch) -> RecipeTrainer:
         recipe, seed = self.recipe, self.recipe.seed + number
         cutter = Cutter.of(stage.data, self.tokenizer, recipe.model)
-        limit = max(self.tokenizer.model_max_length, handle.target_length)
-        self.tokenizer.model_max_length = limit  # engines take the smaller of both limits
+        if handle.in_config:  # engines take the smaller of both limits
+            limit = max(self.tokenizer.model_max_length, handle.target_length)
+            self.tokenizer.model_max_length = limit
         rows = rows_of(stage, cutter, self.out / "rows", seed)
         if isinstance(rows, MixedRows):
             self._tell_rounds(stage, rows.rounds)
@@ -115,9 +116,14 @@ class Run:
         trainer.add_callback(RopeGuard(self.model))  # sees what the others want saved
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
-    def _finish(self, trainer: RecipeTrainer) -> None:
+    def _finish(self, trainer: RecipeTrainer, handle: Patch) -> None:
         """Write the model as plain transformers loads it, and the adapters beside it."""
         state = PartialState()
+        if not handle.in_config and state.is_main_process:
+            self.tell(
+                f"no config says all of {handle.strategy}: ropex.load applies it to {FINAL}, and "
+                "other loaders do not"
+            )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process has a part
             trainer.save_model(str(self.out / (FINAL if self.recipe.lora is None else ADAPTER)))
         elif state.is_main_process:
@@ -168,8 +174,9 @@ def _run(recipe: Recipe, out: Path, watch: Watch | None, tell: Callable[[str], N
     model = load_model(source, dtype=recipe.dtype, trust_remote_code=trusted)
     try:
         model.set_attn_implementation(recipe.attention)
-    except ImportError as error:
-        raise ValueError(f"attention: {' '.join(str(error).split())}") from None
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ValueError(f"attention: {reason}; give attention: eager, or another") from None
     if recipe.lora is not None:
         set_seed(recipe.seed)  # adapters begin at random
         checkpointed = any(stage.training.gradient_checkpointing for stage in recipe.stages)
