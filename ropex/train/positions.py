@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -43,7 +44,7 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class _Windowed:
+class _Windowed(ABC):
     """The two lengths of every sampler.
 
     Attributes:
@@ -68,13 +69,26 @@ class _Windowed:
         """The shortest window."""
         return 2
 
-    def _require(self, length: int) -> None:
-        """Refuse a row that does not fill the window: it would reach less of the target."""
+    def draw(self, length: int, rng: random.Random) -> Drawn:
+        """Draw what is read of a row, and at which positions.
+
+        Args:
+            length: Tokens of the row, `window` or more.
+            rng: Where chance comes from.
+
+        Raises:
+            ValueError: The row is shorter than the window, and would reach less of the target.
+        """
         if length < self.window:
             raise ValueError(
                 f"a row of {length} tokens does not fill the window of {self.window}; "
                 "join short rows, leave them out or give a smaller window"
             )
+        return self._drawn(length, rng)
+
+    @abstractmethod
+    def _drawn(self, length: int, rng: random.Random) -> Drawn:
+        """The draw itself, of a row that fills the window."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +119,8 @@ class PoSE(_Windowed):
     def _least(self) -> int:
         return self.chunks
 
-    def draw(self, length: int, rng: random.Random) -> Drawn:
-        """Draw the lengths of the chunks and what is skipped before each of them.
-
-        Args:
-            length: Tokens of the row, `window` or more.
-            rng: Where chance comes from.
-
-        Raises:
-            ValueError: The row is shorter than the window.
-        """
-        self._require(length)
+    def _drawn(self, length: int, rng: random.Random) -> Drawn:
+        """Draw the lengths of the chunks and what is skipped before each of them."""
         longest = (self.window + 1) // self.chunks
         sizes = [rng.randint(1, longest) for _ in range(self.chunks - 1)]
         sizes.append(self.window - sum(sizes))
@@ -152,17 +157,8 @@ class CREAM(_Windowed):
     def _least(self) -> int:
         return 3
 
-    def draw(self, length: int, rng: random.Random) -> Drawn:
-        """Draw the sizes of the three parts and where the middle one ends.
-
-        Args:
-            length: Tokens of the row, `window` or more.
-            rng: Where chance comes from.
-
-        Raises:
-            ValueError: The row is shorter than the window.
-        """
-        self._require(length)
+    def _drawn(self, length: int, rng: random.Random) -> Drawn:
+        """Draw the sizes of the three parts and where the middle one ends."""
         third = self.window // 3
         edge = rng.choice((third, min(4 * self.target // self.window, third)))
         middle = self.window - 2 * edge
@@ -194,17 +190,8 @@ class RandomPositions(_Windowed):
         target: Positions that the draws cover together.
     """
 
-    def draw(self, length: int, rng: random.Random) -> Drawn:
-        """Draw the positions, all equally likely but the first.
-
-        Args:
-            length: Tokens of the row, `window` or more.
-            rng: Where chance comes from.
-
-        Raises:
-            ValueError: The row is shorter than the window.
-        """
-        self._require(length)
+    def _drawn(self, length: int, rng: random.Random) -> Drawn:
+        """Draw the positions, all equally likely but the first."""
         drawn = sorted(rng.sample(range(1, self.target), self.window - 1))
         return Drawn(torch.arange(self.window), torch.tensor([0, *drawn]))
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -69,7 +71,7 @@ class FiniteGradients(TrainerCallback):
         """
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-        finite = all(bool(torch.isfinite(norm)) for norm in torch._foreach_norm(parts))
+        finite = bool(torch.isfinite(get_total_norm(parts)))  # one number leaves the device
         if agreed(None if finite else "not finite"):
             raise ValueError(
                 f"the loss or its gradient is no number at step {state.global_step + 1}; lower "
@@ -100,8 +102,6 @@ def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArgument
     Raises:
         ValueError: The rows of a step cannot be shared evenly by the processes.
     """
-    from accelerate import PartialState
-
     training, cpu = stage.training, not accelerated()
     processes = PartialState(cpu=cpu).num_processes // sharing_a_row()
     share, rest = divmod(training.batch, training.micro_batch * processes)
