@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ropex.folding import fold, foldable
+from ropex.copies import provide
+from ropex.files import naming, write_json
+from ropex.folding import fold, foldable, holding
 from ropex.headers import read_json
 from ropex.loading import load_skeleton
+from ropex.members import WEIGHTS, members, stranger
 from ropex.models import sites
 from ropex.patching import Patch
+from ropex.places import BUILT, put, workplace
 from ropex.record import Record
 from ropex.saving import completed
 
 _TOKENIZER = "tokenizer_config.json"
-_TEMPLATES = "additional_chat_templates"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 
 
 def save_patched(
-    folder: Path, patch: Patch, out: Path, *, force: bool = False, temperature: float = 1.0
-) -> None:
+    folder: Path,
+    patch: Patch,
+    out: Path,
+    *,
+    force: bool = False,
+    temperature: float = 1.0,
+    link: bool = False,
+) -> str:
     """Write the checkpoint in `folder` with the config of a patch, weights untouched.
 
     Plain `from_pretrained` of transformers 4 and 5 loads it to what the patched model computes.
-    Weights are hard links where the file system allows it, copies elsewhere.
+    Nothing that is written into it later reaches `folder`, unless links are asked for.
 
     Args:
         folder: The checkpoint; it is only read.
@@ -37,14 +43,54 @@ def save_patched(
         out: Where to write. It appears complete or not at all.
         force: Replace `out` if it holds a checkpoint already.
         temperature: What cos and sin would be multiplied by besides, folded into query weights.
+        link: Make hard links of the weights, which cost nothing at any size; what writes into the
+            weights of one checkpoint then writes into those of the other.
+
+    Returns:
+        What the weights are: `cloned`, which costs nothing either, where the file system can;
+        `copied` elsewhere; or `linked`.
 
     Raises:
-        FileExistsError: `out` exists and `force` is not set, or it is not a checkpoint, or it
-            lies in `folder` or around it.
+        FileExistsError: `out` exists and `force` is not set, or it holds more than a checkpoint,
+            or it lies in `folder` or around it.
+        OSError: There is no room for the weights, or no link can be made.
         ValueError: No config can say what the strategy does, or the checkpoint has one already of
             which that is true, or a file of it is damaged.
     """
     folded = foldable(patch) if temperature != 1 else {}
+    raw = _raw(folder, patch)
+    before = Record.in_config_of(folder)
+    _check_out(folder, out, force)
+    files, left_out = members(folder)
+    rewritten = holding(folder, folded)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with workplace(out) as place:
+        built = place / BUILT
+        built.mkdir()
+        whole = [path for path in files if path not in rewritten]
+        kind = _carry(folder, whole, built, link, sum(path.stat().st_size for path in rewritten))
+        config = completed(raw, patch.model.config, patch.configs)
+        write_json(built / "config.json", config, sort_keys=True)
+        _record(before, patch, temperature).write(built)
+        _raise_tokenizer_limit(folder, built, patch.target_length)
+        _check_written(built, patch)
+        fold(rewritten, built, folded, patch.rope.dim, temperature**2)
+        put(built, out)
+    if left_out:
+        warnings.warn(
+            f"left out, as links that lead out of {folder}: {', '.join(left_out)}; copy the files "
+            "themselves if they belong to the checkpoint",
+            stacklevel=2,
+        )
+    return kind
+
+
+def _raw(folder: Path, patch: Patch) -> dict[str, Any]:
+    """The config of a checkpoint that a patch can be written into.
+
+    Raises:
+        ValueError: It cannot.
+    """
     if any(site.in_weights for site in patch.sites):
         raise ValueError(
             f"the rotary table of {patch.model.config.model_type} is one of its weights; save the "
@@ -62,21 +108,7 @@ def save_patched(
             f"{folder} is a {whole} model, of which {part} is a part; ropex writes checkpoints of "
             "plain language models"
         )
-    before = Record.in_config_of(folder)
-    _check_out(folder, out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        built = Path(temporary) / "checkpoint"
-        built.mkdir()
-        for source in _files(folder):
-            _carry(source, built / source.relative_to(folder))
-        _write_json(built / "config.json", completed(raw, patch.model.config, patch.configs))
-        _record(before, patch, temperature).write(built)
-        _raise_tokenizer_limit(folder, built, patch.target_length)
-        _check_written(built, patch)
-        if folded:
-            fold(built, folded, patch.rope.dim, temperature**2)
-        _put(built, out, Path(temporary) / "replaced")
+    return raw
 
 
 def _record(before: Record | None, patch: Patch, temperature: float) -> Record:
@@ -85,18 +117,6 @@ def _record(before: Record | None, patch: Patch, temperature: float) -> Record:
     assert found is not None  # it is patched
     record = replace(found, folded_temperature=temperature)
     return record if before is None else record.after(before)
-
-
-def _files(folder: Path) -> list[Path]:
-    """What belongs to a checkpoint: the files of its folder, and further chat templates.
-
-    Raises:
-        FileNotFoundError: There are no weights among them.
-    """
-    found = [path for path in folder.iterdir() if path.is_file()]
-    if not any(path.suffix in _WEIGHTS for path in found):
-        raise FileNotFoundError(f"{folder} holds no weights, so there is no checkpoint to write")
-    return sorted([*found, *folder.glob(f"{_TEMPLATES}/*.jinja")])
 
 
 def _check_written(built: Path, patch: Patch) -> None:
@@ -116,19 +136,6 @@ def _check_written(built: Path, patch: Patch) -> None:
         )
 
 
-def _put(built: Path, out: Path, aside: Path) -> None:
-    """Move `built` to `out`, and what was there to `aside`; put it back if that fails."""
-    if not out.exists():
-        os.replace(built, out)
-        return
-    os.replace(out, aside)
-    try:
-        os.replace(built, out)
-    except BaseException:
-        os.replace(aside, out)
-        raise
-
-
 def _check_out(folder: Path, out: Path, force: bool) -> None:
     source, target = folder.resolve(), out.resolve()
     if source == target or target in source.parents:
@@ -137,32 +144,32 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
         raise FileExistsError(f"{out} lies in the checkpoint that is read; write elsewhere")
     if out.is_symlink() and not out.exists():
         raise FileExistsError(f"{out} is a link to nothing; remove it, or write elsewhere")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not _is_checkpoint(out):
-            raise FileExistsError(f"{out} exists and is not a checkpoint, so it is not replaced")
-        if not force:
-            raise FileExistsError(f"{out} exists; --force replaces it")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / "config.json").is_file():
+        raise FileExistsError(f"{out} exists and is not a checkpoint, so it is not replaced")
+    if "model_type" not in read_json(out / "config.json"):
+        raise FileExistsError(f"{out} exists and is not a checkpoint, so it is not replaced")
+    if not force:
+        raise FileExistsError(f"{out} exists; --force replaces it")
+    if name := stranger(out, folder):
+        raise FileExistsError(
+            f"{out} holds {name}, which is not a file of a checkpoint and would be lost; move it "
+            "away, or write elsewhere"
+        )
 
 
-def _is_checkpoint(out: Path) -> bool:
-    """Whether `out` holds a model's config and no folders but the one that ropex carries over."""
-    if not (out / "config.json").is_file():
-        return False
-    if {path.name for path in out.iterdir() if path.is_dir()} - {_TEMPLATES}:
-        return False
-    return "model_type" in read_json(out / "config.json")
-
-
-def _carry(source: Path, target: Path) -> None:
-    """Link a file of weights, copy any other, which a user may want to edit."""
-    target.parent.mkdir(exist_ok=True)
-    if source.suffix in _WEIGHTS:
-        try:
-            os.link(source.resolve(), target)
-            return
-        except OSError:  # another file system, or one without hard links
-            pass
-    shutil.copyfile(source, target)
+def _carry(folder: Path, files: list[Path], built: Path, link: bool, more: int) -> str:
+    """Provide weights, and copy any other file, which a user may want to edit."""
+    pairs = [(path, built / path.relative_to(folder)) for path in files]
+    weights = [pair for pair in pairs if pair[0].suffix in WEIGHTS]
+    kind = provide(weights, built.parents[1], link=link, more=more)
+    for source, target in pairs:
+        if source.suffix not in WEIGHTS:
+            target.parent.mkdir(exist_ok=True)
+            with naming(target):
+                shutil.copyfile(source, target)
+    return kind
 
 
 def _raise_tokenizer_limit(folder: Path, built: Path, length: int) -> None:
@@ -173,8 +180,4 @@ def _raise_tokenizer_limit(folder: Path, built: Path, length: int) -> None:
     limit = settings.get("model_max_length")
     if isinstance(limit, (int, float)) and limit < length:  # a tokenizer may have none
         settings["model_max_length"] = length
-        _write_json(built / _TOKENIZER, settings)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(built / _TOKENIZER, settings)

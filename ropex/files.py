@@ -1,22 +1,49 @@
-"""Write files that appear complete or not at all."""
+"""Write files that appear complete or not at all, and never write through a link."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end of the block, and is gone if that fails.
 
-    Processes that write the same file have paths of their own.
+    Processes that write the same file have paths of their own. What was at `path`, a link to
+    another file included, is replaced and not written to.
     """
     temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # of a full disk
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by one that holds a text."""
+    with atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict[str, Any], *, sort_keys: bool = False) -> None:
+    """Replace a file by one that holds an object; a config is sorted, as transformers writes it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys)
+    write_text(path, text + "\n")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file, as of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise

@@ -90,29 +90,54 @@ def _is_linear(norm: nn.Module, size: int) -> bool:
     return bool(torch.allclose(2 * answers[0], answers[1]))
 
 
-def fold(folder: Path, weights: dict[str, int], rotated: int, factor: float) -> None:
-    """Multiply the rotated rows of query weights, file by file; other files stay as they are.
+def holding(folder: Path, weights: dict[str, int]) -> dict[Path, list[str]]:
+    """The files of a checkpoint that hold some weights, and the weights in each.
 
     Args:
-        folder: The checkpoint that is written; its files may be links to those of another.
+        folder: The checkpoint.
         weights: Names of tensors, and the size of their heads.
-        rotated: Dimensions of a head that rotate; they come first.
-        factor: What their logits are multiplied by.
 
     Raises:
         UnsupportedModel: The weights are not safetensors, or have other names.
         ValueError: A file is damaged.
     """
-    left = set(weights)
-    for path in _files(folder):
-        here = left & _names(path)
-        if here:
-            _rewrite(path, {name: weights[name] for name in here}, rotated, factor)
+    left, found = set(weights), {}
+    for path in _files(folder) if weights else ():
+        if here := left & _names(path):
+            found[path] = sorted(here)
             left -= here
     if left:
         raise UnsupportedModel(
             f"{folder} holds no {min(left)} in safetensors, so the temperature cannot be folded"
         )
+    return found
+
+
+def fold(
+    files: dict[Path, list[str]], out: Path, sizes: dict[str, int], rotated: int, factor: float
+) -> None:
+    """Write files again, with the rotated rows of query weights multiplied.
+
+    Args:
+        files: What `holding` answers; they are only read.
+        out: Folder that the new files go to.
+        sizes: Of the heads of each weight.
+        rotated: Dimensions of a head that rotate; they come first.
+        factor: What their logits are multiplied by.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    for path, names in files.items():
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name in names:
+            tensors[name] = _scaled(tensors[name], sizes[name], rotated, factor)
+        try:
+            save_file(tensors, out / path.name, metadata)
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{out / path.name} could not be written: {error}") from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -128,18 +153,6 @@ def _names(path: Path) -> set[str]:
             return set(file.keys())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _rewrite(path: Path, weights: dict[str, int], rotated: int, factor: float) -> None:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, size in weights.items():
-        tensors[name] = _scaled(tensors[name], size, rotated, factor)
-    mode = path.stat().st_mode
-    path.unlink()  # a link to the file of another checkpoint, which stays as it is
-    save_file(tensors, path, metadata)
-    path.chmod(mode)
 
 
 def _scaled(weight: Tensor, size: int, rotated: int, factor: float) -> Tensor:

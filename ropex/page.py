@@ -13,6 +13,7 @@ from typing import Any
 from ropex.advice import UNTRAINED
 from ropex.bounds import inside, phase_change
 from ropex.engines import Encoding, Service, encoding
+from ropex.files import write_text
 from ropex.pictures import draw
 from ropex.registry import registry, strategy
 from ropex.rope import Rope
@@ -88,7 +89,7 @@ def write_page(folder: Path) -> list[Path]:
     drawn = [pictures / f"{name}.png" for name in registry()]
     written = [path for path in drawn if draw(example(registry()[path.stem]), rope, path)]
     page = folder / "strategies.md"
-    page.write_text(text(), encoding="utf-8")
+    write_text(page, text())
     return [page, *written]
 
 

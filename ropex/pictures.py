@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ropex.files import atomically
 from ropex.rope import Plan, Rope
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
@@ -28,9 +29,8 @@ def compare(about: dict[str, Any], path: Path) -> None:
 
     with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure = _comparison(about)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    with atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _comparison(about: dict[str, Any]) -> Any:

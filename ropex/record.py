@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ropex.errors import UnsupportedModel
+from ropex.files import write_json
 from ropex.models import sites
 from ropex.nesting import stack
 from ropex.planning import Planned
@@ -107,8 +108,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write `ropex.json` into a folder."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-        (folder / NAME).write_text(text, encoding="utf-8")
+        write_json(folder / NAME, asdict(self))
 
 
 def write_record(model: Any, folder: Path) -> None:

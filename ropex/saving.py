@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from ropex.files import write_json
 from ropex.install import set_attribute
 from ropex.notations import (
     by_layer_type,
@@ -99,7 +100,7 @@ class SaveBothNotations:
         if path.is_file() and not _is_of_trainer(path.parent):
             raw = json.loads(path.read_text(encoding="utf-8"))
             raw = completed(raw, self.model.config, self.configs)
-            path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_json(path, raw, sort_keys=True)
 
 
 def complete_config(folder: Path) -> None:
@@ -117,7 +118,7 @@ def complete_config(folder: Path) -> None:
     from transformers import AutoConfig
 
     raw = both_notations(raw, AutoConfig.from_pretrained(folder))
-    path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(path, raw, sort_keys=True)
 
 
 def _is_of_trainer(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from ropex.loading import find, load_model
 from ropex.models import sites
 from ropex.nesting import stack
 from ropex.patching import patch
+from ropex.places import replacing
 from ropex.record import Record, fingerprint
 from ropex.saving import complete_config
 from ropex.strategies.base import Strategy
@@ -78,7 +79,8 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
     """Save a patched model or PEFT adapter, with a `ropex.json` that says its strategy.
 
     A strategy that no config can say is left out of the config, and `ropex.load` applies it; other
-    loaders get the model without it, which a `ropex.json` with `in_config: false` says.
+    loaders get the model without it, which a `ropex.json` with `in_config: false` says. Files that
+    are there are replaced; where one is a link to another file, that one stays as it is.
 
     Args:
         model: A model of transformers or of PEFT.
@@ -87,15 +89,16 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
     """
     target = Path(folder)
     record = Record.of(model)
-    if record is None or record.in_config or _is_adapter(model):
-        model.save_pretrained(target, **options)
-    else:
-        with _handle(model).suspended():
-            model.save_pretrained(target, **options)
-    if options.get("is_main_process", True):
-        complete_config(target)
-    if record is not None:
-        record.write(target)
+    with replacing(target) as place:
+        if record is None or record.in_config or _is_adapter(model):
+            model.save_pretrained(place, **options)
+        else:
+            with _handle(model).suspended():
+                model.save_pretrained(place, **options)
+        if options.get("is_main_process", True):
+            complete_config(place)
+        if record is not None:
+            record.write(place)
 
 
 def _base_of(adapter: Path) -> str:

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    "errors", "sizes", "files", "stdlib", "texts", "tokens", "headers", "rope", "strategies",
+    "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens",
+    "headers", "rope", "strategies",
     "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
     "tables", "window", "attention", "install", "own_config", "softmax", "native", "sites",
     "models", "cache", "saving", "planning", "nesting", "record", "applying", "verify", "warn",
@@ -19,8 +20,8 @@ ORDER = (
     "served", "export", "doctor", "page", "compat", "families", "train", "cli", "__main__",
 )  # fmt: skip
 NO_TRANSFORMERS = (
-    "errors", "sizes", "files", "stdlib", "texts", "tokens", "rope", "strategies", "registry",
-    "migration", "bounds", "engines", "advice", "pictures", "shipped",
+    "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens", "rope",
+    "strategies", "registry", "migration", "bounds", "engines", "advice", "pictures", "shipped",
 )  # fmt: skip
 MODULES = sorted((ROOT / "ropex").rglob("*.py"))
 

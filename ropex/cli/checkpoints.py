@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model
+from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, say
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -33,6 +32,12 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="let every token see all before it, in a model whose attention has a window",
     )
+    patch.add_argument(
+        "--link",
+        action="store_true",
+        help="make hard links of the weights, which takes no room on any file system; they are then "
+        "the very files of MODEL under a second name: what writes into one writes into both",
+    )
     patch.add_argument("--force", action="store_true", help="replace the checkpoint in OUT")
     patch.add_argument(
         "--fold-temperature",
@@ -43,6 +48,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _patch(arguments: argparse.Namespace) -> None:
     from ropex.checkpoint import save_patched
+    from ropex.copies import LINKED
     from ropex.folding import without_temperature
     from ropex.migration import read_strategy
     from ropex.patching import patch
@@ -62,5 +68,14 @@ def _patch(arguments: argparse.Namespace) -> None:
         temperature = float(patched.plan.attention_scale)
         patched.remove()
         patched = patch(model, without_temperature(chosen, temperature), **settings)
-    save_patched(folder, patched, arguments.out, force=arguments.force, temperature=temperature)
-    print(f"{patched}\nwritten to {arguments.out}", file=sys.stderr)
+    kind = save_patched(
+        folder,
+        patched,
+        arguments.out,
+        force=arguments.force,
+        temperature=temperature,
+        link=arguments.link,
+    )
+    say(f"{patched}\nwritten to {arguments.out}, weights {kind}")
+    if arguments.link:
+        say(f"ropex: warning: {LINKED}")

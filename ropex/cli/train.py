@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, quiet, say
+from ropex.files import atomically
 
 if TYPE_CHECKING:
     from ropex.train.recipe import Recipe
@@ -154,7 +155,8 @@ def _recipes(arguments: argparse.Namespace) -> None:
         target = arguments.out or Path(f"{source.stem}.yaml")
         if target.exists():
             raise FileExistsError(f"{target} exists; -o names another file")
-        shutil.copyfile(source, target)
+        with atomically(target) as temporary:
+            shutil.copyfile(source, temporary)
         say(f"written to {target}")
         return
     if arguments.name is not None:

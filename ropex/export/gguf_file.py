@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from ropex.export.llama_cpp import ARCHITECTURES, FREQS, LISTS, for_llama_cpp
 from ropex.export.value import Export
 from ropex.export.wanted import Wanted
+from ropex.places import BUILT, workplace
 
 # Kept: Granite goes by it whether it rotates at all.
 _NOT_OURS = "rope.scaling.finetuned"
@@ -46,8 +46,8 @@ def write_gguf(wanted: Wanted, source: Path, out: Path, *, force: bool = False) 
     if answer.exactness == "not expressible":
         return answer
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        built = Path(temporary) / out.name
+    with workplace(out) as place:
+        built = place / BUILT
         with closing(gguf.GGUFWriter(built, arch, endianess=reader.endianess)) as writer:
             _copy(gguf, reader, writer, arch, answer)
         os.replace(built, out)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ropex.families.check import CLAUSES, Family, Outcome
+from ropex.files import write_text
 
 _COLUMNS = {
     "undone": "undone",
@@ -77,7 +78,7 @@ def write_page(families: Iterable[Family], folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / page_name()
-    page.write_text(text(tuple(families)), encoding="utf-8")
+    write_text(page, text(tuple(families)))
     return page
 
 

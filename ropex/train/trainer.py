@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ropex.files import atomically
 from ropex.storage import save
 from ropex.train.ranks import agreed
 from ropex.train.recipe import Recipe, Stage
@@ -55,7 +56,8 @@ class RecipeTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save(self.accelerator.unwrap_model(self.model), folder, state_dict=state_dict)
-        torch.save(self.args, folder / "training_args.bin")
+        with atomically(folder / "training_args.bin") as temporary:
+            torch.save(self.args, temporary)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 

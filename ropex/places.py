@@ -1,0 +1,144 @@
+"""A hidden folder to build in, and one step that puts what was built in its place."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+BUILT = "built"
+_MARK, _LOCK, _REPLACED = ".ropex-", "lock", "replaced"
+_WHOLE = {BUILT, _LOCK, _REPLACED}
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS is 2 too
+# Weights of a save, in one file or many, and the index of many.
+_SAVED = r"{}(-\d{{5}}-of-\d{{5}})?\.(safetensors|bin)(\.index\.json)?"
+_STEMS = ("model", "pytorch_model", "adapter_model")
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` to build in, which is gone after the block.
+
+    What a run that was killed has left of one is removed first, and what it had moved away from
+    `out` is put back; both are a warning. Those of runs that are at work stay.
+    """
+    clear(out)
+    folder, lock = _reserved(out)
+    try:
+        yield folder
+    finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(built: Path, out: Path) -> None:
+    """Move `built` to `out` in one step, if there is one, and what was there into the workplace.
+
+    Where there is none, a run that is killed between two steps leaves what `clear` puts back.
+
+    Args:
+        built: A folder in a `workplace`.
+        out: Where it is to be.
+    """
+    if not os.path.lexists(out):
+        os.replace(built, out)
+        return
+    if _exchanged(built, out):
+        return
+    aside = built.with_name(_REPLACED)
+    try:
+        os.replace(out, aside)
+        os.replace(built, out)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(out):
+            os.replace(aside, out)
+        raise
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder of the same name to save a model to; its files then replace those of `folder`.
+
+    What they replace, a link to another file included, is not written to. Weights of an earlier
+    save go, which programs would read instead of the new ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with workplace(folder / "save") as place:
+        built = place / BUILT / folder.resolve().name
+        built.mkdir(parents=True)
+        yield built
+        names = [path.relative_to(built) for path in sorted(built.rglob("*")) if path.is_file()]
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(built / name, folder / name)
+        _remove_earlier(folder, {str(name) for name in names})
+
+
+def clear(out: Path) -> None:
+    """Put back and remove what killed runs have left beside `out`."""
+    for folder in sorted(out.parent.glob(f".{glob.escape(out.name)}{_MARK}*")):
+        if folder.is_symlink() or not {path.name for path in folder.glob("*")} <= _WHOLE:
+            continue  # not ours
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except OSError:  # somebody is at work there, or it is just gone, or it is not ours
+            continue
+        if os.path.lexists(folder / _REPLACED) and not os.path.lexists(out):
+            os.replace(folder / _REPLACED, out)
+            said = (
+                f"{out} was put back as it was before a run that was stopped while it replaced it"
+            )
+        else:
+            said = f"{folder} was left by a run that was stopped; it is removed"
+        warnings.warn(said, stacklevel=2)
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reserved(out: Path) -> tuple[Path, Any]:
+    """A new folder with a lock in it, which says that somebody is at work."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}{_MARK}"))
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):  # another run has taken it for a leftover
+            continue
+        except BaseException:  # a full disk
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if (folder / _LOCK).exists():
+            return folder, lock
+        lock.release()
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False, and nothing is moved, where that fails."""
+    paths = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None)
+        if hasattr(library, "renameat2"):
+            return bool(library.renameat2(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0)
+        return bool(library.renamex_np(*paths, _EXCHANGE) == 0)
+    except (AttributeError, OSError, TypeError):  # an old system, or Windows
+        return False
+
+
+def _remove_earlier(folder: Path, new: set[str]) -> None:
+    for stem in _STEMS:
+        saved = re.compile(_SAVED.format(stem))
+        if any(map(saved.fullmatch, new)):
+            for path in folder.iterdir():
+                if saved.fullmatch(path.name) and path.name not in new:
+                    path.unlink()
