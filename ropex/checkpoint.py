@@ -16,7 +16,7 @@ from ropex.loading import load_skeleton
 from ropex.members import WEIGHTS, members, stranger
 from ropex.models import sites
 from ropex.patching import Patch
-from ropex.places import BUILT, put, workplace
+from ropex.places import BUILT, clear, put, workplace
 from ropex.record import Record
 from ropex.saving import completed
 
@@ -60,6 +60,7 @@ def save_patched(
     folded = foldable(patch) if temperature != 1 else {}
     raw = _raw(folder, patch)
     before = Record.in_config_of(folder)
+    clear(out)
     _check_out(folder, out, force)
     files, left_out = members(folder)
     rewritten = holding(folder, folded)

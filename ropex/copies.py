@@ -76,8 +76,8 @@ def _check_room(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise OSError(
-            f"{folder} has {_size(free)} free, and the weights need {_size(need)}; write to another "
-            "disk, or take hard links (--link) on the disk that MODEL is on"
+            f"{folder} has {_size(free)} free, and the weights need {_size(need)}; write to "
+            "another disk, or take hard links (--link) on the disk that MODEL is on"
         )
 
 

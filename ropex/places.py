@@ -67,7 +67,7 @@ def put(built: Path, out: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder of the same name to save a model to; its files then replace those of `folder`.
+    """An empty folder to save a model to, of the same name; its files then replace those there.
 
     What they replace, a link to another file included, is not written to. Weights of an earlier
     save go, which programs would read instead of the new ones.
@@ -94,16 +94,13 @@ def clear(out: Path) -> None:
             lock.acquire(timeout=0)
         except OSError:  # somebody is at work there, or it is just gone, or it is not ours
             continue
+        said = f"{folder} was left by a run that was stopped; it is removed"
         if os.path.lexists(folder / _REPLACED) and not os.path.lexists(out):
             os.replace(folder / _REPLACED, out)
-            said = (
-                f"{out} was put back as it was before a run that was stopped while it replaced it"
-            )
-        else:
-            said = f"{folder} was left by a run that was stopped; it is removed"
-        warnings.warn(said, stacklevel=2)
+            said = f"{out} is put back as it was before a run that was stopped while replacing it"
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
+        warnings.warn(said, stacklevel=2)
 
 
 def _reserved(out: Path) -> tuple[Path, Any]:
