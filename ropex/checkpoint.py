@@ -12,7 +12,7 @@ from ropex.copies import provide
 from ropex.files import naming, write_json
 from ropex.folding import fold, foldable, holding
 from ropex.headers import read_json
-from ropex.loading import load_skeleton
+from ropex.loading import check_fit, load_skeleton
 from ropex.members import WEIGHTS, members, stranger
 from ropex.models import sites
 from ropex.patching import Patch
@@ -60,6 +60,7 @@ def save_patched(
     folded = foldable(patch) if temperature != 1 else {}
     raw = _raw(folder, patch)
     before = Record.in_config_of(folder)
+    looked = check_fit(folder, patch.model)
     clear(out)
     _check_out(folder, out, force)
     files, left_out = members(folder)
@@ -77,13 +78,24 @@ def save_patched(
         _check_written(built, patch)
         fold(rewritten, built, folded, patch.rope.dim, temperature**2)
         put(built, out)
+    _tell(folder, left_out, looked)
+    return kind
+
+
+def _tell(folder: Path, left_out: list[str], looked: bool) -> None:
+    """Warn of what was not copied, and not looked into."""
     if left_out:
         warnings.warn(
             f"left out, as links that lead out of {folder}: {', '.join(left_out)}; copy the files "
             "themselves if they belong to the checkpoint",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return kind
+    if not looked:
+        warnings.warn(
+            f"whether the weights in {folder} fit its config was not looked into: they are "
+            "pickles, or quantised, or in a layout of their own",
+            stacklevel=3,
+        )
 
 
 def _raw(folder: Path, patch: Patch) -> dict[str, Any]:

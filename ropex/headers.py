@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -19,19 +20,29 @@ _INDICES = {
 _TABLES = ("inv_freq", "cos_cached", "sin_cached")
 
 
+# Of safetensors: the bits of one number.
+_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
+    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Table:
-    """A rotary table that stands in the weights.
+class Tensor:
+    """What a header says of a tensor.
 
     Attributes:
         file: The file that holds it.
         name: Of the tensor.
         dtype: As safetensors calls it.
+        shape: Its sizes.
     """
 
     file: str
     name: str
     dtype: str
+    shape: tuple[int, ...]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,32 +93,65 @@ def _too_deep(value: Any) -> bool:
     return True
 
 
-def rotary_tables(folder: Path) -> tuple[Table, ...]:
-    """Rotary tables in the safetensors files of a folder, from their headers alone.
+def is_table(tensor: Tensor) -> bool:
+    """Whether a tensor is a rotary table that stands in the weights."""
+    return tensor.name.rsplit(".", 1)[-1].endswith(_TABLES)
+
+
+def read_tensors(folder: Path) -> tuple[Tensor, ...]:
+    """All that safetensors files of a folder hold, from their headers alone.
 
     Raises:
-        ValueError: A file is not what its name says or is cut off, or an index names a file that
-            is not in the folder.
+        ValueError: As for `check_weights`.
     """
     _check_indices(folder)
     found = []
     for path in sorted(folder.glob("*.safetensors")):
         for name, about in _header(path).items():
-            if name.rsplit(".", 1)[-1].endswith(_TABLES) and isinstance(about, dict):
-                found.append(Table(path.name, name, str(about.get("dtype"))))
+            if name != "__metadata__":
+                found.append(Tensor(path.name, name, about["dtype"], tuple(about["shape"])))
     return tuple(found)
+
+
+def loaded_tensors(folder: Path) -> tuple[Tensor, ...]:
+    """Those that a model is loaded from: in the files of an index, or in the one without."""
+    found, index = read_tensors(folder), folder / _INDICES[".safetensors"]
+    single = index.name.removesuffix(".index.json")
+    files = {each.file for each in found}
+    if single in files:
+        files = {single}
+    elif index.is_file():
+        files = _shards(index)
+    return tuple(each for each in found if each.file in files)
+
+
+def absent_tensors(folder: Path) -> tuple[str, ...]:
+    """Names that the index of safetensors places somewhere, and that no file holds."""
+    index = folder / _INDICES[".safetensors"]
+    if not index.is_file() or not (held := {each.name for each in loaded_tensors(folder)}):
+        return ()
+    return tuple(sorted(set(read_json(index)["weight_map"]) - held))
 
 
 def check_weights(folder: Path) -> None:
     """Refuse weights that are not what their names say, before anything reads them.
 
     Raises:
-        ValueError: A file is not safetensors or is cut off, or an index names a file that is not
-            in the folder.
+        ValueError: A file is not safetensors or is cut off, its header describes tensors that
+            cannot be, or an index names a file that is not in the folder.
     """
-    _check_indices(folder)
-    for path in sorted(folder.glob("*.safetensors")):
-        _header(path)
+    read_tensors(folder)
+
+
+def check_files(folder: Path) -> None:
+    """Refuse what would be waited for, or read without end: pipes, devices and the like.
+
+    Raises:
+        ValueError: There is such a thing in the folder.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file, so nothing is read from there")
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -119,7 +163,7 @@ def _header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(start, "little")
         if 2 <= length <= min(_LARGEST_HEADER, size - 8):
             header = parse_json(file.read(length), f"the header of {path}")
-            _check_size(path, header, size - 8 - length)
+            _check_tensors(path, header, size - 8 - length)
             return header
     if start.startswith(_PICKLES):
         raise ValueError(
@@ -129,21 +173,48 @@ def _header(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is not a safetensors file: its header would have {length:,} bytes")
 
 
-def _check_size(path: Path, header: dict[str, Any], size: int) -> None:
-    """Raise a ValueError unless the tensors of a file end where the file does."""
-    ends = []
-    for name, about in header.items():
-        if name == "__metadata__":
-            continue
-        offsets = about.get("data_offsets") if isinstance(about, dict) else None
-        if not (isinstance(offsets, list) and len(offsets) == 2 and type(offsets[1]) is int):
+def _check_tensors(path: Path, header: dict[str, Any], size: int) -> None:
+    """Raise a ValueError unless the tensors of a file lie one behind the other, up to its end."""
+    about = {name: each for name, each in header.items() if name != "__metadata__"}
+    for name, each in about.items():
+        if not _is_placed(each):
             raise ValueError(f"the header of {path} does not say where {name[:60]!r} is")
-        ends.append(offsets[1])
-    if (wanted := max(ends, default=0)) != size:
+    if (wanted := max((each["data_offsets"][1] for each in about.values()), default=0)) != size:
         raise ValueError(
             f"{path} holds {size:,} bytes of tensors, and its header speaks of {wanted:,}; it is "
             "cut off or damaged, so get it again"
         )
+    end = 0
+    for name, each in sorted(about.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, stop = each["data_offsets"]
+        if reason := _misfit(each) or ("" if begin == end else "overlaps others, or leaves a gap"):
+            raise ValueError(f"{path} is damaged, so get it again: {name[:60]!r} {reason}")
+        end = stop
+    notes = header.get("__metadata__") or {}
+    if not isinstance(notes, dict) or not all(isinstance(each, str) for each in notes.values()):
+        raise ValueError(f"{path} is damaged, so get it again: its __metadata__ is not all text")
+
+
+def _is_placed(about: Any) -> bool:
+    offsets = about.get("data_offsets") if isinstance(about, dict) else None
+    return (
+        isinstance(offsets, list)
+        and len(offsets) == 2
+        and all(type(each) is int and each >= 0 for each in offsets)
+    )
+
+
+def _misfit(about: dict[str, Any]) -> str:
+    """Why no tensor can be as a header says; empty if one can."""
+    dtype, shape, (begin, end) = about.get("dtype"), about.get("shape"), about["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        return f"has numbers of no type that safetensors knows ({str(dtype)[:20]!r})"
+    if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
+        return "has no shape"
+    wanted, rest = divmod(math.prod(shape) * _BITS[dtype], 8)
+    if rest or wanted != end - begin:
+        return f"has {end - begin:,} bytes, and its shape takes {wanted:,}"
+    return ""
 
 
 def _check_indices(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +12,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ropex.headers import check_weights
+from ropex.headers import check_files, check_weights, loaded_tensors, read_json
 from ropex.notations import fold_version_5
 from ropex.shipped import demo_checkpoint
+
+_MOST_LAYERS, _MOST_PARTS = 4096, 10**6
+_COUNTS = re.compile(
+    r"(n|num|moe_num)_(\w+_)?(layers?|blocks|experts|stages)|(\w+_)?(en|de)coder_layers|depth|layers"
+)
 
 
 def find(model: str, *, weights: bool = True) -> Path:
@@ -38,6 +43,7 @@ def find(model: str, *, weights: bool = True) -> Path:
             raise FileNotFoundError(
                 f"{model!r} is neither a folder nor a model of the hub ({_reason(error)})"
             ) from error
+    check_files(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
     if weights:
@@ -88,25 +94,66 @@ def load_model(
         OSError: There are no weights.
         ValueError: They are damaged, some are missing, or transformers cannot read them.
     """
+    chosen = dtype if dtype == "auto" else getattr(torch, dtype)
+    with _reading(folder):
+        model, info = _load(folder, chosen, device_map, trust_remote_code)
+    _refuse_misfits(folder, info)
+    return model.eval()
+
+
+def check_fit(folder: Path, model: Any) -> bool:
+    """Refuse a checkpoint that lacks weights of its model, or has them in other shapes.
+
+    Args:
+        folder: The checkpoint.
+        model: What its config builds, with or without weights.
+
+    Returns:
+        Whether the weights were looked into: not those of pickles, nor quantised ones.
+
+    Raises:
+        ValueError: Weights are missing, or have other shapes.
+    """
+    held = {each.name: each.shape for each in loaded_tensors(folder)}
+    if not held or "quantization_config" in read_json(folder / "config.json"):
+        return False
+    wanted = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+    differ = {name for name, shape in wanted.items() if held.get(name) != shape}
+    tied = getattr(model, "_tied_weights_keys", None) or ()
+    if differ <= (set(tied) if getattr(model.config, "tie_word_embeddings", False) else set()):
+        return True
+    remote = type(model).__module__.startswith("transformers_modules")
+    try:  # transformers knows which names in files have become others in a model
+        _, info = _load(folder, "auto", "meta", remote)
+    except Exception:  # of a model that does not load in this way, nothing is known
+        return False
+    _refuse_misfits(folder, info)
+    return True
+
+
+def _load(folder: Path, dtype: Any, device_map: str | None, trusted: bool) -> tuple[Any, Any]:
+    """A model, and what transformers tells of its loading."""
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    with _reading(folder):
-        model, info = auto.from_pretrained(
-            folder,
-            config=_load_config(folder, trust_remote_code),
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            output_loading_info=True,
-        )
+    loaded: tuple[Any, Any] = auto.from_pretrained(
+        folder,
+        config=_load_config(folder, trusted),
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trusted,
+        ignore_mismatched_sizes=True,  # they are refused, by name
+        output_loading_info=True,
+    )
+    return loaded
+
+
+def _refuse_misfits(folder: Path, info: Any) -> None:
     if missing := sorted(info["missing_keys"]):  # transformers would make them up
         raise ValueError(f"{folder} lacks {len(missing)} of the model's weights: {missing[0]}, ...")
     found = info["mismatched_keys"]  # names in transformers 4, names with shapes in 5
     if other := sorted(key if isinstance(key, str) else key[0] for key in found):
         raise ValueError(f"{folder}: {other[0]} has another shape than config.json asks for")
-    return model.eval()
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -187,7 +234,29 @@ def _reason(error: Exception) -> str:
 def _load_config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
+    raw = read_json(folder / "config.json")
+    if key := _oversized(raw):
+        raise ValueError(
+            f"config.json asks for more layers or experts than any model has ({key}); of layers at "
+            f"most {_MOST_LAYERS:,} are built, and of experts {_MOST_PARTS:,} in all"
+        )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     fold_version_5(raw, config)
     return config
+
+
+def _oversized(config: dict[str, Any]) -> str | None:
+    """A key of a config, or of a part of it, that nothing could be built from in a lifetime."""
+    layers: dict[str, int] = {}
+    experts: dict[str, int] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and (found := _oversized(value)):
+            return f"{key}.{found}"
+        if type(value) is int and _COUNTS.fullmatch(key):
+            (experts if key.endswith("experts") else layers)[key] = value
+    deepest, widest = max(layers.values(), default=1), max(experts.values(), default=1)
+    if deepest > _MOST_LAYERS:
+        return max(layers, key=layers.__getitem__)
+    if deepest * widest > _MOST_PARTS:
+        return max(experts, key=experts.__getitem__)
+    return None

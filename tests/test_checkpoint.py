@@ -362,3 +362,16 @@ def interrupt_after(patched: pytest.MonkeyPatch, owner: Any, name: str, left: li
         return real(*args, **given)
 
     patched.setattr(owner, name, stopping)
+
+
+def test_the_same_patch_writes_the_same_bytes_in_the_order_of_transformers(
+    folder: Path, tmp_path: Path
+) -> None:
+    write(folder, tmp_path / "one", "yarn:4")
+    raw = config_of(folder)
+    turned = dict(reversed(raw.items()))
+    (folder / "config.json").write_text(json.dumps(turned), encoding="utf-8")
+    write(folder, tmp_path / "two", "yarn:4")
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    written = (tmp_path / "one" / "config.json").read_text(encoding="utf-8")
+    assert written == json.dumps(json.loads(written), indent=2, sort_keys=True) + "\n"

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from cases import tiny_model
 from shell import Shell
+from transformers import AutoConfig
 
 import ropex
 from ropex.checkpoint import save_patched
-from ropex.loading import find, load_skeleton
+from ropex.loading import find, load_model, load_skeleton
 from ropex.notations import version_5
 
 
@@ -141,3 +142,101 @@ def test_what_is_no_checkpoint_is_said_so(tmp_path: Path) -> None:
         find(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="neither a folder nor a model of the hub"):
         find("nobody/nothing")
+
+
+def linked(path: Path, target: Path) -> None:
+    """Move a file elsewhere, and leave a link to it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def test_a_link_that_leads_out_is_left_out_and_told(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "home" / "id_rsa"
+    secret.parent.mkdir()
+    secret.write_text("secret", encoding="utf-8")
+    (folder / "notes.txt").symlink_to(secret)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "x.jinja").symlink_to(secret)
+    (folder / "again.json").symlink_to("generation_config.json")  # leads nowhere else
+    said = r"left out, as links that lead out of .*: additional_chat_templates/x\.jinja, notes\.txt"
+    with pytest.warns(UserWarning, match=said):
+        write(folder, tmp_path / "out", "yarn:4")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "again.json", "config.json", "generation_config.json", "model.safetensors", "ropex.json",
+    }  # fmt: skip
+    assert not (tmp_path / "out" / "again.json").is_symlink()
+
+
+def test_a_snapshot_of_a_hub_cache_is_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "models--someone--model"
+    snapshot = cache / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        blob = cache / "blobs" / f"{number:040x}"
+        linked(path, blob)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
+    (tmp_path / "short").symlink_to(snapshot)
+    names = {path.name for path in folder.iterdir()} | {"ropex.json"}
+    for number, source in enumerate((snapshot, tmp_path / "short")):
+        write(source, tmp_path / f"out{number}", "yarn:4")
+        found = list((tmp_path / f"out{number}").iterdir())
+        assert {path.name for path in found} == names
+        assert not any(path.is_symlink() for path in found)
+    (snapshot / "notes.txt").symlink_to(tmp_path / "hub" / "token")
+    (tmp_path / "hub" / "token").write_text("secret", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"left out, as links .*: notes\.txt"):
+        write(snapshot, tmp_path / "out", "yarn:4")
+
+
+def test_weights_of_numbers_alone_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    linked(folder / "model.safetensors", tmp_path / "disk" / "big")
+    write(folder, tmp_path / "out", "yarn:4")
+    assert not (tmp_path / "out" / "model.safetensors").is_symlink()
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").symlink_to(tmp_path / "disk" / "big")
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is a link that leads out"):
+        write(folder, tmp_path / "other", "yarn:4")
+
+
+def test_pickles_are_copied_and_it_is_said_that_they_were_not_looked_into(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80 whatever")
+    with pytest.warns(UserWarning, match="was not looked into: they are pickles"):
+        write(folder, tmp_path / "out", "yarn:4")
+    assert (tmp_path / "out" / "pytorch_model.bin").read_bytes() == b"\x80 whatever"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "verb",
+    [("show",), ("patch", "-s", "yarn:4", "-o", "out"), ("doctor",), ("suggest", "--length", "1k"),
+     ("export", "--for", "vllm"), ("eval", "-s", "yarn:4", "--data", "stdlib"), ("verify", "x")],
+    ids=lambda verb: verb[0],
+)  # fmt: skip
+def test_a_pipe_is_not_waited_for(
+    folder: Path, shell: Shell, verb: tuple[str, ...], name: str
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    told = shell.refused(verb[0], folder, *verb[1:])
+    assert f"{folder / name} is not a regular file" in told
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"num_hidden_layers": 10**8}, {"num_hidden_layers": 5000}, {"num_hidden_layers": 10**400},
+     {"text_config": {"num_hidden_layers": 10**8}}, {"n_layer": 10**8}, {"encoder_layers": 10**8},
+     {"num_experts": 10**7}, {"num_hidden_layers": 4000, "n_routed_experts": 4000}],
+)  # fmt: skip
+def test_a_model_of_too_many_parts_is_not_built(
+    folder: Path, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | sizes), encoding="utf-8")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("built"))
+    for load in (load_skeleton, load_model):
+        with pytest.raises(ValueError, match=r"config\.json asks for .* layers or experts"):
+            load(folder)

@@ -7,15 +7,22 @@ import os
 import pickle
 import resource
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import tiny_model
 from doctor_configs import GOOD, NOTED, Config, mutated, scaled
-from safetensors.torch import save_file
-from torch import bfloat16, ones
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save_file
+from shell import Shell
+from torch import bfloat16, complex64, float8_e4m3fn, float16, ones, uint8
+from torch import bool as torch_bool
 
 from ropex.doctor import diagnose, repair
+from ropex.headers import read_tensors
+from ropex.loading import find
 
 ORIGINAL = "original_max_position_embeddings"
 YARN = {"rope_type": "yarn", "factor": 16.0, ORIGINAL: 4096}
@@ -277,3 +284,108 @@ def test_link_to_a_config_is_replaced_and_its_file_kept(folder: Path, tmp_path: 
     repair(folder)
     assert blob.read_bytes() == before
     assert rules(folder) == []
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_transformers_saves_fit(tmp_path: Path, kind: str, tied: bool) -> None:
+    model = tiny_model(kind, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="12KB")
+    model.model.save_pretrained(tmp_path / "base")
+    for name in ("one", "many", "base"):
+        assert "weights-misfit" not in rules(tmp_path / name)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the tensors of a checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "refused"),
+    [
+        (
+            lambda t: t.pop(NORM),
+            f'lack 1 tensors, "{NORM}" first',
+            "lacks 1 of the model's weights",
+        ),
+        (lambda t: t.pop("lm_head.weight"), '"lm_head.weight"', "lm_head.weight"),
+        (lambda t: t.update({QUERY: ones(3, 5)}), "has the shape [3, 5]", "has another shape than"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_and_not_patched(
+    tmp_path: Path, change: Any, said: str, refused: str, shell: Shell
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    assert "weights-misfit" not in rules(tmp_path / "model")
+    rewritten(tmp_path / "model", change)
+    [finding] = [each for each in diagnose(tmp_path / "model") if each.rule == "weights-misfit"]
+    assert said in finding.message
+    assert refused in shell.refused("patch", "model", "-s", "yarn:4", "-o", "out")
+
+
+def test_a_tensor_that_an_index_places_and_no_file_holds_is_told(tmp_path: Path) -> None:
+    tiny_model("gpt_neox").save_pretrained(tmp_path, max_shard_size="12KB")
+    assert "weights-misfit" not in rules(tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["weight_map"]["gpt_neox.more"] = next(iter(index["weight_map"].values()))
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    [finding] = [each for each in diagnose(tmp_path) if each.rule == "weights-misfit"]
+    assert '"gpt_neox.more" first' in finding.message
+
+
+PLACED = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+
+
+@pytest.mark.parametrize(
+    ("about", "size", "said"),
+    [
+        ({"dtype": "F33"}, 4, "numbers of no type"),
+        ({"dtype": 7}, 4, "numbers of no type"),
+        ({"dtype": "F16"}, 4, "has 4 bytes, and its shape takes 2"),
+        ({"dtype": "F4"}, 4, "has 4 bytes, and its shape takes 0"),
+        ({"shape": [2]}, 4, "has 4 bytes, and its shape takes 8"),
+        ({"shape": [-1]}, 4, "has no shape"),
+        ({"shape": [1.0]}, 4, "has no shape"),
+        ({"shape": None}, 4, "has no shape"),
+        ({"data_offsets": [4, 8]}, 8, "leaves a gap"),
+        ({"data_offsets": [-4, 0]}, 0, "does not say where"),
+        ({"data_offsets": [True, 4]}, 4, "does not say where"),
+        ({"data_offsets": [8, 4]}, 4, "shape takes 4"),
+    ],
+)
+def test_a_tensor_that_cannot_be_is_refused(
+    tmp_path: Path, about: dict[str, Any], size: int, said: str
+) -> None:
+    check_header(tmp_path, {"a": PLACED["a"] | about}, size, said)
+
+
+def test_tensors_that_overlap_and_notes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    check_header(tmp_path, PLACED | {"b": PLACED["a"]}, 4, "overlaps others")
+    check_header(tmp_path, PLACED | {"__metadata__": {"n": 1}}, 4, "__metadata__ is not all text")
+
+
+def check_header(folder: Path, header: dict[str, Any], size: int, said: str) -> None:
+    """A header is refused, by safetensors itself as by ropex."""
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(size)
+    write(folder, config=GOOD["Llama 2 7B"])
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(SafetensorError):
+        load(content)
+    with pytest.raises(ValueError, match=said):
+        diagnose(folder)
+    with pytest.raises(ValueError, match=said):
+        find(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [float16, bfloat16, float8_e4m3fn, uint8, torch_bool, complex64])
+def test_all_types_of_numbers_are_known(tmp_path: Path, dtype: Any) -> None:
+    save_file({"a": ones(2, 3).to(dtype), "b": ones(0, 3).to(dtype)}, tmp_path / "x.safetensors")
+    assert {each.shape for each in read_tensors(tmp_path)} == {(2, 3), (0, 3)}

@@ -142,9 +142,7 @@ def test_what_is_no_leftover_stays(folder: Path, tmp_path: Path) -> None:
         assert before <= set(tree(tmp_path))
 
 
-def test_folders_change_places_in_one_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_change_places_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 import ropex
+from ropex.headers import read_json
 from ropex.patching import Patch
 from ropex.rope import Rope
 from ropex.strategies.base import Strategy
@@ -159,12 +160,13 @@ def fingerprint_of_plans(patch: Patch) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint: its config and every byte of its weights.
+    """Hash of a checkpoint: what its config says, in any order, and every byte of its weights.
 
     All of them, since a fine-tuning may change the middle of a file alone; reading them a second
     time costs less than loading them did.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    config = read_json(folder / "config.json")
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         with path.open("rb") as file:

@@ -35,8 +35,8 @@ def add_verbs(verbs: Verbs) -> None:
     patch.add_argument(
         "--link",
         action="store_true",
-        help="make hard links of the weights, which takes no room on any file system; they are then "
-        "the very files of MODEL under a second name: what writes into one writes into both",
+        help="make hard links of the weights, which takes no room on any file system; they are "
+        "then the very files of MODEL under a second name: what writes into one writes into both",
     )
     patch.add_argument("--force", action="store_true", help="replace the checkpoint in OUT")
     patch.add_argument(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ropex.doctor.findings import Problem, Rule, shown
 from ropex.doctor.parts import NOTATIONS
-from ropex.doctor.reading import ADAPTER, RECORD
+from ropex.doctor.reading import ADAPTER, CONFIG, RECORD
 from ropex.doctor.values import MAX, positive
+from ropex.doctor.weights import wanted_tensors
 from ropex.engines import ENGINES
 
 if TYPE_CHECKING:
@@ -34,6 +35,36 @@ def _rounded_table(checkpoint: Checkpoint) -> Iterator[Problem]:
             advice="load the model with a current transformers, which works tables out from the "
             "config, and save it again",
         )
+
+
+def _misfit(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Weights have every tensor that the config asks for, in its shape."""
+    config = checkpoint.documents.get(CONFIG, {})
+    held = {_full(each.name): each for each in checkpoint.tensors}
+    wanted = wanted_tensors(config) if held else {}
+    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+    missing = sorted({*checkpoint.absent, *(wanted.keys() - held.keys())} - tied)
+    if missing:
+        yield Problem(
+            CONFIG,
+            f"the weights lack {len(missing)} tensors, {shown(missing[0])} first: the model cannot "
+            "be loaded, or has random numbers there",
+            advice="get the files again",
+        )
+    for name in sorted(wanted.keys() & held.keys()):
+        if (shape := held[name].shape) != wanted[name]:
+            yield Problem(
+                held[name].file,
+                f"{shown(name)} has the shape {list(shape)}, and the config asks for "
+                f"{list(wanted[name])}: the model cannot be loaded",
+                advice="get config.json and weights of one model",
+            )
+            return
+
+
+def _full(name: str) -> str:
+    """The name of a tensor in a model with a head; one without saves the rest of it."""
+    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
 def _pickled(checkpoint: Checkpoint) -> Iterator[Problem]:
@@ -109,6 +140,7 @@ def _scales(entry: Any) -> bool:
 
 FILE_RULES = (
     Rule("rounded-table", "warning", ("transformers", "SGLang"), _rounded_table),
+    Rule("weights-misfit", "error", ENGINES, _misfit),
     Rule("pickled-weights", "note", ENGINES, _pickled),
 )
 ADAPTER_RULES = (

@@ -8,7 +8,15 @@ from typing import Any
 
 from ropex.doctor.gguf import Gguf, read_gguf
 from ropex.doctor.values import positive
-from ropex.headers import Table, read_json, rotary_tables
+from ropex.headers import (
+    Tensor,
+    absent_tensors,
+    check_files,
+    is_table,
+    loaded_tensors,
+    read_json,
+    read_tensors,
+)
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 RECORD, ADAPTER = "ropex.json", "adapter_config.json"
@@ -22,6 +30,8 @@ class Checkpoint:
     Attributes:
         documents: The JSON files that are there, by name.
         tables: Rotary tables in the weights.
+        tensors: What the model is loaded from.
+        absent: Names of tensors that an index places, and that no file holds.
         pickles: Names of pickles, where there are no safetensors; they are not opened.
         gguf: The metadata of a GGUF file.
         base: The config of an adapter's base model, where that is a folder.
@@ -29,7 +39,9 @@ class Checkpoint:
     """
 
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tables: tuple[Table, ...] = ()
+    tables: tuple[Tensor, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    absent: tuple[str, ...] = ()
     pickles: tuple[str, ...] = ()
     gguf: Gguf | None = None
     base: dict[str, Any] | None = None
@@ -70,6 +82,7 @@ def read(path: Path, *, trained_length: int | None = None) -> Checkpoint:
     if not folder.is_dir():
         what = "a folder, a config.json or a .gguf file is read"
         raise FileNotFoundError(f"no such folder: {path} ({what})")
+    check_files(folder)
     names = (CONFIG, TOKENIZER, RECORD, ADAPTER)
     documents = {name: read_json(folder / name) for name in names if (folder / name).exists()}
     if CONFIG not in documents and ADAPTER not in documents:
@@ -78,7 +91,9 @@ def read(path: Path, *, trained_length: int | None = None) -> Checkpoint:
         raise FileNotFoundError(f"{folder} holds no {CONFIG} and no {ADAPTER}{hint}")
     return Checkpoint(
         documents=documents,
-        tables=rotary_tables(folder),
+        tables=tuple(filter(is_table, read_tensors(folder))),
+        tensors=loaded_tensors(folder),
+        absent=absent_tensors(folder),
         pickles=_pickles(folder),
         base=_base(folder, documents.get(ADAPTER, {})),
         stated=trained_length,
