@@ -94,6 +94,7 @@ def load_model(
         OSError: There are no weights.
         ValueError: They are damaged, some are missing, or transformers cannot read them.
     """
+    _check_counts(folder)
     chosen = dtype if dtype == "auto" else getattr(torch, dtype)
     with _reading(folder):
         model, info = _load(folder, chosen, device_map, trust_remote_code)
@@ -190,6 +191,7 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
         config = _load_config(folder, trust_remote_code)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
+    _check_counts(folder)
     with _reading(folder):
         try:
             with init_empty_weights(include_buffers=False):
@@ -235,14 +237,17 @@ def _load_config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     raw = read_json(folder / "config.json")
-    if key := _oversized(raw):
-        raise ValueError(
-            f"config.json asks for more layers or experts than any model has ({key}); of layers at "
-            f"most {_MOST_LAYERS:,} are built, and of experts {_MOST_PARTS:,} in all"
-        )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     fold_version_5(raw, config)
     return config
+
+
+def _check_counts(folder: Path) -> None:
+    if key := _oversized(read_json(folder / "config.json")):
+        raise ValueError(
+            f"{folder / 'config.json'} asks for more layers or experts than any model has ({key}); "
+            f"of layers at most {_MOST_LAYERS:,} are built, and of experts {_MOST_PARTS:,} in all"
+        )
 
 
 def _oversized(config: dict[str, Any]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,6 +25,7 @@ from ropex.cli import (
     verifying,
 )
 from ropex.cli.common import add_traceback
+from ropex.cli.terminal import STDOUT, drop_stdout, escaping
 from ropex.errors import UnsupportedModel
 
 _VERBS = (
@@ -69,15 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for a mistake of the user, which is told in one line on stderr.
     """
+    with escaping():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = _parsed(argv)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
     except (ValueError, OSError, MemoryError, UnsupportedModel) as error:  # others are bugs
         if arguments.traceback:
             raise
+        if isinstance(error, OSError) and error.filename == STDOUT:
+            drop_stdout()
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"ropex: error: {message}", file=sys.stderr)
         return 2
