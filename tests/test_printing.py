@@ -87,7 +87,9 @@ def test_no_config_acts_on_the_terminal(shell: Shell, verb: tuple[str, ...], key
     assert not acting(out + err)
 
 
-def test_no_name_and_no_warning_acts_on_the_terminal(shell: Shell) -> None:
+def test_no_name_and_no_warning_acts_on_the_terminal(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not acting(shell.refused("show", "./" + EVIL))
     tiny_model("llama").save_pretrained("model")
     status, _, err = shell("patch", "model", "-s", "yarn:4", "-o", "a\x1b[2Jb")
@@ -95,7 +97,7 @@ def test_no_name_and_no_warning_acts_on_the_terminal(shell: Shell) -> None:
     assert "written to a\\u001b[2Jb" in err
     with escaping(), warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = _show
+        monkeypatch.setattr(warnings, "showwarning", _show)
         warnings.warn(EVIL, stacklevel=1)
     assert not acting(shell.capture.readouterr().err)
 

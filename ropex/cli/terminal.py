@@ -60,8 +60,8 @@ class Escaping:
 def escaping() -> Iterator[None]:
     """Let all that is printed in the block go through `Escaping`."""
     before = sys.stdout, sys.stderr
-    sys.stdout = Escaping(before[0], STDOUT)  # type: ignore[assignment]
-    sys.stderr = Escaping(before[1], "standard error")  # type: ignore[assignment]
+    sys.stdout = Escaping(before[0], STDOUT)
+    sys.stderr = Escaping(before[1], "standard error")
     try:
         yield
     finally:

@@ -18,25 +18,28 @@ def wanted_tensors(config: dict[str, Any]) -> Shapes:
     Other families, quantised weights and code of a checkpoint's own are not known.
     """
     sizes = [config.get(name) for name in _SIZES]
-    whole = all(type(size) is int and size > 0 for size in sizes)
+    width, inner, heads, layers, words = (size if type(size) is int else 0 for size in sizes)
     own = config.get("quantization_config") or config.get("auto_map")
-    if config.get("model_type") not in _FAMILIES or own or not whole:
+    if (
+        config.get("model_type") not in _FAMILIES
+        or own
+        or min(width, inner, heads, layers, words) < 1
+    ):
         return {}
-    width, _, heads, layers, vocabulary = sizes
     keys = config.get("num_key_value_heads") or heads
     head = config.get("head_dim") or width // heads
     if layers > _MOST_LAYERS or not (type(keys) is type(head) is int):
         return {}
     layer = _layer(config, heads * head, keys * head, head)
     found: Shapes = {
-        "model.embed_tokens.weight": (vocabulary, width),
+        "model.embed_tokens.weight": (words, width),
         "model.norm.weight": (width,),
     }
     for number in range(layers):
         found |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     kinds = config.get("architectures") or ["ForCausalLM"]
-    if not config.get("tie_word_embeddings") and str(kinds[:1]).endswith("ForCausalLM']"):
-        found["lm_head.weight"] = (vocabulary, width)
+    if "ForCausalLM" in str(kinds) and not config.get("tie_word_embeddings"):
+        found["lm_head.weight"] = (words, width)
     return found
 
 
