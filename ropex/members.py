@@ -22,7 +22,8 @@ _WRITTEN = re.compile(
 def members(folder: Path) -> tuple[list[Path], list[str]]:
     """The files of a checkpoint, and the names of links that lead out of it.
 
-    Links of a hub's cache lead to its blobs, which are the checkpoint. Others are not followed, so
+    Links of a hub's cache lead to its blobs, which are the checkpoint: to those of the model, and
+    from there in new versions to those that models share. Others are not followed, so
     that nobody's files become part of what is written, unless they are safetensors: those hold
     numbers alone, and are what the model is loaded from.
 
@@ -47,7 +48,10 @@ def _belongs(path: Path, folder: Path) -> bool:
     real, there = folder.resolve(), path.resolve()
     if there.is_relative_to(real) or path.suffix == ".safetensors":
         return True
-    return real.parent.name == "snapshots" and there.is_relative_to(real.parents[1] / "blobs")
+    if real.parent.name != "snapshots" or not real.parents[1].name.startswith("models--"):
+        return False
+    stores = (real.parents[1] / "blobs", real.parents[2] / "blobs")  # of the model; of all of them
+    return any(map(there.is_relative_to, stores))
 
 
 def stranger(out: Path, source: Path) -> str | None:

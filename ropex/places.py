@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 BUILT = "built"
+_CARD = "README.md"
 _MARK, _LOCK, _REPLACED = ".ropex-", "lock", "replaced"
 _WHOLE = {BUILT, _LOCK, _REPLACED}
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS is 2 too
@@ -76,6 +77,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     with workplace(folder / "save") as place:
         built = place / BUILT / folder.resolve().name
         built.mkdir(parents=True)
+        if (folder / _CARD).is_file():  # peft goes on from what is there
+            shutil.copyfile(folder / _CARD, built / _CARD)
         yield built
         names = [path.relative_to(built) for path in sorted(built.rglob("*")) if path.is_file()]
         for name in names:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ropex.errors import UnsupportedModel
+from ropex.files import naming
+from ropex.headers import check_files
 from ropex.loading import find, load_model
 from ropex.models import sites
 from ropex.nesting import stack
@@ -56,6 +62,8 @@ def load(
         model, adapter = _base_of(Path(model)), model
     if adapter is not None and not (Path(adapter) / ADAPTER).is_file():
         raise FileNotFoundError(f"{adapter} holds no {ADAPTER}, so it is not an adapter")
+    if adapter is not None:
+        check_files(Path(adapter))
     folder = find(str(model))
     loaded = load_model(
         folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
@@ -89,7 +97,7 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
     """
     target = Path(folder)
     record = Record.of(model)
-    with replacing(target) as place:
+    with replacing(target) as place, _told(target):
         if record is None or record.in_config or _is_adapter(model):
             model.save_pretrained(place, **options)
         else:
@@ -99,6 +107,16 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
             complete_config(place)
         if record is not None:
             record.write(place)
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """Tell a full disk as the system does, and not as the safetensors library."""
+    try:
+        with naming(target):
+            yield
+    except SafetensorError as error:
+        raise OSError(f"{target} could not be written: {error}") from error
 
 
 def _base_of(adapter: Path) -> str:

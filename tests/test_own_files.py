@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_a_save_that_fails_leaves_what_was_there(
     monkeypatch.setattr("ropex.storage.complete_config", stop)
     with pytest.raises(OSError, match="stopped"):
         ropex.save(model, folder)
+    assert tree(folder) == before
+
+
+def test_saving_on_a_full_disk_is_an_error_of_the_system(folder: Path) -> None:
+    before, model = tree(folder), changed(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="model could not be written: "):
+            ropex.save(model, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert tree(folder) == before
 
 

@@ -195,6 +195,9 @@ def test_fingerprint_follows_config_and_weights_alone(tmp_path: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
     assert fingerprint(checkpoint) == seen[0]
     weights, config = checkpoint / "model.safetensors", checkpoint / "config.json"
+    turned = dict(reversed(json.loads(config.read_text(encoding="utf-8")).items()))
+    config.write_text(json.dumps(turned), encoding="utf-8")
+    assert fingerprint(checkpoint) == seen[0]
     raw = bytearray(weights.read_bytes())
     raw[len(raw) // 2] ^= 1
     weights.write_bytes(raw)

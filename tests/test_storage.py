@@ -168,3 +168,13 @@ def test_a_damaged_record_is_told(folder: Path, text: str) -> None:
     (folder / "ropex.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"ropex.json is damaged"):
         ropex.load(folder)
+
+
+def test_the_card_of_an_adapter_is_gone_on_from(folder: Path, tmp_path: Path) -> None:
+    wrapped, out = with_adapter(load_model(folder)), tmp_path / "adapter"
+    ropex.save(wrapped, out)
+    with (out / "README.md").open("a", encoding="utf-8") as file:
+        file.write("my notes")
+    ropex.save(wrapped, out)
+    assert "my notes" in (out / "README.md").read_text(encoding="utf-8")
+    assert not list(out.glob(".*"))
