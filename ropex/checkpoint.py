@@ -77,6 +77,7 @@ def save_patched(
         _raise_tokenizer_limit(folder, built, patch.target_length)
         _check_written(built, patch)
         fold(rewritten, built, folded, patch.rope.dim, temperature**2)
+        _check_out(folder, out, force)  # another run may have been faster
         put(built, out)
     _tell(folder, left_out, looked)
     return kind

@@ -21,9 +21,12 @@ _CARD = "README.md"
 _MARK, _LOCK, _REPLACED = ".ropex-", "lock", "replaced"
 _WHOLE = {BUILT, _LOCK, _REPLACED}
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS is 2 too
-# Weights of a save, in one file or many, and the index of many.
-_SAVED = r"{}(-\d{{5}}-of-\d{{5}})?\.(safetensors|bin)(\.index\.json)?"
-_STEMS = ("model", "pytorch_model", "adapter_model")
+# Weights of a save, in one file or many with an index, and those that are read instead of them.
+_SHARD, _INDEX = r"(-\d{5}-of-\d{5})?", r"(\.index\.json)?"
+_SAFE = rf"model{_SHARD}\.safetensors{_INDEX}"
+_PICKLED = rf"pytorch_model{_SHARD}\.bin{_INDEX}"
+_ADAPTER = r"adapter_model\.(safetensors|bin)"
+_EARLIER = {_SAFE: _SAFE, _PICKLED: f"{_PICKLED}|{_SAFE}", _ADAPTER: _ADAPTER}
 
 
 @contextmanager
@@ -136,9 +139,8 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _remove_earlier(folder: Path, new: set[str]) -> None:
-    for stem in _STEMS:
-        saved = re.compile(_SAVED.format(stem))
-        if any(map(saved.fullmatch, new)):
-            for path in folder.iterdir():
-                if saved.fullmatch(path.name) and path.name not in new:
+    for saved, earlier in _EARLIER.items():
+        if any(re.fullmatch(saved, name) for name in new):
+            for path in list(folder.iterdir()):
+                if re.fullmatch(earlier, path.name) and path.name not in new:
                     path.unlink()

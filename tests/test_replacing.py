@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from shell import Shell
 from tiny_eval import tree
 
 import ropex
-from ropex import places
+from ropex import checkpoint, places
 from ropex.checkpoint import save_patched
 from ropex.loading import load_skeleton
 from ropex.places import BUILT, put, workplace
@@ -167,6 +168,27 @@ def test_a_second_step_that_fails_undoes_the_first(
     with pytest.raises(FileNotFoundError), workplace(out) as place:
         put(place / "missing", out)
     assert [path.name for path in out.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_runs_at_once_the_slower_one_replaces_nothing_unless_told_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    out, real = folder.with_name("new"), checkpoint._check_written
+
+    def slow(*given: Any) -> None:
+        real(*given)
+        monkeypatch.setattr(checkpoint, "_check_written", real)
+        write(folder, out, "linear:4")
+
+    monkeypatch.setattr(checkpoint, "_check_written", slow)
+    if force:
+        write(folder, out, force=True)
+    else:
+        with pytest.raises(FileExistsError, match="new exists; --force replaces it"):
+            write(folder, out)
+    strategy = "yarn:4" if force else "linear:4"
+    assert json.loads((out / "ropex.json").read_text(encoding="utf-8"))["strategy"] == strategy
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ropex.files import atomically
+from ropex.places import BUILT, put, workplace
 from ropex.train.recipe import Recipe
 
 RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
@@ -78,11 +78,6 @@ def alone(out: Path) -> Iterator[None]:
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder, which appears complete or not at all."""
-    built = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(built, ignore_errors=True)
-    try:
-        write(built)
-        shutil.rmtree(folder, ignore_errors=True)
-        built.rename(folder)
-    finally:
-        shutil.rmtree(built, ignore_errors=True)
+    with workplace(folder) as place:
+        write(place / BUILT)
+        put(place / BUILT, folder)
