@@ -12,9 +12,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ropex.errors import UnsupportedModel
 from ropex.headers import check_weights
 from ropex.notations import fold_version_5
 from ropex.shipped import demo_checkpoint
+
+_GGUF = (
+    "name the folder, with config.json and safetensors, that it was converted from; ropex doctor "
+    "reads the metadata of a GGUF file, and ropex export FOLDER --for llama.cpp --gguf FILE -o OUT "
+    "writes it with another rotary embedding"
+)
 
 
 def find(model: str, *, weights: bool = True) -> Path:
@@ -26,10 +33,11 @@ def find(model: str, *, weights: bool = True) -> Path:
 
     Raises:
         FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
-        ValueError: Its weights are not what their names say.
+        ValueError: It is a file; or its weights are not what their names say.
     """
     folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
     if not (model and folder.is_dir()):
+        _refuse_file(folder, model)
         if _is_path(model):
             raise FileNotFoundError(f"no such folder: {model!r}")
         try:
@@ -39,10 +47,23 @@ def find(model: str, *, weights: bool = True) -> Path:
                 f"{model!r} is neither a folder nor a model of the hub ({_reason(error)})"
             ) from error
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
+        files = "gguf" in model.lower() or any(folder.glob("*.gguf"))
+        hint = f"; of a GGUF file, {_GGUF}" if files else ""
+        raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint{hint}")
     if weights:
         check_weights(folder)
     return folder
+
+
+def _refuse_file(path: Path, model: str) -> None:
+    """Say what a file is that is named in place of a folder."""
+    gguf = path.suffix.lower() == ".gguf"
+    if path.is_file():
+        if gguf:
+            raise ValueError(f"{model} is a GGUF file, and checkpoints are read: {_GGUF}")
+        raise ValueError(f"{model} is a file; name the folder of a checkpoint")
+    if gguf:
+        raise FileNotFoundError(f"no such file: {model!r}; and {_GGUF}")
 
 
 def _is_path(model: str) -> bool:
@@ -86,6 +107,7 @@ def load_model(
 
     Raises:
         OSError: There are no weights.
+        UnsupportedModel: It is no causal language model.
         ValueError: They are damaged, some are missing, or transformers cannot read them.
     """
     from transformers import AutoModelForCausalLM
@@ -134,6 +156,7 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The model of a checkpoint without its weights: enough to read and to plan, at any size.
 
     Raises:
+        UnsupportedModel: It is no causal language model.
         ValueError: transformers cannot make the model that the config describes.
     """
     from accelerate import init_empty_weights
@@ -159,7 +182,7 @@ def _reading(folder: Path) -> Iterator[None]:
     """Tell whatever transformers raises about a checkpoint in one sentence that names it."""
     try:
         yield
-    except (OSError, MemoryError, torch.OutOfMemoryError):  # not about the content
+    except (OSError, MemoryError, torch.OutOfMemoryError, UnsupportedModel):  # told already
         raise
     except (SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"the weights in {folder} are damaged: {_reason(error)}") from error
@@ -189,5 +212,24 @@ def _load_config(folder: Path, trust_remote_code: bool) -> Any:
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _require_causal(folder, config, raw)
     fold_version_5(raw, config)
     return config
+
+
+def _require_causal(folder: Path, config: Any, raw: dict[str, Any]) -> None:
+    """Refuse a model that `AutoModelForCausalLM` does not load, and say what can be done."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    own = raw.get("auto_map")
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
+        isinstance(own, dict) and "AutoModelForCausalLM" in own
+    ):
+        return
+    named = raw.get("architectures") or [None]
+    its_class = named[0] if isinstance(named, list) and isinstance(named[0], str) else "its class"
+    raise UnsupportedModel(
+        f"{folder}: {config.model_type} is no causal language model to transformers "
+        "(AutoModelForCausalLM), and the commands read those alone; in Python, load it with "
+        f"{its_class}, patch it with ropex.patch(model, ...) and keep it with ropex.save"
+    )

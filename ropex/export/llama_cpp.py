@@ -26,6 +26,7 @@ LISTS = ("rope_factors_long.weight", "rope_factors_short.weight")
 # What the converter calls a `model_type`.
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "granite": "granite",
+    "granitemoe": "granitemoe", "apertus": "apertus",
     "exaone": "exaone", "arcee": "arcee", "phi3": "phi3", "qwen2": "qwen2",
     "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "gemma": "gemma",
     "gemma2": "gemma2", "gemma3_text": "gemma3", "olmo2": "olmo2", "starcoder2": "starcoder2",
