@@ -17,6 +17,7 @@ import ropex
 from ropex.export import write_gguf
 from ropex.export.llama_cpp import for_llama_cpp
 from ropex.export.wanted import read
+from ropex.families.tiny import tiny_config
 
 gguf: Any = pytest.importorskip("gguf", reason="GGUF files need the gguf package")
 ROPE = ropex.rope.Rope.standard(16, 1e4, 32)
@@ -166,7 +167,7 @@ def test_a_ramp_that_rounds_to_the_usual_one_needs_no_tensor(folder: Path) -> No
     assert for_llama_cpp(read(folder, "yarn:factor=4,beta_fast=8")).tensors is None
 
 
-@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma2", "olmo2"])
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma2", "gemma"])
 def test_a_ramp_that_no_file_can_say_is_for_flags_alone(tmp_path: Path, arch: str) -> None:
     folder = write_config(tmp_path / "model", model_type=arch, architectures=None)
     found = for_llama_cpp(read(folder, RAMP))
@@ -201,6 +202,16 @@ def test_flags_do_not_reach_the_sliding_layers_of_gemma_2(tmp_path: Path, text: 
     base = 1e4 * 4 ** (16 / 14) if text == "ntk:4" else 1e4
     (found,) = (word for word in said if "freq_base" in word)
     assert float(found.rpartition("float:")[2]) == pytest.approx(base, rel=1e-7)
+
+
+def test_linear_scaling_of_latent_attention_is_not_called_exact(tmp_path: Path) -> None:
+    # Its graph multiplies the softmax by (1 + 0.1 ln factor)^2 whatever the type of scaling is.
+    tiny_config("deepseek_v2").save_pretrained(tmp_path)
+    found = for_llama_cpp(read(tmp_path, "linear:4"))
+    assert found.exactness == "not expressible"
+    assert "softmax" in found.reason
+    for text in ("none", "ntk:4"):
+        assert for_llama_cpp(read(tmp_path, text)).exactness == "exact"
 
 
 def test_an_unknown_family_with_sliding_layers_gets_no_flags(tmp_path: Path) -> None:

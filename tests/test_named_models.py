@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from shell import Shell
+from tiny_eval import tiny_tokenizer
 from transformers import AutoConfig
 
 from ropex.errors import UnsupportedModel
@@ -39,6 +40,7 @@ def shell(
 def save_config(folder: Path, model_type: str) -> Path:
     """A checkpoint of a family by its config; its weights are beside the point."""
     AutoConfig.for_model(model_type).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     return folder
 

@@ -92,6 +92,11 @@ def _lacking(wanted: Wanted, arch: str | None, in_file: bool) -> str:
             f"llama.cpp reads the ramp of YaRN from no key for {name}; serve the file as it is, "
             f"with {by_flags.flag_text}"
         )
+    if wanted.latent and _linear(wanted):
+        return (
+            "llama.cpp scales the softmax of latent attention along with linear scaling, which no "
+            "key or flag undoes; a larger base (ntk, theta) is exact"
+        )
     return (
         f"these frequencies need a tensor of divisors ({FREQS}), which the graph of {name} is not "
         "known to read; a larger base (ntk, theta), linear and yarn need none"
@@ -125,7 +130,8 @@ def _forms(wanted: Wanted, arch: str | None) -> Iterator[Form]:
     if (base := base_of(wanted)) is not None:
         keys = {"rope.freq_base": base, "rope.scaling.type": "none"}
         yield Form("the base", reading, ("--rope-freq-base", repr(base)), keys, {}, scale)
-    if (factor := constant(wanted.divisors)) is not None and factor > 1:
+    # Beside linear scaling, the graphs of latent attention scale the softmax as YaRN does.
+    if (factor := _linear(wanted)) and not wanted.latent:
         keys = _base(wanted) | {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
         flags = ("--rope-scaling", "linear", "--rope-scale", repr(factor))
         yield Form("linear scaling", reading, flags, keys, {}, scale)
@@ -135,6 +141,12 @@ def _forms(wanted: Wanted, arch: str | None) -> Iterator[Form]:
     yield from _tensors(wanted, arch)
     if ramp and arch not in LLAMA_CPP_RAMP:
         yield _yarn(wanted, {}, ramp)
+
+
+def _linear(wanted: Wanted) -> float | None:
+    """The factor that divides all frequencies; None if there is none."""
+    factor = constant(wanted.divisors)
+    return factor if factor is not None and factor > 1 else None
 
 
 def _ramp(wanted: Wanted) -> dict[str, float]:
