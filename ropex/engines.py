@@ -10,8 +10,10 @@ Verdict: TypeAlias = Literal["yes", "part", "no"]
 
 ENGINES = ("transformers", "vLLM", "SGLang", "llama.cpp")
 
-# llama.cpp goes by the architecture that a GGUF file names. Its loaders and graphs, as of
-# llama-cpp-python 0.3.36, read; those of the architectures that ropex exports for, run as well.
+# llama.cpp goes by the architecture that a GGUF file names. What stands here is read in its loaders
+# and graphs, as of llama-cpp-python 0.3.36; and run, with small models, for llama, granite,
+# granitemoe, arcee, apertus, phi3, qwen2, qwen2moe, qwen3, gemma, gemma2, olmo2, starcoder2,
+# command-r, stablelm, glm4 and deepseek2.
 LLAMA_CPP_FREQS = (
     "llama", "deci", "mistral3", "arcee", "granite", "granitemoe", "minicpm", "exaone", "exaone4",
     "apertus", "nanbeige",
