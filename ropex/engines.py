@@ -10,6 +10,29 @@ Verdict: TypeAlias = Literal["yes", "part", "no"]
 
 ENGINES = ("transformers", "vLLM", "SGLang", "llama.cpp")
 
+# llama.cpp goes by the architecture that a GGUF file names. What stands here is read in its loaders
+# and graphs, as of llama-cpp-python 0.3.36; and run, with small models, for llama, granite,
+# granitemoe, arcee, apertus, phi3, qwen2, qwen2moe, qwen3, gemma, gemma2, olmo2, starcoder2,
+# command-r, stablelm, glm4 and deepseek2.
+LLAMA_CPP_FREQS = (
+    "llama", "deci", "mistral3", "arcee", "granite", "granitemoe", "minicpm", "exaone", "exaone4",
+    "apertus", "nanbeige",
+)  # fmt: skip
+"""Whose graph hands `rope_freqs.weight` to the rotation."""
+LLAMA_CPP_NO_FREQS = (
+    "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "olmo2",
+    "starcoder2", "command-r", "cohere2", "gptneox", "stablelm", "falcon", "phi2", "glm4",
+    "internlm2", "deepseek2",
+)  # fmt: skip
+"""Whose loader does not know that tensor, and refuses a file with one more than it knows."""
+LLAMA_CPP_LISTS = ("phi3",)
+"""Whose graph takes a tensor for short and one for long contexts."""
+LLAMA_CPP_RAMP = ("grok", "mistral3")
+"""Whose loader reads `rope.scaling.yarn_beta_fast` and `yarn_beta_slow`; for all others these keys
+do nothing, and the flags of that name do it."""
+LLAMA_CPP_SLIDING = ("gemma2", "gpt-oss")
+"""Whose sliding layers go by the keys of the file, whatever the flags say."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -53,6 +76,7 @@ _RUN = (
 _READ = "llama.cpp's convert_hf_to_gguf.py, read"
 _STATIC_THERE = "one base for all lengths, that of the longest"
 _TENSOR = "needs a rope_freqs.weight tensor, which its converter does not write for this type"
+_RAMP = "rounds the ramp, and takes its betas from flags or a rope_freqs.weight tensor alone"
 _NO_TEMPERATURE = "leaves the temperature out, unless short_mscale and long_mscale are written"
 
 _ENCODINGS = {
@@ -73,6 +97,21 @@ _ENCODINGS = {
         f"{_RUN}; {_READ}",
     ),
     "yarn": Encoding("the `yarn` type", (_YES,) * 4, f"{_RUN}; {_READ}"),
+    "yarn, other ramp": Encoding(
+        "the `yarn` type with a ramp of its own",
+        (_YES, _YES, _YES, Service("part", _RAMP)),
+        f"{_RUN}; llama.cpp's model loaders, read, and llama-cpp-python 0.3.36, run",
+    ),
+    "yarn, other ramp and temperature": Encoding(
+        "the `yarn` type with a ramp and a temperature of its own",
+        (
+            _YES,
+            _YES,
+            Service("part", "ignores attention_factor"),
+            Service("part", f"takes the usual temperature, and {_RAMP}"),
+        ),
+        f"{_RUN}; llama.cpp's model loaders, read, and llama-cpp-python 0.3.36, run",
+    ),
     "yarn, other temperature": Encoding(
         "the `yarn` type with a temperature of its own",
         (
@@ -154,10 +193,27 @@ def encoding(entry: dict[str, Any] | None) -> Encoding:
     return _ENCODINGS[_kind(entry) if entry else "unchanged"]
 
 
+_YARN = {
+    (False, False): "yarn",
+    (False, True): "yarn, other temperature",
+    (True, False): "yarn, other ramp",
+    (True, True): "yarn, other ramp and temperature",
+}
+USUAL_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""The bounds of YaRN's ramp, in turns, that every engine takes where a config says none."""
+
+
+def has_ramp(entry: dict[str, Any]) -> bool:
+    """Whether a `yarn` entry has a ramp of its own: other bounds, or such that are not rounded."""
+    told = {name: float(entry.get(name) or usual) for name, usual in USUAL_BETAS.items()}
+    return told != USUAL_BETAS or entry.get("truncate", True) is False
+
+
 def _kind(entry: dict[str, Any]) -> str:
     rope_type = str(entry["rope_type"])
-    if rope_type == "yarn" and {"attention_factor", "mscale"} & entry.keys():
-        return "yarn, other temperature"
+    if rope_type == "yarn":
+        temperature = bool({"attention_factor", "mscale"} & entry.keys())
+        return _YARN[has_ramp(entry), temperature]
     if rope_type != "longrope":
         return rope_type
     if entry["short_factor"] != entry["long_factor"]:

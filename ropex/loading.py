@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ropex.errors import UnsupportedModel
 from ropex.headers import check_files, check_weights, loaded_tensors, read_json
+from ropex.limits import check_counts
 from ropex.notations import fold_version_5
 from ropex.shipped import demo_checkpoint
 
-_MOST_LAYERS, _MOST_PARTS = 4096, 10**6
-_COUNTS = re.compile(
-    r"(n|num|moe_num)_(\w+_)?(layers?|blocks|experts|stages)|(\w+_)?(en|de)coder_layers|depth|layers"
+_GGUF = (
+    "name the folder, with config.json and safetensors, that it was converted from; ropex doctor "
+    "reads the metadata of a GGUF file, and ropex export FOLDER --for llama.cpp --gguf FILE -o OUT "
+    "writes it with another rotary embedding"
 )
 
 
@@ -31,10 +33,11 @@ def find(model: str, *, weights: bool = True) -> Path:
 
     Raises:
         FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
-        ValueError: Its weights are not what their names say.
+        ValueError: It is a file; or its weights are not what their names say.
     """
     folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
     if not (model and folder.is_dir()):
+        _refuse_file(folder, model)
         if _is_path(model):
             raise FileNotFoundError(f"no such folder: {model!r}")
         try:
@@ -45,10 +48,23 @@ def find(model: str, *, weights: bool = True) -> Path:
             ) from error
     check_files(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
+        files = "gguf" in model.lower() or any(folder.glob("*.gguf"))
+        hint = f"; of a GGUF file, {_GGUF}" if files else ""
+        raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint{hint}")
     if weights:
         check_weights(folder)
     return folder
+
+
+def _refuse_file(path: Path, model: str) -> None:
+    """Say what a file is that is named in place of a folder."""
+    gguf = path.suffix.lower() == ".gguf"
+    if path.is_file():
+        if gguf:
+            raise ValueError(f"{model} is a GGUF file, and checkpoints are read: {_GGUF}")
+        raise ValueError(f"{model} is a file; name the folder of a checkpoint")
+    if gguf:
+        raise FileNotFoundError(f"no such file: {model!r}; and {_GGUF}")
 
 
 def _is_path(model: str) -> bool:
@@ -92,9 +108,10 @@ def load_model(
 
     Raises:
         OSError: There are no weights.
+        UnsupportedModel: It is no causal language model.
         ValueError: They are damaged, some are missing, or transformers cannot read them.
     """
-    _check_counts(folder)
+    check_counts(folder)
     chosen = dtype if dtype == "auto" else getattr(torch, dtype)
     with _reading(folder):
         model, info = _load(folder, chosen, device_map, trust_remote_code)
@@ -182,6 +199,7 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The model of a checkpoint without its weights: enough to read and to plan, at any size.
 
     Raises:
+        UnsupportedModel: It is no causal language model.
         ValueError: transformers cannot make the model that the config describes.
     """
     from accelerate import init_empty_weights
@@ -191,7 +209,7 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
         config = _load_config(folder, trust_remote_code)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
-    _check_counts(folder)
+    check_counts(folder)
     with _reading(folder):
         try:
             with init_empty_weights(include_buffers=False):
@@ -208,7 +226,7 @@ def _reading(folder: Path) -> Iterator[None]:
     """Tell whatever transformers raises about a checkpoint in one sentence that names it."""
     try:
         yield
-    except (OSError, MemoryError, torch.OutOfMemoryError):  # not about the content
+    except (OSError, MemoryError, torch.OutOfMemoryError, UnsupportedModel):  # told already
         raise
     except (SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"the weights in {folder} are damaged: {_reason(error)}") from error
@@ -238,30 +256,24 @@ def _load_config(folder: Path, trust_remote_code: bool) -> Any:
 
     raw = read_json(folder / "config.json")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    _require_causal(folder, config, raw)
     fold_version_5(raw, config)
     return config
 
 
-def _check_counts(folder: Path) -> None:
-    if key := _oversized(read_json(folder / "config.json")):
-        raise ValueError(
-            f"{folder / 'config.json'} asks for more layers or experts than any model has ({key}); "
-            f"of layers at most {_MOST_LAYERS:,} are built, and of experts {_MOST_PARTS:,} in all"
-        )
+def _require_causal(folder: Path, config: Any, raw: dict[str, Any]) -> None:
+    """Refuse a model that `AutoModelForCausalLM` does not load, and say what can be done."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-
-def _oversized(config: dict[str, Any]) -> str | None:
-    """A key of a config, or of a part of it, that nothing could be built from in a lifetime."""
-    layers: dict[str, int] = {}
-    experts: dict[str, int] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and (found := _oversized(value)):
-            return f"{key}.{found}"
-        if type(value) is int and _COUNTS.fullmatch(key):
-            (experts if key.endswith("experts") else layers)[key] = value
-    deepest, widest = max(layers.values(), default=1), max(experts.values(), default=1)
-    if deepest > _MOST_LAYERS:
-        return max(layers, key=layers.__getitem__)
-    if deepest * widest > _MOST_PARTS:
-        return max(experts, key=experts.__getitem__)
-    return None
+    own = raw.get("auto_map")
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
+        isinstance(own, dict) and "AutoModelForCausalLM" in own
+    ):
+        return
+    named = raw.get("architectures") or [None]
+    its_class = named[0] if isinstance(named, list) and isinstance(named[0], str) else "its class"
+    raise UnsupportedModel(
+        f"{folder}: {config.model_type} is no causal language model to transformers "
+        "(AutoModelForCausalLM), and the commands read those alone; in Python, load it with "
+        f"{its_class}, patch it with ropex.patch(model, ...) and keep it with ropex.save"
+    )

@@ -278,7 +278,7 @@ REFUSALS = {
         command("eval", "."),
         "holds no config.json, so it is not a checkpoint",
     ),
-    "model is a file": (command("eval", "book.txt"), "neither a folder nor a model of the hub"),
+    "model is a file": (command("eval", "book.txt"), "book.txt is a file; name the folder"),
     "damaged config": (damaged_config, "config.json"),
     "unknown type": (
         with_config(evaluation(), model_type="nothing-of-that-name"),

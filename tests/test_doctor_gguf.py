@@ -89,6 +89,22 @@ LONGROPE = {"rope__scaling__type": "longrope", "rope__scaling__original_context_
         (llama(), {FREQS: (64, F16)}, ["gguf-tensor-shape"]),
         (llama(), {FREQS: (32, BF16)}, ["gguf-tensor-shape"] * 2),
         (llama("qwen2"), {FREQS: (64, F32)}, ["gguf-ignored-tensor"]),
+        (llama("gemma2"), {FREQS: (64, F32)}, ["gguf-ignored-tensor"]),
+        (llama("granite"), {FREQS: (64, F32)}, []),
+        (llama("unknown"), {FREQS: (64, F32)}, []),
+        (llama(**YARN, rope__scaling__yarn_beta_fast=32.0), {}, []),
+        (llama(**YARN, rope__scaling__yarn_beta_slow=1.0), {}, []),
+        (llama(**YARN, rope__scaling__yarn_ext_factor=1.0), {}, []),
+        (llama(**YARN, rope__scaling__yarn_beta_fast=8.0), {}, ["gguf-ignored-ramp"]),
+        (llama("qwen2", **YARN, rope__scaling__yarn_beta_slow=2.0), {}, ["gguf-ignored-ramp"]),
+        (llama(**YARN, rope__scaling__yarn_ext_factor=0.5), {}, ["gguf-ignored-ramp"]),
+        (
+            llama(**YARN, rope__scaling__yarn_beta_fast=8.0, rope__scaling__yarn_beta_slow=2.0),
+            {},
+            ["gguf-ignored-ramp"] * 2,
+        ),
+        (llama("mistral3", **YARN, rope__scaling__yarn_beta_fast=8.0), {}, []),
+        (llama(rope__scaling__yarn_beta_fast=8.0), {}, []),
         (llama(**LONGROPE), {}, ["gguf-missing-tensors"]),
     ],
 )
@@ -101,6 +117,19 @@ def test_rules(tmp_path: Path, fields: Any, tensors: Any, expected: list[str]) -
     assert repair(path).left == found
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_ignored_ramp_says_which_flag_is_read(tmp_path: Path) -> None:
+    fields = llama(**YARN, rope__scaling__yarn_beta_fast=8.0)
+    (found,) = diagnose(write(tmp_path / "m.gguf", fields, {}))
+    assert "llama.rope.scaling.yarn_beta_fast" in found.where
+    assert "--yarn-beta-fast 8" in found.fix
+
+
+def test_a_tensor_too_many_keeps_a_file_from_loading(tmp_path: Path) -> None:
+    (found,) = diagnose(write(tmp_path / "m.gguf", llama("qwen2"), {FREQS: (64, F32)}))
+    assert found.severity == "error"
+    assert "does not load" in found.message
 
 
 def test_pairs_without_a_dimension_count_follow_from_the_heads(tmp_path: Path) -> None:

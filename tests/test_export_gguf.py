@@ -15,7 +15,9 @@ from test_export_golden import write_config
 
 import ropex
 from ropex.export import write_gguf
+from ropex.export.llama_cpp import for_llama_cpp
 from ropex.export.wanted import read
+from ropex.families.tiny import tiny_config
 
 gguf: Any = pytest.importorskip("gguf", reason="GGUF files need the gguf package")
 ROPE = ropex.rope.Rope.standard(16, 1e4, 32)
@@ -143,6 +145,84 @@ def test_graphs_that_ignore_the_tensor_are_refused(tmp_path: Path, arch: str) ->
     assert arch in found.reason
     assert not (tmp_path / "out.gguf").exists()
     assert write_gguf(read(folder, "ntk:4"), source, tmp_path / "out.gguf").exactness == "exact"
+
+
+RAMP = "yarn:factor=4,beta_fast=2,beta_slow=0.05"
+
+
+def test_a_ramp_of_its_own_is_a_tensor(tmp_path: Path, folder: Path) -> None:
+    source = write(tmp_path / "in.gguf", factors=False)
+    assert write_gguf(read(folder, RAMP), source, tmp_path / "out.gguf").exactness == "exact"
+    keys = keys_of(tmp_path / "out.gguf")
+    assert not [key for key in keys if "yarn" in key]
+    assert keys["llama.rope.scaling.type"] == "none"
+    assert keys["llama.rope.scaling.attn_factor"] == pytest.approx(0.1 * np.log(4) + 1, rel=1e-7)
+    plan = ropex.strategy(RAMP).plan(ROPE)
+    divisors = np.frombuffer(tensors_of(tmp_path / "out.gguf")[FREQS][1], dtype=np.float32)
+    np.testing.assert_allclose(ROPE.inv_freq.numpy() / divisors, plan.inv_freq.numpy(), rtol=1e-7)
+
+
+def test_a_ramp_that_rounds_to_the_usual_one_needs_no_tensor(folder: Path) -> None:
+    # Of 32 trained tokens, 8 turns are made by no pair, and neither are 32.
+    assert for_llama_cpp(read(folder, "yarn:factor=4,beta_fast=8")).tensors is None
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma2", "gemma"])
+def test_a_ramp_that_no_file_can_say_is_for_flags_alone(tmp_path: Path, arch: str) -> None:
+    folder = write_config(tmp_path / "model", model_type=arch, architectures=None)
+    found = for_llama_cpp(read(folder, RAMP))
+    assert (found.exactness, found.metadata, found.tensors) == ("exact", None, None)
+    assert "--yarn-beta-slow 0.05" in found.flag_text
+    assert "--yarn-beta-fast 2.0" in found.flag_text
+    source = write(tmp_path / "in.gguf", arch)
+    written = write_gguf(read(folder, RAMP), source, tmp_path / "out.gguf")
+    assert written.exactness == "not expressible"
+    assert found.flag_text in written.reason
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_the_two_loaders_that_read_the_ramp_get_its_keys(folder: Path) -> None:
+    found = for_llama_cpp(read(folder, RAMP), "mistral3")
+    assert found.metadata is not None
+    assert found.metadata["mistral3.rope.scaling.yarn_beta_fast"] == 2.0
+    assert found.metadata["mistral3.rope.scaling.yarn_beta_slow"] == 0.05
+    assert found.tensors is None
+
+
+@pytest.mark.parametrize("text", ["linear:4", "ntk:4", "yarn:4", RAMP])
+def test_flags_do_not_reach_the_sliding_layers_of_gemma_2(tmp_path: Path, text: str) -> None:
+    folder = write_config(tmp_path / "model", model_type="gemma2", architectures=None)
+    words = for_llama_cpp(read(folder, text)).flags
+    assert not {"--rope-freq-base", "--rope-scaling", "--rope-scale"} & set(words)
+    said = [word for word in words if word.startswith("gemma2.rope.")]
+    kind, factor = {"l": ("linear", 4.0), "n": ("none", 1.0), "y": ("yarn", 4.0)}[text[0]]
+    assert f"gemma2.rope.scaling.type=str:{kind}" in said
+    if factor != 1:
+        assert f"gemma2.rope.scaling.factor=float:{factor}" in said
+    base = 1e4 * 4 ** (16 / 14) if text == "ntk:4" else 1e4
+    (found,) = (word for word in said if "freq_base" in word)
+    assert float(found.rpartition("float:")[2]) == pytest.approx(base, rel=1e-7)
+
+
+def test_linear_scaling_of_latent_attention_is_not_called_exact(tmp_path: Path) -> None:
+    # Its graph multiplies the softmax by (1 + 0.1 ln factor)^2 whatever the type of scaling is.
+    tiny_config("deepseek_v2").save_pretrained(tmp_path)
+    found = for_llama_cpp(read(tmp_path, "linear:4"))
+    assert found.exactness == "not expressible"
+    assert "softmax" in found.reason
+    for text in ("none", "ntk:4"):
+        assert for_llama_cpp(read(tmp_path, text)).exactness == "exact"
+
+
+def test_an_unknown_family_with_sliding_layers_gets_no_flags(tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    folder = write_config(
+        tmp_path / "model", model_type="gpt_oss", architectures=None, layer_types=kinds,
+        num_hidden_layers=2, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    found = for_llama_cpp(read(folder, "linear:4"))
+    assert found.exactness == "not expressible"
+    assert "sliding" in found.reason
 
 
 def test_phi3_has_two_lists(tmp_path: Path) -> None:

@@ -79,8 +79,14 @@ def answers(wanted: Wanted) -> list[Export]:
 
 
 @pytest.mark.parametrize(
-    "text", [*STATIC, "yarn:1.7", "yarn:factor=1.7,attention_factor=1", "llama3:16,beta=1"]
-)
+    "text",
+    [
+        *STATIC, "yarn:1.7", "yarn:factor=1.7,attention_factor=1", "llama3:16,beta=1",
+        "yarn:factor=4,beta_fast=2,beta_slow=0.05", "yarn:factor=4,beta_slow=0.05",
+        "yarn:factor=4,beta_slow=0.05,attention_factor=1.3",
+        "yarn:factor=4,beta_fast=0.9,beta_slow=0.4",
+    ],
+)  # fmt: skip
 def test_every_engine_computes_a_static_strategy(folder: Path, text: str) -> None:
     wanted, raw = read(folder, text), raw_config(folder)
     length = wanted.target_length

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens",
-    "headers", "rope", "strategies",
+    "headers", "limits", "rope", "strategies",
     "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
     "tables", "window", "attention", "install", "own_config", "softmax", "native", "sites",
     "models", "cache", "saving", "planning", "nesting", "record", "applying", "verify", "warn",

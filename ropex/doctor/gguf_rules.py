@@ -10,14 +10,15 @@ from ropex.doctor.family_rules import family_of
 from ropex.doctor.findings import Problem, Rule, shown
 from ropex.doctor.gguf import Gguf
 from ropex.doctor.values import number, positive
+from ropex.engines import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
 
 _FREQS = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-# Architectures whose graph hands no such tensor to the rotation.
-_IGNORES_TENSOR = ("qwen2", "qwen2moe", "qwen3", "qwen3moe")
+# What llama.cpp takes for keys that its loaders do not read.
+_RAMP = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_ext_factor": 1.0}
 _NUMBERS = (
     "context_length", "rope.freq_base", "rope.dimension_count", "rope.scaling.factor",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor",
@@ -125,6 +126,24 @@ def _attention_key(file: Gguf) -> Iterator[Problem]:
 
 
 @_on_gguf
+def _ignored_ramp(file: Gguf) -> Iterator[Problem]:
+    """YaRN's ramp is in keys that the loader of the architecture reads."""
+    if file.get("rope.scaling.type") != "yarn" or file.arch in LLAMA_CPP_RAMP:
+        return
+    tensor = f", or write its factors as {_FREQS} (ropex export --gguf)"
+    for key, usual in _RAMP.items():
+        value = number(file.get(f"rope.scaling.{key}"))
+        if value is not None and value != usual:
+            yield Problem(
+                f"{file.name}: {file.arch}.rope.scaling.{key}",
+                f"llama.cpp does not read this key for {file.arch} and takes {usual:g}, not "
+                f"{value:g}",
+                advice=f"give llama.cpp --{key.replace('_', '-')} {value:g}"
+                + (tensor if file.arch in LLAMA_CPP_FREQS else ""),
+            )
+
+
+@_on_gguf
 def _tensor_shape(file: Gguf) -> Iterator[Problem]:
     """Tensors of rotary factors are float32 and have one number for each pair."""
     dim = _size(file, "rope.dimension_count")
@@ -152,10 +171,11 @@ def _tensor_shape(file: Gguf) -> Iterator[Problem]:
 @_on_gguf
 def _ignored_tensor(file: Gguf) -> Iterator[Problem]:
     """Rotary factors are in a model whose graph reads them."""
-    if file.arch in _IGNORES_TENSOR and _FREQS in file.tensors:
+    if file.arch in LLAMA_CPP_NO_FREQS and _FREQS in file.tensors:
         yield Problem(
             f"{file.name}: {_FREQS}",
-            f"llama.cpp does not read this tensor for {file.arch}, so nothing is scaled by it",
+            f"llama.cpp does not know this tensor for {file.arch}, and does not load a file with "
+            "one tensor too many",
             advice="use a method with a type of its own (yarn, linear), or a larger base",
         )
 
@@ -184,7 +204,8 @@ GGUF_RULES = (
     Rule("gguf-no-original", "warning", _HERE, _no_original),
     Rule("gguf-capped", "warning", _HERE, _capped),
     Rule("gguf-attention-key", "warning", _HERE, _attention_key),
+    Rule("gguf-ignored-ramp", "warning", _HERE, _ignored_ramp),
     Rule("gguf-tensor-shape", "error", _HERE, _tensor_shape),
-    Rule("gguf-ignored-tensor", "warning", _HERE, _ignored_tensor),
+    Rule("gguf-ignored-tensor", "error", _HERE, _ignored_tensor),
     Rule("gguf-missing-tensors", "error", _HERE, _missing_tensors),
 )

@@ -76,11 +76,13 @@ def read(path: Path, *, trained_length: int | None = None) -> Checkpoint:
         FileNotFoundError: There is no such path, or nothing to look at in the folder.
         ValueError: A file is not what its name says, is too large, or leads out of the folder.
     """
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and path.suffix.lower() == ".gguf":
         return Checkpoint(gguf=read_gguf(path))
     folder = path.parent if path.name in (CONFIG, ADAPTER) else path
     if not folder.is_dir():
         what = "a folder, a config.json or a .gguf file is read"
+        if path.is_file():
+            raise ValueError(f"{path} is a file of another kind ({what})")
         raise FileNotFoundError(f"no such folder: {path} ({what})")
     check_files(folder)
     names = (CONFIG, TOKENIZER, RECORD, ADAPTER)

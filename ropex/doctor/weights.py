@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from ropex.limits import MOST_LAYERS
+
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
           "vocab_size")  # fmt: skip
-_MOST_LAYERS = 4096
 
 
 def wanted_tensors(config: dict[str, Any]) -> Shapes:
@@ -28,7 +29,7 @@ def wanted_tensors(config: dict[str, Any]) -> Shapes:
         return {}
     keys = config.get("num_key_value_heads") or heads
     head = config.get("head_dim") or width // heads
-    if layers > _MOST_LAYERS or not (type(keys) is type(head) is int):
+    if layers > MOST_LAYERS or not (type(keys) is type(head) is int):
         return {}
     layer = _layer(config, heads * head, keys * head, head)
     found: Shapes = {

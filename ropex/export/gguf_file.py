@@ -42,7 +42,7 @@ def write_gguf(wanted: Wanted, source: Path, out: Path, *, force: bool = False) 
     _check_out(source, out, force)
     reader = _open(gguf, source)
     arch = _checked_arch(reader, wanted, source)
-    answer = for_llama_cpp(wanted, arch)
+    answer = for_llama_cpp(wanted, arch, in_file=True)
     if answer.exactness == "not expressible":
         return answer
     out.parent.mkdir(parents=True, exist_ok=True)
