@@ -84,9 +84,9 @@ def test_another_model_in_the_folder_is_refused_and_replaced_by_force(
     before = tree(out)
     other = change(study, tmp_path)
     if change is other_versions:
-        for place in ("ropex_eval.run.versions", "ropex_eval.study.versions"):
+        for place in ("ropex_eval.claim.versions", "ropex_eval.study.versions"):
             monkeypatch.setattr(place, lambda: {"transformers": "5", "torch": "9.9"})
-    with pytest.raises(FileExistsError, match="holds a run of another model") as caught:
+    with pytest.raises(FileExistsError, match="holds a run of a different model") as caught:
         start(other, out, "none", "yarn:4")
     assert differs in str(caught.value)
     assert tree(out) == before
@@ -157,7 +157,7 @@ def test_results_that_are_not_a_runs_are_refused_and_stay(
 ) -> None:
     out.mkdir()
     (out / "results.json").write_bytes(content)
-    with pytest.raises((ValueError, FileExistsError), match=r"results.json|another model"):
+    with pytest.raises((ValueError, FileExistsError), match=r"results.json|different model"):
         start(study, out, "none")
     assert tree(out) == {"results.json": content}
     assert measured.take() == []
