@@ -165,6 +165,70 @@ def test_results_that_are_not_a_runs_are_refused_and_stay(
     assert list(Results.load(out).strategies) == ["none"]
 
 
+def test_force_waits_for_the_run_that_it_would_replace(
+    study: Study, tmp_path: Path, out: Path, measured: Watch
+) -> None:
+    other, told = other_weights(study, tmp_path), list[str]()
+
+    def meanwhile() -> None:
+        for force in (False, True):
+            with pytest.raises(
+                FileExistsError, match=r"different model (\(model|is at work)"
+            ) as error:
+                start(other, out, "none", force=force)
+            told.append(str(error.value))
+
+    start(study, out, "none", begin=meanwhile)
+    assert told[1] == (
+        f"a run of a different model is at work in {out}; give another folder, or --force when it "
+        "has ended"
+    )
+    assert measured.take() == ["none"]
+    start(other, out, "none", force=True)
+    assert Results.load(out).about["model"]["sha256"] == other.about_model["sha256"]
+
+
+def test_results_that_were_replaced_meanwhile_are_not_written_over(
+    study: Study, tmp_path: Path, out: Path
+) -> None:
+    start(other_weights(study, tmp_path), tmp_path / "theirs", "none")
+    theirs = (tmp_path / "theirs" / "results.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"results.json was removed or replaced while"):
+        start(study, out, "none", begin=lambda: (out / "results.json").write_bytes(theirs))
+    assert (out / "results.json").read_bytes() == theirs
+
+
+def test_what_a_killed_run_left_half_written_is_removed_and_told(
+    study: Study, tmp_path: Path, out: Path
+) -> None:
+    whole = start(study, tmp_path / "whole", "none")
+    (out / "nll").mkdir(parents=True)
+    (out / ".at-work").mkdir()
+    half = (out / "nll" / "1f.safetensors.4711.tmp", out / "results.json.4711.tmp")
+    for path in (*half, out / ".at-work" / "dead.lock"):
+        path.write_bytes(b"half")
+    (out / "results.json").write_bytes((tmp_path / "whole" / "results.json").read_bytes())
+    mine = out / "notes.tmp"
+    mine.write_bytes(b"mine")
+    told: list[str] = []
+    assert start(study, out, "none", tell=told.append) == whole
+    assert told == [f"2 files that a killed run had half written in {out} are removed"]
+    mine.unlink()
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_what_a_run_at_work_has_half_written_stays(study: Study, out: Path) -> None:
+    half = out / "nll" / "1f.safetensors.4711.tmp"
+
+    def meanwhile() -> None:
+        half.parent.mkdir()
+        half.write_bytes(b"half")
+        start(study, out, "none")
+        assert half.is_file()
+
+    start(study, out, "none", begin=meanwhile)
+
+
 def test_folder_of_other_files_is_refused_and_stays(study: Study, out: Path) -> None:
     out.mkdir()
     (out / "thesis.txt").write_text("years", encoding="utf-8")

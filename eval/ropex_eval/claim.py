@@ -156,7 +156,6 @@ class Claim:
         left = [path for half in _HALF for path in self.out.glob(half)]
         for path in left:
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.out / LOCKS, ignore_errors=True)
         if left:
             files = "1 file" if len(left) == 1 else f"{len(left)} files"
             self.tell(f"{files} that a killed run had half written in {self.out} are removed")
