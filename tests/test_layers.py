@@ -11,17 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
-    "errors", "sizes", "files", "locks", "stdlib", "texts", "tokens", "headers", "rope",
-    "strategies", "registry", "migration", "bounds", "engines", "advice", "pictures", "notations",
-    "rope_config",
+    "errors", "sizes", "files", "stdlib", "texts", "tokens", "headers", "rope", "strategies",
+    "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
     "tables", "window", "attention", "install", "own_config", "softmax", "native", "sites",
     "models", "cache", "saving", "planning", "nesting", "record", "applying", "verify", "warn",
     "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint", "storage", "same",
-    "served", "export", "doctor", "page", "compat", "families", "train", "cli", "__main__",
+    "served", "export", "doctor", "page", "compat", "families", "locks", "train", "cli", "__main__",
 )  # fmt: skip
 NO_TRANSFORMERS = (
-    "errors", "sizes", "files", "locks", "stdlib", "texts", "tokens", "rope", "strategies",
-    "registry", "migration", "bounds", "engines", "advice", "pictures", "shipped",
+    "errors", "sizes", "files", "stdlib", "texts", "tokens", "rope", "strategies", "registry",
+    "migration", "bounds", "engines", "advice", "pictures", "shipped",
 )  # fmt: skip
 MODULES = sorted((ROOT / "ropex").rglob("*.py"))
 

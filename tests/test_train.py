@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,8 @@ from transformers import AutoModelForCausalLM
 import ropex
 from ropex.cli import main
 from ropex.doctor import diagnose
+from ropex.train.folder import claimed
+from ropex.train.log import Log
 from ropex.train.reading import read_recipe
 from ropex.train.run import train
 
@@ -162,6 +166,95 @@ def test_a_run_that_is_killed_goes_on(place: Path) -> None:
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert same(run("killed", *changes), whole)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "optimizer.pt": Path.unlink,
+    "scheduler.pt": Path.unlink,
+    "adapter_model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+    "rng_state.pth": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+}
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was never interrupted, and one with two checkpoints of it."""
+    folder = tmp_path_factory.mktemp("broken off")
+    furnish(folder)
+
+    def stop(line: str) -> None:
+        if line.startswith("step 3/"):
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        run("whole", *EVERY_STEP)
+        with pytest.raises(Stop):
+            run("parts", *EVERY_STEP, tell=stop)
+    return folder
+
+
+EVERY_STEP = ("training.save_every=1", "lora.dropout=0.2")
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_not_gone_on_from(
+    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for out in ("whole", "parts"):
+        shutil.copytree(broken_off / out, out)
+    stage = Path("parts/stage-1")
+    assert {path.name for path in stage.glob("*")} == {"checkpoint-1", "checkpoint-2"}
+    DAMAGE[name](stage / "checkpoint-2" / name)
+    assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 0
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert told.startswith(f"parts/stage-1/checkpoint-2 is damaged ({name} ")
+    assert told.endswith("and parts/stage-1/checkpoint-1 is gone on from")
+    assert same(Path("parts"), Path("whole"))
+
+
+def test_no_whole_checkpoint_is_one_sentence(
+    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(broken_off / "parts", "parts")
+    for path in Path("parts/stage-1").glob("*/optimizer.pt"):
+        path.unlink()
+    assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(told) == 1
+    assert "no whole checkpoint is left in parts/stage-1: restore a file, or remove" in told[0]
+    assert not Path("parts/final").exists()
+
+
+def test_a_second_run_in_the_folder_is_refused_and_replaces_nothing(place: Path) -> None:
+    recipe, other = (read_recipe(Path("mine.yaml"), [f"strategy={s}"]) for s in ("yarn:4", "ntk:4"))
+    with claimed(recipe, Path("out"), pytest.fail):
+        before = Path("out/recipe.yaml").read_bytes()
+        for second in (recipe, other):
+            with pytest.raises(FileExistsError, match="another run is at work in out; write"):
+                train(second, Path("out"))
+        assert Path("out/recipe.yaml").read_bytes() == before
+
+
+def test_what_a_killed_run_has_half_written_is_removed_and_told(place: Path) -> None:
+    half = [Path("out/.final.tmp"), Path("out/log.jsonl.4711.tmp"), Path("out/rows/1f.arrow.1.tmp")]
+    for path in half:
+        path.mkdir(parents=True)
+    Path("out/recipe.yaml").touch()
+    told: list[str] = []
+    with claimed(read_recipe(Path("mine.yaml")), Path("out"), told.append):
+        assert not any(path.exists() for path in half)
+    assert sorted(told) == [
+        f"{path} was half written when a run was killed, and is removed" for path in sorted(half)
+    ]
+
+
+def test_a_line_of_the_log_that_was_half_written_is_forgotten(tmp_path: Path) -> None:
+    path, whole = tmp_path / "log.jsonl", '{"stage": 1, "step": 2}'
+    path.write_text(whole + '\n{"stage": 1, "st', encoding="utf-8")
+    state: Any = SimpleNamespace(global_step=2, is_world_process_zero=True)
+    Log(path, 1, 1, pytest.fail).on_train_begin(None, state, None)
+    assert path.read_text(encoding="utf-8") == whole + "\n"
 
 
 def test_stages_follow_each_other(place: Path) -> None:
@@ -462,7 +555,7 @@ def test_a_run_of_another_recipe_is_left_alone(
     assert main(["train", "mine.yaml", "model=nowhere", "-o", "fresh"]) == 2
     run("fresh", "training.steps=2")  # nothing was there but the mistake
     assert main(["train", "mine.yaml", "-o", "out"]) == 2
-    assert "holds the run of another recipe (stages differs)" in capsys.readouterr().err
+    assert "holds the run of a different recipe (stages differs)" in capsys.readouterr().err
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
     (out / "recipe.yaml").write_text(": : [")
     assert main(["train", "mine.yaml", "training.steps=2", "-o", "out"]) == 2

@@ -11,40 +11,71 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ropex.files import atomically
+from ropex.locks import NAME as LOCK
+from ropex.locks import locked
 from ropex.train.recipe import Recipe
 
 RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
+_HALF = (*(f".{name}.tmp" for name in (FINAL, ADAPTER)), *(f"{name}.tmp" for name in (
+    "recipe.*", "log.*", "untouched.*", "rows/*", "stage-*/perplexity-by-length.*",
+)))  # fmt: skip
+"""What `write_folder` and `ropex.files.atomically` had not finished."""
 
 
-def keep_recipe(recipe: Recipe, out: Path) -> None:
-    """Write the recipe into the folder of its run.
+@contextmanager
+def claimed(recipe: Recipe, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Have the folder of a run for a recipe, and for this run alone, in the block.
+
+    Args:
+        recipe: What is run; written into the folder.
+        out: The folder.
+        tell: Called with what a killed run has left there, which is removed.
 
     Raises:
-        FileExistsError: There is another one.
+        FileExistsError: It is of a different recipe, holds something else, or a run is at work.
     """
     content = json.loads(json.dumps(asdict(recipe)))
-    path = out / RECIPE
+    _check(content, out)  # what is refused touches no file
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _check(content, out)  # somebody may have been quicker
+        _clear(out, tell)
+        with atomically(out / RECIPE) as temporary:
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        yield
+
+
+def _check(content: dict[str, Any], out: Path) -> None:
+    """Raise a FileExistsError if a folder is not free for a recipe."""
     if any(out.glob("stage-*")):
         there = recipe_of(out)
-        if there == content:
-            return
-        key = next(key for key in content if there.get(key) != content[key])
-        raise FileExistsError(
-            f"{out} holds the run of another recipe ({key} differs); write elsewhere (-o), or "
-            "remove it"
-        )
-    if out.exists() and not path.is_file() and any(out.iterdir()):
+        if there != content:
+            keys = (key for key in {**content, **there} if there.get(key) != content.get(key))
+            raise FileExistsError(
+                f"{out} holds the run of a different recipe ({next(keys)} differs); write "
+                "elsewhere (-o), or remove it"
+            )
+        return
+    others = out.exists() and any(path.name != LOCK for path in out.iterdir())
+    if others and not (out / RECIPE).is_file():
         raise FileExistsError(f"{out} is not empty and holds no run of a recipe; write elsewhere")
-    out.mkdir(parents=True, exist_ok=True)
-    with atomically(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _clear(out: Path, tell: Callable[[str], None]) -> None:
+    """Remove what a run that was killed has left half written."""
+    left = [path for half in _HALF for path in out.glob(half)]
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        tell(f"{path} was half written when a run was killed, and is removed")
 
 
 def recipe_of(out: Path) -> dict[str, Any]:
-    """What `keep_recipe` wrote.
+    """What `claimed` wrote.
 
     Raises:
         FileNotFoundError: There is none.
@@ -60,20 +91,6 @@ def recipe_of(out: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("stages"), list):
         raise ValueError(f"{path} is damaged")
     return content
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """See to it that no other run writes there."""
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileExistsError(f"another run is at work in {out}; write elsewhere (-o)") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ropex.storage import save
 from ropex.train.ranks import agreed
 from ropex.train.recipe import Recipe, Stage
-
-WHOLE = "ropex-whole"
-"""A file in a checkpoint that has been written to its end."""
+from ropex.train.whole import newest, seal
 
 
 class RecipeTrainer(Trainer):
@@ -42,12 +39,12 @@ class RecipeTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()  # each has written its part
             if self.args.should_save:
-                (folder / WHOLE).touch()
+                seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OSError(
-                f"{folder.name} could not be written ({reason}){_kept(folder.parent)}"
+                f"{folder} could not be written ({reason}){_kept(folder.parent)}"
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -79,20 +76,9 @@ class FiniteGradients(TrainerCallback):
             )
 
 
-def last_whole(folder: Path) -> Path | None:
-    """The checkpoint to go on from; what was not written to its end is removed."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
-        if not (path / WHOLE).is_file():
-            shutil.rmtree(path, ignore_errors=True)  # other processes do the same
-        elif match := re.fullmatch(r"checkpoint-(\d+)", path.name):
-            found[int(match[1])] = path
-    return found[max(found)] if found else None
-
-
 def _kept(folder: Path) -> str:
     """What is left after a failure, in words."""
-    last = last_whole(folder)
+    last = newest(folder)
     return f"; {last} is kept, and the same command goes on from there" if last else ""
 
 
