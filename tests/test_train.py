@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_goes_on(place: Path) -> None:
     assert same(run("killed", *changes), whole)
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "optimizer.pt": Path.unlink,
     "scheduler.pt": Path.unlink,
     "adapter_model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
@@ -294,6 +294,12 @@ def test_packed_documents_and_streams_and_windows_are_read(place: Path) -> None:
     assert len(losses(run("stream", "data.streaming=true"))) == 4
     assert losses(run("random", "positions={sampler: random, window: 24}")) != plainly
     assert losses(run("shifted", "training.shifted_attention=4")) != plainly
+
+
+def test_shifted_attention_outlasts_a_checkpoint_that_no_config_says(place: Path) -> None:
+    changes = ("training.shifted_attention=4", "strategy=dynamic_yarn:4")
+    seldom = run("seldom", *changes, "training.save_every=4")
+    assert losses(run("often", *changes, "training.save_every=1")) == losses(seldom)
 
 
 def test_a_stream_that_goes_on_equals_one_that_was_never_interrupted(place: Path) -> None:
