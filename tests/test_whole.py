@@ -55,7 +55,7 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
-TOLD = {
+TOLD: dict[Callable[[Path], None], str] = {
     removed: "{} is missing",
     truncated: "{} has 99 bytes of 100",
     emptied: "{} has 0 bytes of 100",
