@@ -19,14 +19,16 @@ import torch
 import yaml
 from cases import logits, rope_settings
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 
 import ropex
 from ropex.cli import main
 from ropex.doctor import diagnose
-from ropex.train.folder import claimed
+from ropex.train import trainer
+from ropex.train.folder import claimed, write_folder
 from ropex.train.log import Log
 from ropex.train.reading import read_recipe
 from ropex.train.run import train
@@ -394,6 +396,9 @@ def test_shards_train_what_one_process_does(place: Path) -> None:
         torch.testing.assert_close(weights(Path("shards"))[name], value, rtol=1e-3, atol=2e-3)
     record = json.loads(Path("shards/final/ropex.json").read_text())
     assert record["strategy"] == "linear:4"
+    sums = json.loads(Path("shards/stage-2/checkpoint-2/ropex-checksums.json").read_text())
+    ranks = {name for name in sums["files"] if name.endswith((".distcp", "_0.pth", "_1.pth"))}
+    assert len(ranks) == 3 * 2  # the weights, the optimizer and the random numbers of both
     assert Path("shards/untouched.jsonl").is_file()
 
 
@@ -446,6 +451,47 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
     assert "checkpoint-2 is kept, and the same command goes on from there" in told
     assert [path.name for path in Path("full/stage-1").glob("checkpoint-*")] == ["checkpoint-2"]
     assert same(run("full"), run("whole"))
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    state: Any = SimpleNamespace(global_step=1, max_steps=2, is_world_process_zero=True)
+    log = Log(Path("/dev/full"), 1, 1, pytest.fail)
+    with pytest.raises(OSError, match=r"/dev/full could not be written \(.*No space left"):
+        log.on_log(None, state, None, logs={"loss": 1.0})
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match=r"final could not be written \(Error .*No space left"):
+        write_folder(tmp_path / "final", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("optimizer=adamw_8bit", "error: optimizer: You need to install `bitsandbytes`"),
+        ("report_to=[wandb]", "error: report_to: wandb is not installed; install it"),
+        ("report_to=[wandbe]", "error: report_to: 'wandbe' is unknown; choose all, none,"),
+    ],
+)
+def test_what_is_not_installed_is_one_sentence(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    told: str,
+) -> None:
+    def lacks(self: Any, *args: Any) -> None:
+        raise ImportError("You need to install `bitsandbytes`\n: pip install")
+
+    monkeypatch.setattr(Trainer, "create_optimizer", lacks)
+    monkeypatch.setattr(trainer, "get_available_reporting_integrations", list)
+    assert main(["train", "mine.yaml", change, "-o", "out"]) == 2
+    assert told in capsys.readouterr().err
+    known = "wandbe" not in change
+    assert main(["train", "mine.yaml", change, "--dry-run"]) == (0 if known else 2)
 
 
 def test_a_gradient_that_is_no_number_reaches_no_checkpoint(place: Path) -> None:

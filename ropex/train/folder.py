@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from ropex.files import atomically
 from ropex.locks import NAME as LOCK
@@ -94,12 +95,24 @@ def recipe_of(out: Path) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder, which appears complete or not at all."""
+    """Write a folder, which appears complete or not at all.
+
+    Raises:
+        OSError: It could not be written.
+    """
     built = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(built, ignore_errors=True)
     try:
         write(built)
         shutil.rmtree(folder, ignore_errors=True)
         built.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise not_written(folder, error) from error
     finally:
         shutil.rmtree(built, ignore_errors=True)
+
+
+def not_written(path: Path, error: Exception) -> OSError:
+    """What to raise of a full disk, whose own error names no file."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return OSError(f"{path} could not be written ({reason})")

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ropex.files import atomically
+from ropex.train.folder import not_written
 
 FILE = "log.jsonl"
 
@@ -58,8 +59,11 @@ class Log(TrainerCallback):
             "learning_rate": logs.get("learning_rate"),
             "tokens_per_second": round(speed),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise not_written(self.path, error) from error
         left = (state.max_steps - state.global_step) * self.tokens / speed
         self.tell(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "

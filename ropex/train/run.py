@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 
 from ropex.loading import find, load_model, load_tokenizer
 from ropex.patching import Patch
 from ropex.storage import save
 from ropex.train.adapters import with_adapters
-from ropex.train.folder import ADAPTER, FINAL, claimed, write_folder
+from ropex.train.folder import ADAPTER, FINAL, claimed, not_written, write_folder
 from ropex.train.guard import RopeGuard
 from ropex.train.log import FILE, Log
 from ropex.train.pools import rows_of
@@ -29,6 +30,7 @@ from ropex.train.trainer import (
     RecipeTrainer,
     accelerated,
     arguments_of,
+    check_reporters,
 )
 from ropex.train.whole import last_whole
 
@@ -126,7 +128,11 @@ class Run:
                 "other loaders do not"
             )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process has a part
-            trainer.save_model(str(self.out / (FINAL if self.recipe.lora is None else ADAPTER)))
+            folder = self.out / (FINAL if self.recipe.lora is None else ADAPTER)
+            try:
+                trainer.save_model(str(folder))
+            except (OSError, SafetensorError) as error:
+                raise not_written(folder, error) from error
         elif state.is_main_process:
             model = self.model
             if self.recipe.lora is not None:
@@ -169,6 +175,7 @@ def train(
 
 
 def _run(recipe: Recipe, out: Path, watch: Watch | None, tell: Callable[[str], None]) -> None:
+    check_reporters(recipe.report_to)
     source = find(recipe.model)
     trusted = recipe.trust_remote_code
     tokenizer = load_tokenizer(source, trust_remote_code=trusted)

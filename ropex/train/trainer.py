@@ -15,8 +15,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from ropex.storage import save
+from ropex.train.folder import not_written
 from ropex.train.ranks import agreed
 from ropex.train.recipe import Recipe, Stage
 from ropex.train.whole import newest, seal
@@ -33,6 +38,17 @@ class RecipeTrainer(Trainer):
         """As transformers does it, without a cache: with one, packed documents see each other."""
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it.
+
+        Raises:
+            ValueError: What it takes is not installed.
+        """
+        try:
+            return super().create_optimizer(*args, **kwargs)
+        except ImportError as error:
+            raise ValueError(f"optimizer: {' '.join(str(error).split())}") from None
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
@@ -42,10 +58,7 @@ class RecipeTrainer(Trainer):
                 seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(
-                f"{folder} could not be written ({reason}){_kept(folder.parent)}"
-            ) from error
+            raise OSError(f"{not_written(folder, error)}{_kept(folder.parent)}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The model with its `ropex.json`, even where no config can say its strategy."""
@@ -80,6 +93,25 @@ def _kept(folder: Path) -> str:
     """What is left after a failure, in words."""
     last = newest(folder)
     return f"; {last} is kept, and the same command goes on from there" if last else ""
+
+
+def check_reporters(names: tuple[str, ...], *, installed: bool = True) -> None:
+    """See to it that transformers can report to these.
+
+    Args:
+        names: Of a recipe.
+        installed: Whether they must be installed, too.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    known = ["all", "none", *sorted(INTEGRATION_TO_CALLBACK)]
+    here = known[:2] + get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"report_to: {name!r} is unknown; choose {', '.join(known)}")
+        if installed and name not in here:
+            raise ValueError(f"report_to: {name} is not installed; install it, or report to none")
 
 
 def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
