@@ -38,7 +38,8 @@ def claimed(recipe: Recipe, out: Path, tell: Callable[[str], None]) -> Iterator[
         FileExistsError: It is of a different recipe, holds something else, or a run is at work.
     """
     content = json.loads(json.dumps(asdict(recipe)))
-    _check(content, out)  # what is refused touches no file
+    if not (out / LOCK).exists():  # nobody is at work; what is refused then touches no file
+        _check(content, out)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _check(content, out)  # somebody may have been quicker

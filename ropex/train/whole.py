@@ -152,7 +152,7 @@ def _fault_without_sums(folder: Path) -> str | None:
     for name, places in _NEEDED.items():
         if not any(any(folder.glob(place)) for place in places):
             return f"{name} is missing"
-    for path in (*folder.glob("*.pt"), *folder.glob("*.pth")):
+    for path in (p for end in ("pt", "pth", "bin") for p in folder.glob(f"*.{end}")):
         if not zipfile.is_zipfile(path):
             return f"{path.name} is damaged"
     return None
