@@ -68,10 +68,10 @@ def patches_of(model: nn.Module) -> list[Applied]:
 def without_layers_over(patch: Patch) -> Iterator[None]:
     """The model without what `shift_attention` has put over a patch, in the block."""
     shifts = (getattr(module, "ropex_shift", None) for module in patch.model.modules())
-    handles = {id(shift.handle): shift.handle for shift in shifts if shift is not None}
+    handles = {getattr(shift, "handle", None) for shift in shifts}  # a copy has none
     with ExitStack() as undo:
-        for handle in handles.values():
-            if handle is not None and id(patch) in handle.over:
+        for handle in handles - {None}:
+            if id(patch) in handle.over:
                 undo.enter_context(handle.suspended())
         yield
 
