@@ -68,9 +68,9 @@ def patches_of(model: nn.Module) -> list[Applied]:
 def without_layers_over(patch: Patch) -> Iterator[None]:
     """The model without what `shift_attention` has put over a patch, in the block."""
     shifts = (getattr(module, "ropex_shift", None) for module in patch.model.modules())
-    handles = {getattr(shift, "handle", None) for shift in shifts}  # a copy has none
+    handles: set[Any] = {getattr(shift, "handle", None) for shift in shifts}
     with ExitStack() as undo:
-        for handle in handles - {None}:
+        for handle in handles - {None}:  # a copy has none
             if id(patch) in handle.over:
                 undo.enter_context(handle.suspended())
         yield
