@@ -103,7 +103,7 @@ def complete(folder: Path) -> None:
 
 def end(process: subprocess.Popen[str]) -> str:
     """Wait for a process that must succeed, and return what it printed."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120 + 10 * STARTS)
     assert process.returncode == 0, err
     return out
 
