@@ -215,6 +215,23 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
     assert same(Path("parts"), Path("whole"))
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_rows_that_were_damaged_are_cut_again(
+    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str], cut: bool
+) -> None:
+    for out in ("whole", "parts"):
+        shutil.copytree(broken_off / out, out)
+    [path] = Path("parts/rows").glob("*.arrow")
+    content = bytearray(path.read_bytes())
+    for place_of in range(len(content) // 2, len(content) // 2 + 400, 4):
+        content[place_of] ^= 1  # of tokens
+    path.write_bytes(content[:-50] if cut else content)
+    assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 0
+    told = f"{path} is not what was written; its rows are cut from the texts again"
+    assert told in capsys.readouterr().err.splitlines()
+    assert same(Path("parts"), Path("whole"))
+
+
 def test_no_whole_checkpoint_is_one_sentence(
     place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from ropex.files import atomically
 from ropex.locks import NAME as LOCK
 from ropex.locks import locked
 from ropex.train.recipe import Recipe
+from ropex.train.whole import is_changed
 
 RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
 _HALF = (*(f".{name}.tmp" for name in (FINAL, ADAPTER)), *(f"{name}.tmp" for name in (
@@ -66,7 +67,7 @@ def _check(content: dict[str, Any], out: Path) -> None:
 
 
 def _clear(out: Path, tell: Callable[[str], None]) -> None:
-    """Remove what a run that was killed has left half written."""
+    """Remove what a run that was killed has left half written, and rows that were damaged."""
     left = [path for half in _HALF for path in out.glob(half)]
     for path in left:
         if path.is_dir():
@@ -74,6 +75,9 @@ def _clear(out: Path, tell: Callable[[str], None]) -> None:
         else:
             path.unlink()
         tell(f"{path} was half written when a run was killed, and is removed")
+    for path in filter(is_changed, out.glob("rows/*.arrow")):
+        path.unlink()
+        tell(f"{path} is not what was written; its rows are cut from the texts again")
 
 
 def recipe_of(out: Path) -> dict[str, Any]:

@@ -59,6 +59,27 @@ def fault_of(folder: Path) -> str | None:
     return None if name is None else f"{name} is not what was written"
 
 
+def seal_file(path: Path, at: Path) -> None:
+    """Write the checksum of a file that is to be at a place, beside that place."""
+    with atomically(_sum_of(at)) as temporary:
+        temporary.write_text(json.dumps(_about(path)) + "\n", encoding="utf-8")
+
+
+def is_changed(path: Path) -> bool:
+    """Whether a file is not what was written; one of an earlier version has no checksum."""
+    try:
+        wanted = json.loads(_sum_of(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return bool(_about(path) != wanted)
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_suffix(".sum")
+
+
 def last_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
     """The checkpoint of a stage to go on from; None if none was written to its end.
 
