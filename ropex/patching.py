@@ -13,7 +13,7 @@ from ropex.applying import apply_attention, apply_rope, check_start
 from ropex.errors import UnsupportedModel
 from ropex.install import Options
 from ropex.models import sites
-from ropex.nesting import Applied, stack, unwind
+from ropex.nesting import Applied, stack, unwind, without_layers_over
 from ropex.own_config import keep_edits, own_configs
 from ropex.planning import Planned, plan_sites
 from ropex.record import write_record
@@ -164,15 +164,17 @@ class Patch:
     def suspended(self) -> Iterator[None]:
         """The model as it was before this patch, for the length of the block.
 
-        Patches made inside the block end with it.
+        Patches made inside the block end with it. Attention that was shifted over this patch
+        (`ropex.train.shift_attention`) is the model's own meanwhile, and shifted again afterwards.
         """
-        self.remove()
-        below = len(stack(self.sites))
-        try:
-            yield
-        finally:
-            unwind(self.sites, below)
-            self._apply()
+        with without_layers_over(self):
+            self.remove()
+            below = len(stack(self.sites))
+            try:
+                yield
+            finally:
+                unwind(self.sites, below)
+                self._apply()
 
     def __enter__(self) -> Patch:
         return self

@@ -92,7 +92,7 @@ def test_another_model_in_the_folder_is_refused_unless_forced(
     world.eval("-s", "none")
     changed = [*evaluation("-s", "yarn:4", "--excerpts", "2")(), *change]
     message = world.refused(*changed)
-    assert "out holds a run of another model (" in message
+    assert "out holds a run of a different model (" in message
     assert differs in message
     assert measured.take() == ["none"]
     assert world(*changed, "--force")[0] == 0

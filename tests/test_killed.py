@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -15,10 +16,13 @@ import pytest
 from tiny_eval import save_checkpoint, tree, words
 
 from ropex.cli import main
+from ropex_eval.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("ROPEX_KILLS", "3"))
 """How often a run is killed; each costs a start of Python."""
+STARTS = int(os.environ.get("ROPEX_STARTS", "2"))
+"""How often two runs are started at once, on one model and on two."""
 
 ARGUMENTS = ("eval", "tiny", "--data", "book.txt", "-s", "dynamic", "-s", "yarn:4", "-o", "out",
              "--lengths", "8..96:8", "--excerpts", "12")  # fmt: skip
@@ -52,6 +56,28 @@ Reader.read, Worker.__init__ = slow, watched
 sys.exit(main(sys.argv[1:]))
 """
 
+AT_ONCE = """
+import contextlib, io, json, sys, time
+from pathlib import Path
+from ropex.cli import main
+
+name, model, starts = sys.argv[1:4]
+ours = {"alike": "tiny", "apart": model}
+found = []
+for kind in ours:
+    for turn in range(int(starts)):
+        Path(f"{kind}-{turn}-{name}").touch()
+        while len(list(Path().glob(f"{kind}-{turn}-[ab]"))) < 2:
+            time.sleep(0.001)
+        out, err = io.StringIO(), io.StringIO()
+        sys.argv[1:] = ["eval", ours[kind], "--data", "book.txt", "--lengths", "8,16",
+                        "--excerpts", "2", "-s", "linear:2", "-o", f"{kind}-{turn}"]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(sys.argv[1:])
+        found.append([kind, turn, status, out.getvalue(), err.getvalue()])
+Path(f"{name}.json").write_text(json.dumps(found))
+"""
+
 
 def begin(folder: Path, *start: str) -> subprocess.Popen[str]:
     """Start `ropex eval` in a folder."""
@@ -77,7 +103,7 @@ def complete(folder: Path) -> None:
 
 def end(process: subprocess.Popen[str]) -> str:
     """Wait for a process that must succeed, and return what it printed."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120 + 10 * STARTS)
     assert process.returncode == 0, err
     return out
 
@@ -85,7 +111,7 @@ def end(process: subprocess.Popen[str]) -> str:
 def stored(folder: Path) -> dict[str, bytes | None]:
     """The stored table; a killed process may leave a part of a file, under another name."""
     files = tree(folder / "out" / "nll").items()
-    return {name: content for name, content in files if not name.endswith(".tmp")}
+    return {name: content for name, content in files if name.endswith(".safetensors")}
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -97,9 +123,11 @@ def written(folder: Path) -> dict[str, bytes]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     save_checkpoint(folder / "tiny")
-    for name in ("whole", "killed", "two"):
+    save_checkpoint(folder / "other", seed=1)
+    for name in ("whole", "killed", "two", "at once"):
         (folder / name).mkdir()
-        (folder / name / "tiny").symlink_to(folder / "tiny")
+        for model in ("tiny", "other"):
+            (folder / name / model).symlink_to(folder / model)
         (folder / name / "book.txt").write_text(words(1200), encoding="utf-8")
     return folder
 
@@ -133,7 +161,7 @@ def test_run_that_is_killed_and_started_again_equals_one_that_was_not(
     assert counts == sorted(counts)
     assert 0 < counts[0] < total  # so that something was left to do
     complete(folder)
-    assert stored(folder) == stored(whole)
+    assert tree(folder / "out" / "nll") == tree(whole / "out" / "nll")  # and nothing half written
     assert written(folder) == written(whole)
 
 
@@ -148,3 +176,53 @@ def test_two_processes_share_the_work_and_give_the_same_bytes(place: Path, whole
     assert all(batches)
     assert max(Counter(batches[0] + batches[1]).values()) == 1  # nothing was done twice
     assert not (folder / "out" / "locks").exists()
+
+
+Start = tuple[str, int, int, str, str]
+"""Kind and number of a start, its status, and what it printed."""
+
+
+@pytest.fixture(scope="module")
+def pairs(place: Path) -> list[tuple[Start, Start]]:
+    """What two processes that start together did, again and again."""
+    folder = place / "at once"
+    models = {"a": "tiny", "b": "other"}
+    both = [begin(folder, "-c", AT_ONCE, name, m, str(STARTS)) for name, m in models.items()]
+    for process in both:
+        end(process)
+    found = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in models)
+    return list(zip(*found, strict=True))
+
+
+def test_models_that_start_together_do_not_replace_each_other(
+    place: Path, pairs: list[tuple[Start, Start]]
+) -> None:
+    apart = [pair for pair in pairs if pair[0][0] == "apart"]
+    assert len(apart) == STARTS
+    for pair in apart:
+        assert sorted(status for _, _, status, _, _ in pair) == [0, 2], pair
+        model, won = next((m, s) for m, s in zip(("tiny", "other"), pair, strict=True) if not s[2])
+        lost = next(start for start in pair if start[2])
+        told = [line for line in lost[4].splitlines() if "warning" not in line]
+        assert len(told) == 1
+        assert "holds a run of a different model (model.sha256); give another folder" in told[0]
+        results = Results.load(place / "at once" / f"apart-{won[1]}")
+        assert results.about["model"]["id"] == model
+        assert list(results.strategies) == ["none", "linear:2"]
+        assert f"{results.results[0].perplexity:.2f}"[:3] in won[3]
+
+
+def test_one_model_that_is_started_twice_is_measured_by_both(
+    place: Path, pairs: list[tuple[Start, Start]]
+) -> None:
+    alike = [pair for pair in pairs if pair[0][0] == "alike"]
+    assert len(alike) == STARTS
+    texts = set()
+    for pair in alike:
+        assert [status for _, _, status, _, _ in pair] == [0, 0], pair
+        assert pair[0][3] == pair[1][3]
+        out = place / "at once" / f"alike-{pair[0][1]}"
+        texts.add((out / "results.json").read_text("utf-8").replace(out.name, "out"))
+        left = {path.name for path in out.iterdir() if path.is_dir()}
+        assert left == {"nll"}  # no locks, and nobody at work
+    assert len(texts) == 1

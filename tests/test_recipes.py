@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from ropex.train.recipe import (
     Stage,
     Training,
 )
+from ropex.train.schema import bounds_in
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -104,7 +106,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no list": ({"data": {"length": 9, "sources": "a.txt"}}, "sources is 'a.txt'; it must be a"),
     "no texts": ({"data": {"length": 9, "sources": []}}, "data: sources is empty; name a text"),
     "no keys": ({"data": 5}, "data is 5; it must be keys and values"),
-    "no steps": ({"training": {"steps": 0, "batch": 1}}, "steps is 0; it must be above 0"),
+    "no steps": ({"training": {"steps": 0, "batch": 1}}, "steps is 0; it must be at least 1"),
     "share": (
         {"data": {"length": 9, "sources": [{"text": "a", "share": 0}]}},
         "data.sources.0: share is 0.0; it must be above 0",
@@ -143,6 +145,86 @@ def test_a_mistake_is_named_by_its_key(tmp_path: Path, case: str) -> None:
     with pytest.raises(ValueError, match=r"mine\.yaml: ") as told:
         read_recipe(write(tmp_path, **more))
     assert message in str(told.value)
+
+
+KINDS = (Recipe, Stage, Data, Source, Positions, Training, Lora, Evaluate)
+
+
+def test_every_number_has_bounds() -> None:
+    numbers = {
+        f"{kind.__name__}.{name}": hint
+        for kind in KINDS
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        if re.search(r"\b(int|float|Size)\b", str(hint).replace("NewType", ""))
+    }
+    assert len(numbers) == len(NOT_ALLOWED)
+    assert [name for name, hint in numbers.items() if not any(bounds_in(hint))] == []
+
+
+FULL = {
+    "positions": {"sampler": "pose", "window": 64},
+    "lora": {"rank": 4},
+    "evaluate": {"lengths": [64], "every": 2},
+}
+NOT_ALLOWED = {
+    "seed": (-1, 2**32),
+    "trained_length": (0, -4096, 2**31),
+    "data.length": (1, 0, -64, 2**40),
+    "data.sources.0.share": (0, -1, math.inf, math.nan),
+    "data.sources.0.longest": (1, 0, -64, 2**40),
+    "positions.window": (1, -1),
+    "positions.target": (0, -1, 2**40),
+    "lora.rank": (0, -8, 10**400),
+    "lora.alpha": (0, -16, math.inf, math.nan),
+    "lora.dropout": (-0.1, 1, 2, math.nan),
+    "evaluate.lengths.0": (1, 0, -64),
+    "evaluate.excerpts": (0, -1),
+    "evaluate.every": (0, -5),
+    "training.steps": (0, -1, 10**9, 10**400),
+    "training.batch": (0, -1, 10**9),
+    "training.micro_batch": (0, -1),
+    "training.learning_rate": (0, -1e-5, 1, math.inf, math.nan, 10**400),
+    "training.warmup": (-1, 10**6),
+    "training.weight_decay": (-0.1, math.inf, math.nan, 1e6),
+    "training.beta2": (-0.5, 1, 2, math.inf, math.nan),
+    "training.max_grad_norm": (-1, math.inf, math.nan),
+    "training.shifted_attention": (1, 0, -4, 10**6),
+    "training.save_every": (0, -1, 10**30),
+    "training.keep": (1, 0, -1, 10**30),
+    "training.log_every": (0, -1, 10**30),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in NOT_ALLOWED.items() for value in values]
+)
+def test_a_number_that_would_fail_later_is_refused_when_it_is_read(
+    tmp_path: Path, key: str, value: float
+) -> None:
+    path = write(tmp_path, **FULL)
+    read_recipe(path)
+    text = {math.inf: ".inf"}.get(value, ".nan" if value != value else str(value))
+    with pytest.raises(ValueError, match=r"mine\.yaml: ") as told:
+        read_recipe(path, [f"{key}={text}"])
+    *_, name = (part for part in key.split(".") if not part.isdigit())
+    assert name in str(told.value)
+    assert len(str(told.value)) < 250
+
+
+def test_rows_beyond_counting_are_refused(tmp_path: Path) -> None:
+    changes = ["training.steps=10000000", "training.batch=11"]
+    with pytest.raises(ValueError, match="steps of 110,000,000 rows in all are more than 100,000"):
+        read_recipe(write(tmp_path), changes)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000])
+def test_what_yaml_cannot_hold_is_one_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="is no value of YAML"):
+        read_recipe(write(tmp_path), [f"seed={text}"])
+    path = tmp_path / "other.yaml"
+    path.write_text(f"seed: {text}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"other\.yaml is no YAML"):
+        read_recipe(path)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +267,7 @@ def test_a_shipped_recipe_says_what_it_is(path: Path) -> None:
 
 def test_the_page_names_every_key() -> None:
     page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
-    kinds = (Recipe, Stage, Data, Source, Positions, Training, Lora, Evaluate)
-    keys = {each.name for kind in kinds for each in fields(kind)} - {"text"}
+    keys = {each.name for kind in KINDS for each in fields(kind)} - {"text"}
     assert [key for key in sorted(keys) if not re.search(rf"`(\w+\.)?{key}\b", page)] == []
 
 

@@ -84,9 +84,9 @@ def test_another_model_in_the_folder_is_refused_and_replaced_by_force(
     before = tree(out)
     other = change(study, tmp_path)
     if change is other_versions:
-        for place in ("ropex_eval.run.versions", "ropex_eval.study.versions"):
+        for place in ("ropex_eval.claim.versions", "ropex_eval.study.versions"):
             monkeypatch.setattr(place, lambda: {"transformers": "5", "torch": "9.9"})
-    with pytest.raises(FileExistsError, match="holds a run of another model") as caught:
+    with pytest.raises(FileExistsError, match="holds a run of a different model") as caught:
         start(other, out, "none", "yarn:4")
     assert differs in str(caught.value)
     assert tree(out) == before
@@ -157,12 +157,76 @@ def test_results_that_are_not_a_runs_are_refused_and_stay(
 ) -> None:
     out.mkdir()
     (out / "results.json").write_bytes(content)
-    with pytest.raises((ValueError, FileExistsError), match=r"results.json|another model"):
+    with pytest.raises((ValueError, FileExistsError), match=r"results.json|different model"):
         start(study, out, "none")
     assert tree(out) == {"results.json": content}
     assert measured.take() == []
     start(study, out, "none", force=True)
     assert list(Results.load(out).strategies) == ["none"]
+
+
+def test_force_waits_for_the_run_that_it_would_replace(
+    study: Study, tmp_path: Path, out: Path, measured: Watch
+) -> None:
+    other, told = other_weights(study, tmp_path), list[str]()
+
+    def meanwhile() -> None:
+        for force in (False, True):
+            with pytest.raises(
+                FileExistsError, match=r"different model (\(model|is at work)"
+            ) as error:
+                start(other, out, "none", force=force)
+            told.append(str(error.value))
+
+    start(study, out, "none", begin=meanwhile)
+    assert told[1] == (
+        f"a run of a different model is at work in {out}; give another folder, or --force when it "
+        "has ended"
+    )
+    assert measured.take() == ["none"]
+    start(other, out, "none", force=True)
+    assert Results.load(out).about["model"]["sha256"] == other.about_model["sha256"]
+
+
+def test_results_that_were_replaced_meanwhile_are_not_written_over(
+    study: Study, tmp_path: Path, out: Path
+) -> None:
+    start(other_weights(study, tmp_path), tmp_path / "theirs", "none")
+    theirs = (tmp_path / "theirs" / "results.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"results.json was removed or replaced while"):
+        start(study, out, "none", begin=lambda: (out / "results.json").write_bytes(theirs))
+    assert (out / "results.json").read_bytes() == theirs
+
+
+def test_what_a_killed_run_left_half_written_is_removed_and_told(
+    study: Study, tmp_path: Path, out: Path
+) -> None:
+    whole = start(study, tmp_path / "whole", "none")
+    (out / "nll").mkdir(parents=True)
+    (out / ".at-work").mkdir()
+    half = (out / "nll" / "1f.safetensors.4711.tmp", out / "results.json.4711.tmp")
+    for path in (*half, out / ".at-work" / "dead.lock"):
+        path.write_bytes(b"half")
+    (out / "results.json").write_bytes((tmp_path / "whole" / "results.json").read_bytes())
+    mine = out / "notes.tmp"
+    mine.write_bytes(b"mine")
+    told: list[str] = []
+    assert start(study, out, "none", tell=told.append) == whole
+    assert told == [f"2 files that a killed run had half written in {out} are removed"]
+    mine.unlink()
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_what_a_run_at_work_has_half_written_stays(study: Study, out: Path) -> None:
+    half = out / "nll" / "1f.safetensors.4711.tmp"
+
+    def meanwhile() -> None:
+        half.parent.mkdir()
+        half.write_bytes(b"half")
+        start(study, out, "none")
+        assert half.is_file()
+
+    start(study, out, "none", begin=meanwhile)
 
 
 def test_folder_of_other_files_is_refused_and_stays(study: Study, out: Path) -> None:

@@ -103,6 +103,35 @@ def test_heads_are_shifted_by_halves(family: str, changes: dict[str, Any]) -> No
     assert_as_by_hand(family, changes, 50, 4, 13)
 
 
+def test_it_is_in_place_again_after_the_patch_below_was_suspended() -> None:
+    model, ids = tiny_model(), tokens(48)
+    plain = tiny_model()
+    with ropex.patch(model, "linear:4") as patch, shift_attention(model) as shift:
+        wanted = trained(model, ids)
+        with patch.suspended():
+            assert torch.equal(logits(model.eval(), ids), logits(plain.eval(), ids))
+        assert torch.equal(trained(model, ids), wanted)
+        patch.verify()
+        assert torch.equal(trained(model, ids), wanted)
+        shift.remove()
+        with patch.suspended():
+            pass
+        assert trained(model, ids).ne(wanted).any()
+    assert torch.equal(trained(model, ids), trained(plain, ids))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_patch_above_is_suspended_without_it() -> None:
+    model, ids = tiny_model(), tokens(48)
+    with shift_attention(model):
+        shifted = trained(model, ids)
+        with ropex.patch(model, "linear:4") as patch:
+            wanted = trained(model, ids)
+            with patch.suspended():
+                assert torch.equal(trained(model, ids), shifted)
+            assert torch.equal(trained(model, ids), wanted)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_stays_hidden(side: str) -> None:
     ids, padding = tokens(50, rows=2), torch.ones(2, 50, dtype=torch.long)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +19,17 @@ import torch
 import yaml
 from cases import logits, rope_settings
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 
 import ropex
 from ropex.cli import main
 from ropex.doctor import diagnose
+from ropex.train import trainer
+from ropex.train.folder import claimed, write_folder
+from ropex.train.log import Log
 from ropex.train.reading import read_recipe
 from ropex.train.run import train
 
@@ -164,6 +170,112 @@ def test_a_run_that_is_killed_goes_on(place: Path) -> None:
     assert same(run("killed", *changes), whole)
 
 
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "optimizer.pt": Path.unlink,
+    "scheduler.pt": Path.unlink,
+    "adapter_model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was never interrupted, and one with two checkpoints of it."""
+    folder = tmp_path_factory.mktemp("broken off")
+    furnish(folder)
+
+    def stop(line: str) -> None:
+        if line.startswith("step 3/"):
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        run("whole", *EVERY_STEP)
+        with pytest.raises(Stop):
+            run("parts", *EVERY_STEP, tell=stop)
+    return folder
+
+
+EVERY_STEP = ("training.save_every=1", "lora.dropout=0.2")
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_not_gone_on_from(
+    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for out in ("whole", "parts"):
+        shutil.copytree(broken_off / out, out)
+    stage = Path("parts/stage-1")
+    assert {path.name for path in stage.glob("*")} == {"checkpoint-1", "checkpoint-2"}
+    DAMAGE[name](stage / "checkpoint-2" / name)
+    assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 0
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert told.startswith(f"parts/stage-1/checkpoint-2 is damaged ({name} ")
+    assert told.endswith("and parts/stage-1/checkpoint-1 is gone on from")
+    assert same(Path("parts"), Path("whole"))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_rows_that_were_damaged_are_cut_again(
+    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str], cut: bool
+) -> None:
+    for out in ("whole", "parts"):
+        shutil.copytree(broken_off / out, out)
+    [path] = Path("parts/rows").glob("*.arrow")
+    content = bytearray(path.read_bytes())
+    for place_of in range(len(content) // 2, len(content) // 2 + 400, 4):
+        content[place_of] ^= 1  # of tokens
+    path.write_bytes(content[:-50] if cut else content)
+    assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 0
+    told = f"{path} is not what was written; its rows are cut from the texts again"
+    assert told in capsys.readouterr().err.splitlines()
+    assert same(Path("parts"), Path("whole"))
+
+
+def test_no_whole_checkpoint_is_one_sentence(
+    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(broken_off / "parts", "parts")
+    for path in Path("parts/stage-1").glob("*/optimizer.pt"):
+        path.unlink()
+    assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(told) == 1
+    assert "no whole checkpoint is left in parts/stage-1: restore a file, or remove" in told[0]
+    assert not Path("parts/final").exists()
+
+
+def test_a_second_run_in_the_folder_is_refused_and_replaces_nothing(place: Path) -> None:
+    recipe, other = (read_recipe(Path("mine.yaml"), [f"strategy={s}"]) for s in ("yarn:4", "ntk:4"))
+    with claimed(recipe, Path("out"), pytest.fail):
+        before = Path("out/recipe.yaml").read_bytes()
+        for second in (recipe, other):
+            with pytest.raises(FileExistsError, match="another run is at work in out; write"):
+                train(second, Path("out"))
+        assert Path("out/recipe.yaml").read_bytes() == before
+
+
+def test_what_a_killed_run_has_half_written_is_removed_and_told(place: Path) -> None:
+    half = [Path("out/log.jsonl.4711.tmp"), Path("out/rows/1f.arrow.1.tmp")]
+    Path("out/rows").mkdir(parents=True)
+    for path in half:
+        path.touch()
+    Path("out/recipe.yaml").touch()
+    told: list[str] = []
+    with claimed(read_recipe(Path("mine.yaml")), Path("out"), told.append):
+        assert not any(path.exists() for path in half)
+    assert sorted(told) == [
+        f"{path} was half written when a run was killed, and is removed" for path in sorted(half)
+    ]
+
+
+def test_a_line_of_the_log_that_was_half_written_is_forgotten(tmp_path: Path) -> None:
+    path, whole = tmp_path / "log.jsonl", '{"stage": 1, "step": 2}'
+    path.write_text(whole + '\n{"stage": 1, "st', encoding="utf-8")
+    state: Any = SimpleNamespace(global_step=2, is_world_process_zero=True)
+    Log(path, 1, 1, pytest.fail).on_train_begin(None, state, None)
+    assert path.read_text(encoding="utf-8") == whole + "\n"
+
+
 def test_stages_follow_each_other(place: Path) -> None:
     stages = "stages=[{}, {strategy: 'yarn:8', training: {steps: 3}}]"
     whole = run("whole", stages)
@@ -201,6 +313,12 @@ def test_packed_documents_and_streams_and_windows_are_read(place: Path) -> None:
     assert len(losses(run("stream", "data.streaming=true"))) == 4
     assert losses(run("random", "positions={sampler: random, window: 24}")) != plainly
     assert losses(run("shifted", "training.shifted_attention=4")) != plainly
+
+
+def test_shifted_attention_outlasts_a_checkpoint_that_no_config_says(place: Path) -> None:
+    changes = ("training.shifted_attention=4", "strategy=dynamic_yarn:4")
+    seldom = run("seldom", *changes, "training.save_every=4")
+    assert losses(run("often", *changes, "training.save_every=1")) == losses(seldom)
 
 
 def test_a_stream_that_goes_on_equals_one_that_was_never_interrupted(place: Path) -> None:
@@ -295,7 +413,9 @@ def test_shards_train_what_one_process_does(place: Path) -> None:
         torch.testing.assert_close(weights(Path("shards"))[name], value, rtol=1e-3, atol=2e-3)
     record = json.loads(Path("shards/final/ropex.json").read_text())
     assert record["strategy"] == "linear:4"
-    assert Path("shards/untouched.jsonl").is_file()
+    sums = json.loads(Path("shards/stage-2/checkpoint-2/ropex-checksums.json").read_text())
+    parts = {"model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"}
+    assert parts <= set(sums["files"])
 
 
 def test_rows_that_processes_cannot_share_are_refused(place: Path, two: Launch) -> None:
@@ -347,6 +467,47 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
     assert "checkpoint-2 is kept, and the same command goes on from there" in told
     assert [path.name for path in Path("full/stage-1").glob("checkpoint-*")] == ["checkpoint-2"]
     assert same(run("full"), run("whole"))
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    state: Any = SimpleNamespace(global_step=1, max_steps=2, is_world_process_zero=True)
+    log = Log(Path("/dev/full"), 1, 1, pytest.fail)
+    with pytest.raises(OSError, match=r"/dev/full could not be written \(.*No space left"):
+        log.on_log(None, state, None, logs={"loss": 1.0})
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match=r"final could not be written \(Error .*No space left"):
+        write_folder(tmp_path / "final", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("optimizer=adamw_8bit", "error: optimizer: You need to install `bitsandbytes`"),
+        ("report_to=[wandb]", "error: report_to: wandb is not installed; install it"),
+        ("report_to=[wandbe]", "error: report_to: 'wandbe' is unknown; choose all, none,"),
+    ],
+)
+def test_what_is_not_installed_is_one_sentence(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    told: str,
+) -> None:
+    def lacks(self: Any, *args: Any) -> None:
+        raise ImportError("You need to install `bitsandbytes`\n: pip install")
+
+    monkeypatch.setattr(Trainer, "create_optimizer", lacks)
+    monkeypatch.setattr(trainer, "get_available_reporting_integrations", list)
+    assert main(["train", "mine.yaml", change, "-o", "out"]) == 2
+    assert told in capsys.readouterr().err
+    known = "wandbe" not in change
+    assert main(["train", "mine.yaml", change, "--dry-run"]) == (0 if known else 2)
 
 
 def test_a_gradient_that_is_no_number_reaches_no_checkpoint(place: Path) -> None:
@@ -462,7 +623,7 @@ def test_a_run_of_another_recipe_is_left_alone(
     assert main(["train", "mine.yaml", "model=nowhere", "-o", "fresh"]) == 2
     run("fresh", "training.steps=2")  # nothing was there but the mistake
     assert main(["train", "mine.yaml", "-o", "out"]) == 2
-    assert "holds the run of another recipe (stages differs)" in capsys.readouterr().err
+    assert "holds the run of a different recipe (stages differs)" in capsys.readouterr().err
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
     (out / "recipe.yaml").write_text(": : [")
     assert main(["train", "mine.yaml", "training.steps=2", "-o", "out"]) == 2

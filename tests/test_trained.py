@@ -171,6 +171,18 @@ def test_the_verb_prints_the_table_in_text_or_markdown(
     assert [row[1:] for row in plain[:1]] + plain[1:] == shown
 
 
+def test_measuring_leaves_shifted_attention_in_place(place: Path) -> None:
+    shifted = "training.shifted_attention=3"
+    out = run("out", shifted)
+    train(read_recipe(Path("mine.yaml"), [shifted]), Path("plain"), tell=silent)
+    # What the model was before its first step has no groups: it equals what other runs measured.
+    full = run("full")
+    assert (out / UNTOUCHED).read_bytes() == (full / UNTOUCHED).read_bytes()
+    kept = [(folder / "log.jsonl").read_text() for folder in (out, Path("plain"), full)]
+    losses = [[json.loads(line)["loss"] for line in log.splitlines()] for log in kept]
+    assert losses[0] == losses[1] != losses[2]
+
+
 # Runs that go on.
 
 

@@ -7,11 +7,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ropex
 from ropex.strategies.base import Strategy
+from ropex_eval.claim import Claim
 from ropex_eval.numbers import Numbers
 from ropex_eval.passes import passes
 from ropex_eval.results import Results, Retrieval
@@ -31,18 +31,18 @@ class Keeper:
         self,
         study: Study,
         tables: dict[Strategy, Table],
-        out: Path,
+        claim: Claim,
         retriever: Retriever | None,
         tell: Callable[[str], None],
     ) -> None:
-        self.study, self.tables, self.out, self.tell = study, tables, out, tell
-        self.retriever = retriever
+        self.study, self.tables, self.claim, self.tell = study, tables, claim, tell
+        self.retriever, self.out = retriever, claim.out
         self._written = time.monotonic()
 
     def __call__(self, group: Group) -> None:
         """After each group of work: write, if that was not done for a while."""
         if time.monotonic() - self._written > _WRITE_EVERY and self._finished():
-            self.write(self.results(tell=False))
+            self.keep(tell=False)
             self._written = time.monotonic()
 
     def _finished(self) -> int:
@@ -103,13 +103,20 @@ class Keeper:
                 self.tell(f"{text} was measured on other texts or lengths; -s {text} adds it here")
         return found
 
-    def write(self, results: Results) -> None:
-        """Write the numbers and the text that they are about."""
-        count = results.about["data"]["excerpts"]
-        self.study.corpus.first(count).save(self.out / TEXT)
-        if self.retriever:
-            self.retriever.save_prompts()
-        results.save(self.out)
+    def keep(self, tell: bool = True) -> Results:
+        """Write the numbers and the text that they are about.
+
+        Raises:
+            FileExistsError: The folder is no longer of this model.
+        """
+        with self.claim.writing():  # so that no strategy of another process is lost
+            results = self.results(tell)
+            count = results.about["data"]["excerpts"]
+            self.study.corpus.first(count).save(self.out / TEXT)
+            if self.retriever:
+                self.retriever.save_prompts()
+            results.save(self.out)
+        return results
 
 
 def _about(study: Study, text: str, table: Table) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from ropex.strategies.base import Strategy
 from ropex_eval.answers import AnswerScorer
+from ropex_eval.claim import LOCKS
 from ropex_eval.measure import Reader
 from ropex_eval.passes import length_classes
 from ropex_eval.results import Retrieval, write
@@ -118,8 +119,8 @@ class Retriever:
         """Ask one context; False if another process is at it, and it is not to be waited for."""
         path = self._path(table, *pair)
         path.parent.mkdir(parents=True, exist_ok=True)
-        (self.out / "locks").mkdir(exist_ok=True)
-        lock = FileLock(self.out / "locks" / f"{path.stem}.lock")
+        (self.out / LOCKS).mkdir(exist_ok=True)
+        lock = FileLock(self.out / LOCKS / f"{path.stem}.lock")
         try:
             with lock.acquire(timeout=-1 if wait else 0):
                 if not path.is_file():  # another process may have answered it meanwhile

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ropex.strategies.base import Strategy
+from ropex_eval.claim import LOCKS, Claim, check_out, is_fresh
 from ropex_eval.context_parallel import SharedScorer
 from ropex_eval.keeper import Keeper
 from ropex_eval.measure import Reader
@@ -20,25 +19,9 @@ from ropex_eval.progress import progress
 from ropex_eval.results import Results
 from ropex_eval.retrieving import Retriever
 from ropex_eval.store import Store
-from ropex_eval.study import Study, versions
+from ropex_eval.study import Study
 from ropex_eval.table import Table
 from ropex_eval.work import Group, Worker, groups
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Refuse a folder with other files in it, before anything is computed.
-
-    Raises:
-        FileExistsError: `out` or what it is in is a file, or `out` is a folder of other files, and
-            `force` is not set.
-    """
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise FileExistsError(f"{path} is a file; give a folder")
-    if force or not out.is_dir() or (out / "results.json").is_file():
-        return
-    if any(not path.name.startswith(".") for path in out.iterdir()):
-        raise FileExistsError(f"{out} holds other files; give another folder, or --force")
 
 
 @dataclass(frozen=True)
@@ -76,18 +59,18 @@ def run(
         out: Folder of the run.
         retriever: What is asked besides.
         effort: How much it may take.
-        force: Replace the results of another model in `out`; its table is not used.
+        force: Replace the results of a different model in `out`; its table is not used.
         tell: Called with each sentence that the user should read.
-        begin: Called once nothing stands in the way, before anything is measured or written.
+        begin: Called once nothing stands in the way, before anything is measured.
 
     Raises:
-        FileExistsError: `out` holds a run of another model.
+        FileExistsError: `out` holds a run of a different model.
         MemoryError: A pass was too large; what is finished is kept.
         ValueError: A strategy does not fit the model, or a length is too short for a task.
     """
     check_out(out, force)
     _check_evaluator(study, strategies)
-    fresh = _is_fresh(study, out, force)
+    is_fresh(study, out, force)  # what is refused touches no file
     store = Store(out / "nll", tell)
     tables = {s: Table(study.corpus, study.keys(s), store) for s in dict.fromkeys(strategies)}
     if retriever:
@@ -97,19 +80,13 @@ def run(
     if effort.processes.agree(_lacks(tables, todo, retriever)):
         # What cannot be loaded, or does not fit, is told before a file is touched.
         reader().require(study.protocol.lengths[-1])
-    begin()
-    out.mkdir(parents=True, exist_ok=True)
-    if fresh and effort.processes.first:
-        _claim(study, out)
-    keeper = Keeper(study, tables, out, retriever, tell)
-    _measure(study, tables, todo, reader, effort, keeper)
-    effort.processes.wait()
-    store.refresh()
-    results = keeper.results()
-    if effort.processes.first:
-        keeper.write(results)
-        shutil.rmtree(out / "locks", ignore_errors=True)
-    return results
+    with Claim(study, out, force, tell) as claim:
+        begin()
+        keeper = Keeper(study, tables, claim, retriever, tell)
+        _measure(study, tables, todo, reader, effort, keeper)
+        effort.processes.wait()
+        store.refresh()
+        return keeper.keep() if effort.processes.first else keeper.results()
 
 
 def _lacks(
@@ -118,12 +95,6 @@ def _lacks(
     """Whether anything is to be read or asked."""
     unread = any(tables[g.strategy].missing(batch) for g in todo for batch in g.batches)
     return unread or any(retriever.unanswered(t) for t in tables.values() if retriever)
-
-
-def _claim(study: Study, out: Path) -> None:
-    """Let the next start see whose folder this is; another process may have been quicker."""
-    if not (out / "results.json").is_file() or not _same_model(study, out):
-        Results(study.about(study.corpus)).save(out)
 
 
 def _check_evaluator(study: Study, strategies: Sequence[Strategy]) -> None:
@@ -148,59 +119,13 @@ def _measure(
     """Read and ask all that is missing."""
     processes, store = effort.processes, next(iter(tables.values())).store
     with progress(study, tables, todo, keeper.retriever) as bar:
-        locks = None if processes.split else keeper.out / "locks"
+        locks = None if processes.split else keeper.out / LOCKS
         keeps = processes.first or not processes.split
         worker = Worker(study, tables, store, locks, keeps, reader, bar.read, processes.agree)
         finished = keeper if processes.first else lambda group: None
         worker.run(todo, Budget(effort.budget, processes.agree), finished)
         if keeper.retriever:
             keeper.retriever.run(tables, reader, bar.asked)
-
-
-def _is_fresh(study: Study, out: Path, force: bool) -> bool:
-    """Whether no results are there, or they are to be replaced.
-
-    Raises:
-        FileExistsError: They are of another model, and `force` is not set.
-    """
-    if not (out / "results.json").is_file():
-        return True
-    try:
-        earlier = Results.load(out)
-    except ValueError:  # damaged, or of another version of ropex
-        if not force:
-            raise
-        return True
-    changed = _changed(study, earlier)
-    if changed and not force:
-        raise FileExistsError(
-            f"{out} holds a run of another model ({changed}); give another folder, or --force "
-            "to replace it"
-        )
-    return bool(changed)
-
-
-def _same_model(study: Study, out: Path) -> bool:
-    try:
-        return not _changed(study, Results.load(out))
-    except ValueError:
-        return False
-
-
-def _changed(study: Study, earlier: Results) -> str:
-    """What of the model is not what it was; empty if it is the same."""
-    old = {"model": earlier.about["model"], "versions": earlier.about["versions"]}
-    return _difference(old, {"model": study.about_model, "versions": versions()})
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Names of the entries that differ, such as `model.dtype`, but for names that users give."""
-    return ", ".join(
-        f"{part}.{key}"
-        for part in new
-        for key in new[part]
-        if key != "id" and old[part].get(key) != new[part][key]
-    )
 
 
 def _reader(study: Study, effort: Effort, tell: Callable[[str], None]) -> Callable[[], Reader]:

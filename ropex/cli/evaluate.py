@@ -67,9 +67,10 @@ def _eval(arguments: argparse.Namespace) -> None:
     chosen = [read_strategy(text) for text in arguments.strategy]
     out = arguments.out or Path("runs") / name_of(arguments.model)
     quiet()
+    from ropex_eval.claim import check_out
     from ropex_eval.lm_eval_suites import require_known
     from ropex_eval.processes import launched
-    from ropex_eval.run import Effort, check_out, run
+    from ropex_eval.run import Effort, run
     from ropex_eval.terminal import render
 
     check_out(out, arguments.force)

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_effort(parser)
     where = parser.add_argument_group("where the results go")
     where.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/MODEL")
-    where.add_argument("--force", action="store_true", help="replace a run of another model")
+    where.add_argument("--force", action="store_true", help="replace a run of a different model")
     where.add_argument("--json", action="store_true", help="print results.json, and no table")
 
 

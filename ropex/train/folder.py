@@ -10,41 +10,73 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from ropex.files import atomically
+from ropex.locks import NAME as LOCK
+from ropex.locks import locked
 from ropex.places import BUILT, put, workplace
 from ropex.train.recipe import Recipe
+from ropex.train.whole import is_changed
 
 RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
+_HALF = ("recipe.*", "log.*", "untouched.*", "rows/*", "stage-*/perplexity-by-length.*")
+"""What `ropex.files.atomically` writes here, each beside a `.tmp` of its name meanwhile."""
 
 
-def keep_recipe(recipe: Recipe, out: Path) -> None:
-    """Write the recipe into the folder of its run.
+@contextmanager
+def claimed(recipe: Recipe, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Have the folder of a run for a recipe, and for this run alone, in the block.
+
+    Args:
+        recipe: What is run; written into the folder.
+        out: The folder.
+        tell: Called with what a killed run has left there, which is removed.
 
     Raises:
-        FileExistsError: There is another one.
+        FileExistsError: It is of a different recipe, holds something else, or a run is at work.
     """
     content = json.loads(json.dumps(asdict(recipe)))
-    path = out / RECIPE
+    if not (out / LOCK).exists():  # nobody is at work; what is refused then touches no file
+        _check(content, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _check(content, out)  # somebody may have been quicker
+        _clear(out, tell)
+        with atomically(out / RECIPE) as temporary:
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        yield
+
+
+def _check(content: dict[str, Any], out: Path) -> None:
+    """Raise a FileExistsError if a folder is not free for a recipe."""
     if any(out.glob("stage-*")):
         there = recipe_of(out)
-        if there == content:
-            return
-        key = next(key for key in content if there.get(key) != content[key])
-        raise FileExistsError(
-            f"{out} holds the run of another recipe ({key} differs); write elsewhere (-o), or "
-            "remove it"
-        )
-    if out.exists() and not path.is_file() and any(out.iterdir()):
+        if there != content:
+            keys = (key for key in {**content, **there} if there.get(key) != content.get(key))
+            raise FileExistsError(
+                f"{out} holds the run of a different recipe ({next(keys)} differs); write "
+                "elsewhere (-o), or remove it"
+            )
+        return
+    others = out.exists() and any(path.name != LOCK for path in out.iterdir())
+    if others and not (out / RECIPE).is_file():
         raise FileExistsError(f"{out} is not empty and holds no run of a recipe; write elsewhere")
-    out.mkdir(parents=True, exist_ok=True)
-    with atomically(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _clear(out: Path, tell: Callable[[str], None]) -> None:
+    """Remove what a run that was killed has left half written, and rows that were damaged."""
+    left = [path for half in _HALF for path in out.glob(f"{half}.tmp")]
+    for path in left:
+        path.unlink()
+        tell(f"{path} was half written when a run was killed, and is removed")
+    for path in filter(is_changed, out.glob("rows/*.arrow")):
+        path.unlink()
+        tell(f"{path} is not what was written; its rows are cut from the texts again")
 
 
 def recipe_of(out: Path) -> dict[str, Any]:
-    """What `keep_recipe` wrote.
+    """What `claimed` wrote.
 
     Raises:
         FileNotFoundError: There is none.
@@ -62,22 +94,21 @@ def recipe_of(out: Path) -> dict[str, Any]:
     return content
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """See to it that no other run writes there."""
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileExistsError(f"another run is at work in {out}; write elsewhere (-o)") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder, which appears complete or not at all."""
-    with workplace(folder) as place:
-        write(place / BUILT)
-        put(place / BUILT, folder)
+    """Write a folder, which appears complete or not at all.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    try:
+        with workplace(folder) as place:
+            write(place / BUILT)
+            put(place / BUILT, folder)
+    except (OSError, SafetensorError) as error:
+        raise not_written(folder, error) from error
+
+
+def not_written(path: Path, error: Exception) -> OSError:
+    """What to raise of a full disk, whose own error names no file."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return OSError(f"{path} could not be written ({reason})")

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ropex.files import atomically
+from ropex.train.folder import not_written
 
 FILE = "log.jsonl"
 
@@ -33,9 +34,9 @@ class Log(TrainerCallback):
         """Start the clock, and forget what a run that goes on will do again."""
         self._began, self._first = time.perf_counter(), state.global_step
         if state.is_world_process_zero and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             done = (self.stage, state.global_step)
-            kept = [line for line in lines if _place(line) <= done]
+            kept = [line for line in lines if (place := _place(line)) and place <= done]
             with atomically(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -58,8 +59,11 @@ class Log(TrainerCallback):
             "learning_rate": logs.get("learning_rate"),
             "tokens_per_second": round(speed),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise not_written(self.path, error) from error
         left = (state.max_steps - state.global_step) * self.tokens / speed
         self.tell(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
@@ -68,10 +72,13 @@ class Log(TrainerCallback):
         )
 
 
-def _place(line: str) -> tuple[int, int]:
-    """Stage and step of a line."""
-    content = json.loads(line)
-    return content["stage"], content["step"]
+def _place(line: str) -> tuple[int, int] | None:
+    """Stage and step of a line; None of one that a killed run has half written."""
+    try:
+        content = json.loads(line)
+        return int(content["stage"]), int(content["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from ropex.train.adapters import with_adapters
 from ropex.train.recipe import Recipe, Stage
 from ropex.train.rows import Cutter
 from ropex.train.stages import changed, collator_of
-from ropex.train.trainer import arguments_of
+from ropex.train.trainer import arguments_of, check_reporters
 
 _LOGIT_BYTES = 12  # in float32: log-probabilities, their gradient, and that of the logits
 _CHUNKED_BYTES = 16  # of a logit of a chunk; see `ropex.train.loss_pass`
@@ -155,6 +155,7 @@ def plan(recipe: Recipe) -> str:
         FileNotFoundError: A model or a text is not there.
         ValueError: The recipe does not fit the model, or a text has no row.
     """
+    check_reporters(recipe.report_to, installed=False)
     folder = find(recipe.model)
     model = load_skeleton(folder, trust_remote_code=recipe.trust_remote_code)
     model.tie_weights()  # which a skeleton forgets

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ropex.files import atomically
 from ropex.train.recipe import Source, Stage
 from ropex.train.rows import Cutter, MixedRows, Row, StreamedRows, turns
+from ropex.train.whole import seal_file
 
 _SPARE = 4  # rows cut of local texts for each one that is needed, so that they come from all over
 
@@ -59,6 +60,7 @@ def _pool(cutter: Cutter, source: Source, needed: int, folder: Path) -> Any:
             folder.mkdir(parents=True, exist_ok=True)
             with atomically(path) as temporary:
                 _write(temporary, islice(cutter.rows(source), most), most, source.text)
+                seal_file(temporary, path)
         else:
             time.sleep(0.2)
     return Dataset.from_file(str(path))

@@ -5,6 +5,7 @@ Each function is a collective: all ranks must come to it together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -37,6 +38,30 @@ def of_first(value: T) -> T:
     dist.broadcast_object_list(given, src=0)
     first: T = given[0]
     return first
+
+
+def by_first(function: Callable[[], T]) -> T:
+    """What a function gives on rank 0, where alone it is called, on all ranks.
+
+    Args:
+        function: Gives something small.
+
+    Raises:
+        OSError: It raised that on rank 0; so do all ranks, and none is left waiting.
+        ValueError: Likewise.
+    """
+    found: Any = None
+    error: Exception | None = None
+    if not _several() or dist.get_rank() == 0:
+        try:
+            found = function()
+        except (OSError, ValueError) as raised:
+            error = raised
+    found, error = of_first((found, error))
+    if error is not None:
+        raise error
+    given: T = found
+    return given
 
 
 def agreed(problem: str | None) -> str | None:

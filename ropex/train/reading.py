@@ -67,7 +67,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # endless digits, or depth
         raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds no keys and values, so it is no recipe")
@@ -108,8 +108,8 @@ def _read(change: str, text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"{change}: {text!r} is no value of YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ValueError(f"{change[:60]}: {text[:60]!r} is no value of YAML") from None
 
 
 def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from ropex.train.schema import Size
+from ropex.train.schema import Bounds, Size, check_numbers
+
+Count: TypeAlias = Annotated[int, Bounds(least=1, most=10_000_000)]
+Tokens: TypeAlias = Annotated[Size, Bounds(least=2, most=2**31 - 1)]
+_ROWS = 100_000_000  # that a run can put in order
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,14 @@ class Source:
     """
 
     text: str
-    share: float = 1.0
+    share: Annotated[float, Bounds(above=0)] = 1.0
     layout: Literal["split", "join", "pack"] = "split"
-    longest: Size | None = None
+    longest: Tokens | None = None
 
     def __post_init__(self) -> None:
-        _check(0 < self.share < math.inf, f"share is {self.share}; it must be above 0")
+        check_numbers(self)
         if self.longest is not None:
             _check(self.layout == "pack", "longest is for the layout pack alone")
-            _check(self.longest > 1, f"longest is {self.longest}; a piece has 2 tokens at least")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class Data:
         bos: `auto` for the tokenizer's, `none`, or a token, which starts each piece.
     """
 
-    length: Size
+    length: Tokens
     sources: tuple[Source, ...]
     streaming: bool = False
     bos: str = "auto"
 
     def __post_init__(self) -> None:
-        _check(self.length > 1, f"length is {self.length}; a row has 2 tokens at least")
+        check_numbers(self)
         _check(bool(self.sources), "sources is empty; name a text")
 
     @property
@@ -71,8 +73,11 @@ class Positions:
     """
 
     sampler: Literal["pose", "cream", "random"]
-    window: Size
-    target: Size | None = None
+    window: Tokens
+    target: Tokens | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Training:
         warmup: Steps in which it rises.
         weight_decay: Of AdamW.
         beta2: Of AdamW.
-        max_grad_norm: Gradients are scaled down to this norm.
+        max_grad_norm: Gradients are scaled down to this norm; 0 to leave them.
         gradient_checkpointing: Compute activations again instead of keeping them.
         chunked_loss: Compute logits a few rows at a time.
         shifted_attention: LongLoRA's, in so many groups; None for full attention.
@@ -97,34 +102,33 @@ class Training:
         log_every: Steps between lines of the log.
     """
 
-    steps: int
-    batch: int
-    micro_batch: int = 1
-    learning_rate: float = 2e-5
+    steps: Count
+    batch: Count
+    micro_batch: Count = 1
+    learning_rate: Annotated[float, Bounds(above=0, below=1)] = 2e-5
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = 20
-    weight_decay: float = 0.0
-    beta2: float = 0.95
-    max_grad_norm: float = 1.0
+    warmup: Annotated[int, Bounds(least=0)] = 20
+    weight_decay: Annotated[float, Bounds(least=0)] = 0.0
+    beta2: Annotated[float, Bounds(least=0, below=1)] = 0.95
+    max_grad_norm: Annotated[float, Bounds(least=0)] = 1.0
     gradient_checkpointing: bool = True
     chunked_loss: bool = True
-    shifted_attention: int | None = None
-    save_every: int = 100
-    keep: int = 2
-    log_every: int = 10
+    shifted_attention: Annotated[int, Bounds(least=2)] | None = None
+    save_every: Count = 100
+    keep: Annotated[int, Bounds(least=2, most=10_000_000)] = 2
+    log_every: Count = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "micro_batch", "save_every", "log_every"):
-            value = getattr(self, name)
-            _check(value > 0, f"{name} is {value}; it must be above 0")
-        _check(self.keep > 1, f"keep is {self.keep}; it must be at least 2")
-        _check(0 <= self.warmup <= self.steps, _SHORT.format(self.warmup, self.steps))
-        _check(
-            0 < self.learning_rate < 1, f"learning_rate is {self.learning_rate}; it must be above 0"
-        )
+        check_numbers(self)
+        _check(self.warmup <= self.steps, _SHORT.format(self.warmup, self.steps))
         _check(self.batch % self.micro_batch == 0, _UNEVEN.format(self.batch, self.micro_batch))
+        rows = self.steps * self.batch
+        _check(rows <= _ROWS, f"steps of {rows:,} rows in all are more than {_ROWS:,}; give fewer")
+        decay = self.learning_rate * self.weight_decay
+        _check(decay < 1, f"weight_decay is {self.weight_decay}; {_DECAY}")
 
 
+_DECAY = "times learning_rate it must be below 1, or a step turns weights around"
 _SHORT = "warmup is {}, and there are only {} steps; set training.warmup"
 _UNEVEN = "batch is {}, which is no multiple of micro_batch, {}"
 
@@ -141,11 +145,15 @@ class Lora:
         also: Parts that are trained in full: `embeddings` and `norms`, as LongLoRA found it needs.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Annotated[int, Bounds(least=1, most=65_536)] = 8
+    alpha: Annotated[float, Bounds(above=0)] = 16.0
+    dropout: Annotated[float, Bounds(least=0, below=1)] = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     also: tuple[Literal["embeddings", "norms"], ...] = ("embeddings", "norms")
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        _check(bool(self.targets), "targets is empty; name a matrix, such as q_proj")
 
 
 @dataclass(frozen=True)
@@ -159,10 +167,14 @@ class Evaluate:
         every: Steps between; None for the start and the end alone.
     """
 
-    lengths: tuple[Size, ...]
+    lengths: tuple[Tokens, ...]
     data: str = "stdlib"
-    excerpts: int = 16
-    every: int | None = None
+    excerpts: Count = 16
+    every: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        _check(bool(self.lengths), "lengths is empty; give some, as in [1k, 4k]")
 
 
 @dataclass(frozen=True)
@@ -182,6 +194,11 @@ class Stage:
     positions: Positions | None = None
 
     def __post_init__(self) -> None:
+        groups = self.training.shifted_attention
+        _check(
+            groups is None or groups <= self.window,
+            f"training.shifted_attention is {groups}, and {self.window} tokens are read at once",
+        )
         if self.positions is None:
             return
         _check(
@@ -223,16 +240,17 @@ class Recipe:
     stages: tuple[Stage, ...]
     lora: Lora | None = None
     evaluate: Evaluate | None = None
-    trained_length: Size | None = None
+    trained_length: Annotated[Size, Bounds(least=1, most=2**31 - 1)] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     autocast: bool = False
     attention: str = "sdpa"
     optimizer: str = "adamw_torch"
-    seed: int = 0
+    seed: Annotated[int, Bounds(least=0, most=2**32 - 1)] = 0
     report_to: tuple[str, ...] = field(default=())
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         _check(bool(self.stages), "stages is empty")
         _check(self.dtype == "float32" or (self.lora is not None and self.autocast), _ROUNDED)
 

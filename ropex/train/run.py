@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 
 from ropex.loading import find, load_model, load_tokenizer
 from ropex.patching import Patch
 from ropex.storage import save
 from ropex.train.adapters import with_adapters
-from ropex.train.folder import ADAPTER, FINAL, alone, keep_recipe, write_folder
+from ropex.train.folder import ADAPTER, FINAL, claimed, not_written, write_folder
 from ropex.train.guard import RopeGuard
 from ropex.train.log import FILE, Log
 from ropex.train.pools import rows_of
+from ropex.train.ranks import by_first
 from ropex.train.recipe import Recipe, Stage
 from ropex.train.rows import Cutter, MixedRows
 from ropex.train.stages import collator_of, prepared
@@ -28,8 +30,9 @@ from ropex.train.trainer import (
     RecipeTrainer,
     accelerated,
     arguments_of,
-    last_whole,
+    check_reporters,
 )
+from ropex.train.whole import last_whole
 
 _MANY = 4
 """Times that a text is read, from which on it is said."""
@@ -104,7 +107,7 @@ class Run:
 
     def _train(self, number: int, stage: Stage, trainer: RecipeTrainer, handle: Patch) -> None:
         """Train a stage, go on with it, or load what it has left."""
-        last = last_whole(self.out / f"stage-{number}")
+        last = by_first(lambda: last_whole(self.out / f"stage-{number}", self.tell))
         if last is not None and last.name == f"checkpoint-{stage.training.steps}":
             trainer._load_from_checkpoint(str(last))
             return
@@ -125,7 +128,11 @@ class Run:
                 "other loaders do not"
             )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process has a part
-            trainer.save_model(str(self.out / (FINAL if self.recipe.lora is None else ADAPTER)))
+            folder = self.out / (FINAL if self.recipe.lora is None else ADAPTER)
+            try:
+                trainer.save_model(str(folder))
+            except (OSError, SafetensorError) as error:
+                raise not_written(folder, error) from error
         elif state.is_main_process:
             model = self.model
             if self.recipe.lora is not None:
@@ -154,20 +161,21 @@ def train(
         tell: Called with lines for a person.
 
     Raises:
-        FileExistsError: The folder holds the run of another recipe.
+        FileExistsError: The folder holds the run of a different recipe, or a run is at work there.
         FileNotFoundError: A model or a text is not there.
         OSError: A checkpoint could not be written; the ones before are whole.
-        ValueError: The recipe does not fit the model or the texts, or the loss is no number.
+        ValueError: No checkpoint is whole, the recipe does not fit the model or the texts, or the
+            loss is no number.
     """
     with ExitStack() as undo:
         undo.enter_context(_own_precision(recipe))
-        if PartialState(cpu=not accelerated()).is_main_process:
-            keep_recipe(recipe, out)
-            undo.enter_context(alone(out))
+        PartialState(cpu=not accelerated())  # which lets processes find each other
+        by_first(lambda: undo.enter_context(claimed(recipe, out, tell)))
         _run(recipe, out, watch, tell)
 
 
 def _run(recipe: Recipe, out: Path, watch: Watch | None, tell: Callable[[str], None]) -> None:
+    check_reporters(recipe.report_to)
     source = find(recipe.model)
     trusted = recipe.trust_remote_code
     tokenizer = load_tokenizer(source, trust_remote_code=trusted)

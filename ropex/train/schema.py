@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ropex.sizes import parse_size
@@ -13,6 +14,53 @@ from ropex.sizes import parse_size
 Value = TypeVar("Value")
 Size = NewType("Size", int)
 """A number of tokens, which may be written as `32k`."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Numbers that a key may have; `Annotated[int, Bounds(least=1)]`.
+
+    Attributes:
+        least: The smallest.
+        above: What they are above.
+        most: The largest.
+        below: What they are below; by default every one is finite.
+    """
+
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def hold(self, number: float) -> bool:
+        """Whether they allow a number; never one that is none."""
+        return self.least <= number <= self.most and self.above < number < self.below
+
+    def __str__(self) -> str:
+        names = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+        limits = ((text, getattr(self, name)) for name, text in names.items())
+        return " and ".join(f"{text} {limit:,}" for text, limit in limits if abs(limit) < math.inf)
+
+
+def check_numbers(values: Any) -> None:
+    """See to it that the numbers of a dataclass are within their bounds.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, hint in get_type_hints(type(values), include_extras=True).items():
+        given = getattr(values, name)
+        numbers = given if isinstance(given, tuple) else () if given is None else (given,)
+        for bounds in bounds_in(hint):
+            if wrong := [number for number in numbers if not bounds.hold(number)]:
+                raise ValueError(f"{name} is {_short(str(wrong[0]))}; it must be {bounds}")
+
+
+def bounds_in(hint: Any) -> Iterator[Bounds]:
+    """The bounds in a type, such as `Annotated[int, Bounds(least=1)] | None`."""
+    yield from (each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Bounds))
+    for inner in get_args(hint):
+        yield from bounds_in(inner)
 
 
 def build(kind: type[Value], given: Any, place: str = "") -> Value:
@@ -83,17 +131,21 @@ def _plain(wanted: Any, value: Any, place: str) -> Any:
     if wanted is float and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif type(value) is wanted:
         return value
-    raise ValueError(f"{place} is {value!r}; it must be {names[wanted]}")
+    raise ValueError(f"{place} is {_short(repr(value))}; it must be {names[wanted]}")
 
 
 def _unknown(place: str, key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {_list(known)}"
     return f"{place} is no key of a recipe; {hint}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _list(names: Sequence[Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ropex.attention import PREFIX
 from ropex.errors import UnsupportedModel
 from ropex.install import set_attribute
+from ropex.nesting import patches_of
 from ropex.own_config import keep_edits, own_configs
 from ropex.train.grouped import shifted_attention
 from ropex.train.probing import probe_ids, trying
@@ -65,22 +67,36 @@ class ShiftedAttention:
         model: The model of transformers.
         groups: How many groups a sequence has.
         layers: The attention modules.
+        over: The patches that were in place before, which are suspended without this.
     """
 
     def __init__(self, model: nn.Module, groups: int) -> None:
         self.model, self.groups = _inner(model), groups
         _check_config(self.model)
+        self.over = frozenset(patch.identity for patch in patches_of(self.model))
+        self._shift = _Shift(groups, self)
+        self._install(tried=has_weights(self.model))
+
+    def _install(self, tried: bool) -> None:
         with ExitStack() as undo:
             self._own_config(undo)
             config = self.model.config.get_text_config()
             self.layers = _layers(self.model, config)
-            self._shift = _Shift(groups)
             for layer in self.layers:
                 set_attribute(layer, "ropex_shift", self._shift, undo)
                 undo.callback(layer.register_forward_pre_hook(_guard).remove)
-            if has_weights(self.model):
+            if tried:
                 self._try()
             self._undo = undo.pop_all()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """The model without this, for the length of the block; a patch below may come and go."""
+        self._undo.close()
+        try:
+            yield
+        finally:
+            self._install(tried=False)
 
     def remove(self) -> None:
         """Restore the model. An attention that is restored already stays so."""
@@ -125,12 +141,17 @@ class _Shift:
 
     Attributes:
         groups: How many groups a sequence has.
+        handle: What removes it; None in a copy of the model.
         tried: Layers that have been shifted while trying; None if not trying.
     """
 
-    def __init__(self, groups: int) -> None:
-        self.groups = groups
+    def __init__(self, groups: int, handle: ShiftedAttention | None = None) -> None:
+        self.groups, self.handle = groups, handle
         self.tried: set[int] | None = None
+
+    def __reduce__(self) -> Any:
+        """A copied model stays shifted, but the handle is the first model's."""
+        return _Shift, (self.groups,)
 
 
 def _inner(model: nn.Module) -> Any:

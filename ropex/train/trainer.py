@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,17 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from ropex.files import atomically
 from ropex.storage import save
+from ropex.train.folder import not_written
 from ropex.train.ranks import agreed
 from ropex.train.recipe import Recipe, Stage
-
-WHOLE = "ropex-whole"
-"""A file in a checkpoint that has been written to its end."""
+from ropex.train.whole import newest, seal
 
 
 class RecipeTrainer(Trainer):
@@ -37,19 +39,27 @@ class RecipeTrainer(Trainer):
         """As transformers does it, without a cache: with one, packed documents see each other."""
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it.
+
+        Raises:
+            ValueError: What it takes is not installed.
+        """
+        try:
+            return super().create_optimizer(*args, **kwargs)
+        except ImportError as error:
+            raise ValueError(f"optimizer: {' '.join(str(error).split())}") from None
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()  # each has written its part
             if self.args.should_save:
-                (folder / WHOLE).touch()
+                seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(
-                f"{folder.name} could not be written ({reason}){_kept(folder.parent)}"
-            ) from error
+            raise OSError(f"{not_written(folder, error)}{_kept(folder.parent)}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The model with its `ropex.json`, even where no config can say its strategy."""
@@ -81,21 +91,29 @@ class FiniteGradients(TrainerCallback):
             )
 
 
-def last_whole(folder: Path) -> Path | None:
-    """The checkpoint to go on from; what was not written to its end is removed."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
-        if not (path / WHOLE).is_file():
-            shutil.rmtree(path, ignore_errors=True)  # other processes do the same
-        elif match := re.fullmatch(r"checkpoint-(\d+)", path.name):
-            found[int(match[1])] = path
-    return found[max(found)] if found else None
-
-
 def _kept(folder: Path) -> str:
     """What is left after a failure, in words."""
-    last = last_whole(folder)
+    last = newest(folder)
     return f"; {last} is kept, and the same command goes on from there" if last else ""
+
+
+def check_reporters(names: tuple[str, ...], *, installed: bool = True) -> None:
+    """See to it that transformers can report to these.
+
+    Args:
+        names: Of a recipe.
+        installed: Whether they must be installed, too.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    known = ["all", "none", *sorted(INTEGRATION_TO_CALLBACK)]
+    here = known[:2] + get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"report_to: {name!r} is unknown; choose {', '.join(known)}")
+        if installed and name not in here:
+            raise ValueError(f"report_to: {name} is not installed; install it, or report to none")
 
 
 def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
