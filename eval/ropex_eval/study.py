@@ -90,6 +90,7 @@ class Study:
                 "source": corpus.source,
                 "documents": corpus.documents,
                 "too_short": corpus.too_short,
+                "repeated": corpus.repeated,
                 "excerpts": len(corpus.excerpts),
                 "tokens": protocol.pop("excerpt"),
                 "bos": corpus.bos,
