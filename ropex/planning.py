@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ropex.native import Native
 from ropex.rope import Plan, Rope
 from ropex.sites.base import Site
-from ropex.strategies.base import Strategy
+from ropex.strategies.base import LARGEST, LARGEST_SCALE, Strategy
 from ropex.tables import table_key
 from ropex.window import windowed
 
@@ -63,8 +65,26 @@ def plan_sites(
         rope = site.rope(trained_length)
         keeps = kept and not all(local)
         plan = Plan.unchanged(rope) if keeps else strategy.plan(rope)
+        _require_held(strategy, rope, plan)
         planned.append(Planned(site, rope, plan, keeps))
     return tuple(planned)
+
+
+def _require_held(strategy: Strategy, rope: Rope, plan: Plan) -> None:
+    """Raise a ValueError unless float32 and bfloat16 hold what is planned.
+
+    Each strategy bounds its own numbers; several of them, or an odd model, may still pass these.
+    """
+    changed = plan.inv_freq[(plan.inv_freq != rope.inv_freq) & (plan.inv_freq != 0)]
+    outside = changed[~((changed >= torch.finfo(torch.float32).tiny) & (changed <= LARGEST))]
+    scale = float(plan.attention_scale)
+    if len(outside):
+        problem = f"its slowest pair turns by {float(outside.min()):.3g} radians a token"
+    elif not 1 / LARGEST_SCALE**2 <= scale <= LARGEST_SCALE**2:
+        problem = f"it multiplies cos and sin by {scale:.3g}"
+    else:
+        return
+    raise ValueError(f"{strategy}: {problem}, which no table holds; state smaller numbers")
 
 
 def realised(

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Rope
-from ropex.sites.base import LONGEST
-from ropex.strategies.base import Strategy
+from ropex.strategies.base import LONGEST, Strategy
 from ropex.strategies.dynamic import Dynamic
 from ropex.strategies.linear import Linear
 from ropex.strategies.llama3 import Llama3

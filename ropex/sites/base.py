@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Strategy
+from ropex.strategies.base import LONGEST, Strategy
 
 if TYPE_CHECKING:
     from ropex.install import Options
     from ropex.native import Native
     from ropex.sites.hooks import Tables
     from ropex.tables import TableAt
-
-LONGEST = 2**40
-"""Tokens beyond which no text and no trained length is meant."""
 
 
 @dataclass(frozen=True)
