@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ropex.native import Native
 from ropex.rope import Plan, Rope
 from ropex.sites.base import Site
-from ropex.strategies.base import LARGEST, LARGEST_SCALE, Strategy
+from ropex.strategies.base import LARGEST, LARGEST_FACTOR, LARGEST_SCALE, Strategy
 from ropex.tables import table_key
 from ropex.window import windowed
 
@@ -75,11 +73,11 @@ def _require_held(strategy: Strategy, rope: Rope, plan: Plan) -> None:
 
     Each strategy bounds its own numbers; several of them, or an odd model, may still pass these.
     """
-    changed = plan.inv_freq[(plan.inv_freq != rope.inv_freq) & (plan.inv_freq != 0)]
-    outside = changed[~((changed >= torch.finfo(torch.float32).tiny) & (changed <= LARGEST))]
-    scale = float(plan.attention_scale)
-    if len(outside):
-        problem = f"its slowest pair turns by {float(outside.min()):.3g} radians a token"
+    fastest, scale = float(plan.inv_freq.max()), float(plan.attention_scale)
+    if not strategy.scale(rope) <= LARGEST_FACTOR:
+        problem = f"it reaches {strategy.scale(rope):.3g} times the trained length"
+    elif not fastest <= LARGEST:
+        problem = f"its fastest pair turns by {fastest:.3g} radians a token"
     elif not 1 / LARGEST_SCALE**2 <= scale <= LARGEST_SCALE**2:
         problem = f"it multiplies cos and sin by {scale:.3g}"
     else:

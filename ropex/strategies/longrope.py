@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import (
+    LARGEST,
     LARGEST_FACTOR,
     Length,
     LengthClass,
@@ -52,9 +53,10 @@ class LongRope(Scaled):
         require(self, "long_factor", len(self.long_factor) > 0, "given: one divisor for each pair")
         for name in ("long_factor", "short_factor"):
             values = getattr(self, name)
-            each = (1 / LARGEST_FACTOR <= value <= LARGEST_FACTOR for value in values or ())
+            # a pair that does not turn is divided by an immense number
+            each = (1 / LARGEST_FACTOR <= value <= LARGEST for value in values or ())
             fits = values is None or (len(values) > 0 and all(each))
-            require(self, name, fits, "made of numbers above 0, from 2**-20 to 2**20")
+            require(self, name, fits, "made of numbers above 0, from 2**-20 to 1e30")
 
     @property
     def length_class(self) -> LengthClass:
