@@ -68,6 +68,11 @@ class Corpus:
         """What definitions of perplexity need to know of an excerpt."""
         return Text(self.tokens, self.bos is not None)
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id that is read."""
+        return max(self.bos or 0, *(int(each.ids.max()) for each in self.excerpts))
+
     def share_of(self, token: int | None) -> float:
         """Share of the tokens that are this one; 0 if there is no such token."""
         if token is None:

@@ -19,6 +19,7 @@ from ropex.patching import Patch
 from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
+from ropex.tokens import require_embedded
 from ropex_eval.corpus import Corpus
 from ropex_eval.passes import length_classes, wanted
 from ropex_eval.protocol import Protocol
@@ -58,6 +59,9 @@ class Study:
     command: str | None = None
     warnings: tuple[str, ...] = ()
     tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        require_embedded([self.corpus.largest_id], self.skeleton, self.model_id)
 
     @cached_property
     def rope(self) -> Rope:

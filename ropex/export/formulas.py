@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Rope
-from ropex.strategies.base import LONGEST, Strategy
+from ropex.sizes import LONGEST
+from ropex.strategies.base import Strategy
 from ropex.strategies.dynamic import Dynamic
 from ropex.strategies.linear import Linear
 from ropex.strategies.llama3 import Llama3

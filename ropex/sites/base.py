@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import LONGEST, Strategy
+from ropex.sizes import LONGEST
+from ropex.strategies.base import Strategy
 
 if TYPE_CHECKING:
     from ropex.install import Options

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.sizes import format_size
+from ropex.sizes import LONGEST, format_size
 
 Length: TypeAlias = int | Tensor
 """A number of tokens; a 0-dimensional tensor when it is decided inside a compiled forward."""
@@ -20,9 +20,6 @@ LengthClass: TypeAlias = Literal["static", "two", "per_length"]
 
 LARGEST_FACTOR = 2**20
 """What a float32 table can hold."""
-
-LONGEST = 2**40
-"""Tokens beyond which no text and no trained length is meant."""
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Numbers that float32 and bfloat16 hold with room for what is made of them."""

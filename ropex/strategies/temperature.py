@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
+from ropex.sizes import LONGEST
 from ropex.strategies.base import (
-    LONGEST,
     Length,
     Strategy,
     require,

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
+from ropex.sizes import LONGEST
 from ropex.strategies.base import (
     LARGEST,
-    LONGEST,
     Length,
     Scaled,
     require,
