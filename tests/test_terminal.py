@@ -92,7 +92,7 @@ def test_few_documents_grant_nothing_and_that_is_told(documents: int, told: str)
     verdict = Verdict("a", None, False, None, False, None, (open_at(64),))
     lines = render(dataclasses.replace(results, verdicts=(verdict,))).splitlines()
     assert lines[-2:] == [
-        f"nothing is granted from fewer than 29 documents, and {documents} were read",
+        f"fewer than 29 documents show nothing but identical numbers; {documents} were read",
         told,
     ]
 

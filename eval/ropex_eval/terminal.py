@@ -89,7 +89,9 @@ def _notes(results: Results) -> list[str]:
     if lost:
         notes.append(f"no verdict, as losses are NaN or infinite: {', '.join(lost)}")
     if count and count < FEWEST and not all(map(decided, judged)):
-        notes.append(f"nothing is granted from fewer than {FEWEST} {noun}, and {count} were read")
+        notes.append(
+            f"fewer than {FEWEST} {noun} show nothing but identical numbers; {count} were read"
+        )
     opened = [told_open(each, results.about) for each in judged if not decided(each)]
     if opened:
         notes.append(f"open: {'; '.join(opened)}")
