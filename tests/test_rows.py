@@ -31,7 +31,7 @@ def cutter(length: int, bos: str = "auto") -> Cutter:
 
 
 def test_ids_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
-    data = Data(16, (Source("x"),))
+    data = Data(16, (Source("x"),))  # type: ignore[arg-type]
     made = Cutter.of(data, TOKENIZER, tiny_causal(vocab_size=50), "tiny")
     with pytest.raises(ValueError, match=r"and tiny has embeddings of 0 to 49; give it"):
         next(made.rows(Source(documents(tmp_path, words(50)))))

@@ -209,7 +209,8 @@ def _stretches(ids: Tensor) -> list[int]:
     powers = torch.tensor([pow(_PRIME, place, 2**63) for place in range(_STRETCH)])
     hashes = (ids.long().unfold(0, _STRETCH, 1) * powers).sum(-1) * _PRIME
     hashes = (hashes ^ (hashes >> 29)) * _PRIME
-    return hashes.unique()[:_SKETCH].tolist()
+    smallest: list[int] = hashes.unique()[:_SKETCH].tolist()
+    return smallest
 
 
 def _alike(one: set[int], other: set[int]) -> bool:

@@ -80,8 +80,8 @@ class Estimate:
         se: Standard error, clusters being independent; None from one cluster.
         clusters: How many there are.
         weight: Number of things averaged.
-        skewness: Of the clusters (Fisher and Pearson, adjusted for their number); 0 of fewer than
-            three.
+        skewness: Of the clusters: the mean cube over the cube of their standard deviation; 0 of
+            fewer than three.
     """
 
     mean: float
@@ -140,9 +140,8 @@ def _skewness(residuals: Sequence[float]) -> float:
     if count < 3 or not 0 < size < math.inf:
         return 0.0
     scaled = [residual / size for residual in residuals]  # so that no cube overflows
-    second, third = (_sum(each**power for each in scaled) / count for power in (2, 3))
-    adjusted = math.sqrt(count * (count - 1)) / (count - 2)
-    return adjusted * third / math.pow(second, 1.5)
+    variance = _sum(each * each for each in scaled) / (count - 1)
+    return _sum(each**3 for each in scaled) / count / math.pow(variance, 1.5)
 
 
 def student(freedom: int, sure: float = 0.975) -> float:
