@@ -146,7 +146,7 @@ def test_data_is_read_from_every_kind_of_source(world: World) -> None:
 def test_eval_reads_the_standard_library_unless_told(world: World) -> None:
     status, _, err = world("eval", "tiny", "--lengths", "8,48", "-s", "none", "-o", "out")
     assert status == 0
-    assert "text   stdlib: 16 excerpts of 48 tokens from 12 documents\n" in err
+    assert "text   stdlib: 32 excerpts of 48 tokens from 12 documents\n" in err
 
 
 @pytest.mark.parametrize("names", ["prefix", "local, prefix", "fixed,fixed,local"])
