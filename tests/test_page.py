@@ -218,6 +218,14 @@ def test_charts_have_every_point_and_only_json_that_browsers_read() -> None:
     assert said == {"Infinity", "NaN"}
 
 
+def test_bands_of_the_curve_are_those_of_as_many_documents_as_were_read() -> None:
+    results = CASES["six"]
+    assert results.curve[0].se is not None
+    _, nll, low, high, _ = data_of(render(results))["curve"][0]["points"][0]
+    half = 2.2010 * results.curve[0].se  # 12 documents
+    assert (low, high) == pytest.approx((nll - half, nll + half), abs=1e-4)
+
+
 def test_lines_are_told_apart() -> None:
     chosen = words.styles(TWELVE)
     assert len(set(chosen.values())) == 12
