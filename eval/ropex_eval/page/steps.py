@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ropex.sizes import format_size
 from ropex_eval.contexts import COLLAPSE, MARGIN
-from ropex_eval.page.markup import Cell, Markup, Row, table, tag
+from ropex_eval.page.markup import Cell, Markup, Row, join, table, tag
 from ropex_eval.page.words import name, signed
 from ropex_eval.results import Results
 from ropex_eval.terminal import format_share
@@ -43,6 +43,6 @@ def _step(step: Step) -> Cell:
     if step.low is not None and step.high is not None:
         said.insert(0, f"{signed(step.low)} to {signed(step.high)}")
     if step.hurt is not None:
-        said.append(f"hurt {format_share(step.hurt)}, collapsed {format_share(step.collapsed)}")
-    small = tag("small", "; ".join(said))
-    return Cell(Markup(tag("b", signed(step.nll)) + small), _KINDS[step.outcome])
+        said += [f"hurt {format_share(step.hurt)}", f"collapsed {format_share(step.collapsed)}"]
+    lines = [tag("b", signed(step.nll)), *(tag("small", each) for each in said)]
+    return Cell(join(lines), _KINDS[step.outcome])
