@@ -8,7 +8,7 @@ from typing import Any
 from ropex.native import Native
 from ropex.rope import Plan, Rope
 from ropex.sites.base import Site
-from ropex.strategies.base import Strategy
+from ropex.strategies.base import LARGEST, LARGEST_FACTOR, LARGEST_SCALE, Strategy
 from ropex.tables import table_key
 from ropex.window import windowed
 
@@ -63,8 +63,26 @@ def plan_sites(
         rope = site.rope(trained_length)
         keeps = kept and not all(local)
         plan = Plan.unchanged(rope) if keeps else strategy.plan(rope)
+        _require_held(strategy, rope, plan)
         planned.append(Planned(site, rope, plan, keeps))
     return tuple(planned)
+
+
+def _require_held(strategy: Strategy, rope: Rope, plan: Plan) -> None:
+    """Raise a ValueError unless float32 and bfloat16 hold what is planned.
+
+    Each strategy bounds its own numbers; several of them, or an odd model, may still pass these.
+    """
+    fastest, scale = float(plan.inv_freq.max()), float(plan.attention_scale)
+    if not strategy.scale(rope) <= LARGEST_FACTOR:
+        problem = f"it reaches {strategy.scale(rope):.3g} times the trained length"
+    elif not fastest <= LARGEST:
+        problem = f"its fastest pair turns by {fastest:.3g} radians a token"
+    elif not 1 / LARGEST_SCALE**2 <= scale <= LARGEST_SCALE**2:
+        problem = f"it multiplies cos and sin by {scale:.3g}"
+    else:
+        return
+    raise ValueError(f"{strategy}: {problem}, which no table holds; state smaller numbers")
 
 
 def realised(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+LONGEST = 2**40
+"""Tokens beyond which no text and no trained length is meant."""
+
+_MOST_LENGTHS = 1000
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 
 
@@ -13,7 +17,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: `text` is not a whole number with an optional unit.
     """
-    match = re.fullmatch(r"(\d+)([kKmM]?)", text.strip())
+    match = re.fullmatch(r"(\d{1,15})([kKmM]?)", text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a length; write 4096, 32k or 1M")
     return int(match[1]) * _UNITS[match[2].lower()]
@@ -39,13 +43,25 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({length for part in text.split(",") for length in _range(part)}))
 
 
+def parse_length(text: str) -> int:
+    """A number of tokens that there can be.
+
+    Raises:
+        ValueError: `text` is not a length, or it is 0 or beyond `LONGEST`.
+    """
+    length = parse_size(text)
+    if not 1 <= length <= LONGEST:
+        raise ValueError(f"{text!r} is no length, it must be from 1 to 2**40")
+    return length
+
+
 def _range(part: str) -> list[int]:
     first, dots, rest = part.partition("..")
     if not dots:
-        return [parse_size(part)]
+        return [parse_length(part)]
     last, colon, step = rest.partition(":")
-    low, high = parse_size(first), parse_size(last)
-    if low < 1 or low > high:
+    low, high = parse_length(first), parse_length(last)
+    if low > high:
         raise ValueError(f"{part!r} is not a range; write the shorter length first, as in 256..4k")
     if not colon:
         lengths = [low]
@@ -54,7 +70,10 @@ def _range(part: str) -> list[int]:
         return lengths
     if parse_size(step) < 1:
         raise ValueError(f"{part!r} has no step; write 1k..8k:1k")
-    return list(range(low, high + 1, parse_size(step)))
+    found = range(low, high + 1, parse_size(step))
+    if len(found) > _MOST_LENGTHS:
+        raise ValueError(f"{part!r} has {len(found)} lengths; at most {_MOST_LENGTHS}")
+    return list(found)
 
 
 def gib(size: float) -> str:

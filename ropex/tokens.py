@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -15,6 +16,24 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 def usual_front(tokenizer: Any, wanted: str) -> str:
     """`none` for `auto` where a tokenizer has no BOS, as Qwen's; else what is wanted."""
     return "none" if wanted == "auto" and tokenizer.bos_token_id is None else wanted
+
+
+def require_embedded(ids: Iterable[int], model: Any, name: str) -> None:
+    """Raise a ValueError where a model has no embedding for one of these ids.
+
+    Args:
+        ids: What it is to read.
+        model: With or without its weights.
+        name: What to call it in the message.
+    """
+    table = model.get_input_embeddings()
+    known = int(getattr(table, "num_embeddings", 0) or table.weight.shape[0])
+    largest = max(ids, default=0)
+    if largest >= known:
+        raise ValueError(
+            f"the tokenizer gives the id {largest}, and {name} has embeddings of 0 to {known - 1}; "
+            "give it the tokenizer that it was trained with, or resize its embeddings"
+        )
 
 
 def first_token(tokenizer: Any, wanted: str, model: str) -> int | None:

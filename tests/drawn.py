@@ -28,7 +28,7 @@ RANGES: dict[str, SearchStrategy[Any]] = {
     "temperature.factor": st.floats(0.01, 100),
     "base": st.floats(10, 1e9),
     "p": st.floats(0, 1, exclude_min=True),
-    "attention_factor": st.floats(1e-20, 1e20),
+    "attention_factor": st.floats(0.001, 1000),
     "pairs": st.integers(2, 256),
     "skip_layers": st.integers(0, 100),
     "power": st.floats(0.01, 4),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 from ropex_eval.page import Difference
-from ropex_eval.results import Change, Point, Result, Results, Retrieval, Step, Verdict
+from ropex_eval.results import Change, Point, Result, Results, Retrieval
+from ropex_eval.verdict import Step, Verdict
 
 TRAINED = 4096
 EXPLANATIONS = {
@@ -68,7 +68,7 @@ def made_up(
         strategies={text: _known(place) for place, text in enumerate(texts)},
         results=tuple(results),
         changes=tuple(_changes(texts, lengths, nll, intervals)),
-        verdicts=tuple(_verdict(text, lengths, nll, intervals) for text in texts),
+        verdicts=tuple(_verdict(text, texts[0], lengths, nll, intervals) for text in texts),
         curve=tuple(_curve(texts, lengths[-1], nll, error)),
         retrieval=tuple(_retrieval(texts, lengths, holds)) if retrieval else (),
     )
@@ -138,18 +138,21 @@ def _changes(texts: Sequence[str], lengths: Sequence[int], nll: Any, intervals: 
                 change = nll(text, name, length) - nll(texts[0], name, against)
                 se = 0.006 if intervals else None
                 low, high = (change - 0.012, change + 0.012) if intervals else (None, None)
-                yield Change(text, kind, name, length, against, change, se, low, high)
+                hurt = min(1.0, max(0.0, change))
+                yield Change(text, kind, name, length, against, change, se, low, high, hurt)
 
 
-def _verdict(text: str, lengths: Sequence[int], nll: Any, intervals: bool) -> Verdict:
-    steps, safe, useful = [], lengths[0], None
-    for start, end in pairwise(lengths):
-        if end < 2 * start and end != lengths[-1] and math.log2(end / lengths[0]) % 1:
-            continue
-        change = nll(text, "fixed", end) - nll(text, "fixed", start)
-        steps.append(Step(start, end, change, 0.009 if intervals else None))
+def _verdict(text: str, plain: str, lengths: Sequence[int], nll: Any, intervals: bool) -> Verdict:
+    within = [length for length in lengths if length <= TRAINED] or [lengths[0]]
+    against, steps, safe, useful = within[-1], [], None, None
+    for end in (length for length in lengths if length >= against):
+        change = nll(text, "fixed", end) - nll(plain, "fixed", against)
+        low, high = (change - 0.018, change + 0.018) if intervals else (None, None)
+        outcome = "shown" if change < 0.03 else "worse" if change > 0.07 else "open"
+        se, hurt = 0.009 if intervals else None, min(1.0, max(0.0, change))
+        steps.append(Step(against, end, change, se, low, high, hurt, hurt / 2, outcome))
     for step in steps:
-        if step.nll > 0.01 + 0.018:
+        if step.outcome != "shown":
             break
         safe = step.end
         useful = step.end if step.nll < -0.018 else useful

@@ -16,6 +16,14 @@ from transformers import DynamicCache
 import ropex
 
 IDS = tokens()
+
+
+@pytest.fixture
+def llama() -> Any:
+    """In float64: two ways to a logit round differently, and each processor in its own way."""
+    return tiny_model("llama").double()
+
+
 Policy = Literal["rotated", "unrotated"]
 
 

@@ -172,6 +172,16 @@ def gpt2(*arguments: str) -> Callable[[], list[str]]:
     return prepare
 
 
+def larger_tokenizer(*arguments: str) -> Callable[[], list[str]]:
+    """A command on a model with fewer embeddings than its tokenizer has ids."""
+
+    def prepare() -> list[str]:
+        tiny_causal(vocab_size=50).save_pretrained("tiny")
+        return [*arguments] or evaluation()()
+
+    return prepare
+
+
 def out_with_other_files() -> list[str]:
     write("out/thesis.txt", "years of work")
     return evaluation()()
@@ -233,19 +243,61 @@ REFUSALS = {
         "unknown strategy 'zzz'; known",
     ),
     "length below 2": (evaluation("--lengths", "1,48"), "lengths must be at least 2"),
-    "length 0": (evaluation("--lengths", "0"), "lengths must be at least 2"),
+    "length 0": (evaluation("--lengths", "0"), "--lengths: '0' is no length"),
     "targets too many": (
         evaluation("--targets", "8"),
         "targets is 8, it must be at least 1 and be",
     ),
-    "targets 0": (evaluation("--targets", "0"), "targets is 0, it must be at least 1"),
+    "targets 0": (
+        evaluation("--targets", "0"),
+        "--targets: '0' is no length, it must be from 1 to 2**40",
+    ),
     "excerpts 0": (evaluation("--excerpts", "0"), "--excerpts is 0, it must be at least 1"),
     "unknown definition": (
         evaluation("--definitions", "local,all"),
         "unknown definition 'all'; known: local",
     ),
     "no definition": (evaluation("--definitions", ""), "unknown definition ''"),
-    "stride 0": (evaluation("--stride", "0"), "stride is 0, it must be at least 1"),
+    "stride 0": (evaluation("--stride", "0"), "--stride: '0' is no length"),
+    "short 0": (
+        evaluation("--definitions", "longppl", "--short", "0"),
+        "--short: '0' is no length",
+    ),
+    "excerpt 0": (evaluation("--excerpt", "0"), "--excerpt: '0' is no length"),
+    "rescore, targets 0": (command("rescore", "out", "--targets", "0"), "--targets: '0' is no"),
+    "rescore, short 0": (command("rescore", "out", "--short", "0"), "--short: '0' is no length"),
+    "verify, length 0": (
+        command("verify", "tiny", "--url", "http://localhost:9", "--length", "0"),
+        "--length: '0' is no length",
+    ),
+    "show, length 0": (command("show", "tiny", "--length", "0"), "--length: '0' is no length"),
+    "suggest, length 0": (command("suggest", "tiny", "--length", "0"), "'0' is no length"),
+    "tasks, length 0": (command("tasks", "kv", "tiny", "--length", "0"), "'0' is no length"),
+    "check, length 0": (command("check", "tiny", "--length", "0"), "'0' is no length"),
+    "doctor, trained length 0": (command("doctor", "tiny", "--trained-length", "0"), "'0' is no"),
+    "length of 5000 digits": (evaluation("--targets", "9" * 5000), "is not a length"),
+    "lengths of 5000 digits": (evaluation("--lengths", "9" * 5000), "is not a length"),
+    "length beyond all": (evaluation("--excerpt", "9" * 15), "it must be from 1 to 2**40"),
+    "lengths beyond all": (evaluation("--lengths", "8..999999999M"), "it must be from 1 to 2**40"),
+    "a million lengths": (evaluation("--lengths", "8..1M:1"), "1048569 lengths; at most 1000"),
+    "larger tokenizer": (
+        larger_tokenizer(),
+        "tiny has embeddings of 0 to 49; ",
+    ),
+    "larger tokenizer, check": (
+        larger_tokenizer("check", "tiny", "--data", "book.txt", "--length", "32"),
+        "has embeddings of 0 to 49",
+    ),
+    "larger tokenizer, tasks": (
+        larger_tokenizer(*evaluation("--definitions", "none", "--tasks", "kv")()),
+        "has embeddings of 0 to 49",
+    ),
+    "larger tokenizer, verify": (
+        larger_tokenizer(
+            "verify", "tiny", "--url", "http://localhost:9", "--data", "book.txt", "--length", "32"
+        ),
+        "has embeddings of 0 to 49",
+    ),
     "stride too long": (evaluation("--stride", "7"), "stride is 7, it must be at least 1 and be"),
     "excerpt too short": (
         evaluation("--excerpt", "47"),
@@ -260,7 +312,7 @@ REFUSALS = {
         evaluation("--definitions", "overlapping"),
         "overlapping has nothing to score at 48 tokens in excerpts of 48; give longer ones (--exc",
     ),
-    "trained length 0": (evaluation("--trained-length", "0"), "trained_length"),
+    "trained length 0": (evaluation("--trained-length", "0"), "--trained-length: '0' is no"),
     "trained length 1": (evaluation("--trained-length", "1"), "trained_length is 1"),
     "text too short": (evaluation("--lengths", "8,1k"), "has 200 tokens, and 1023 are needed"),
     "bad device": (evaluation("--device", "warp"), "--device warp: "),

@@ -146,7 +146,7 @@ def test_data_is_read_from_every_kind_of_source(world: World) -> None:
 def test_eval_reads_the_standard_library_unless_told(world: World) -> None:
     status, _, err = world("eval", "tiny", "--lengths", "8,48", "-s", "none", "-o", "out")
     assert status == 0
-    assert "text   stdlib: 16 excerpts of 48 tokens from 12 documents\n" in err
+    assert "text   stdlib: 32 excerpts of 48 tokens from 12 documents\n" in err
 
 
 @pytest.mark.parametrize("names", ["prefix", "local, prefix", "fixed,fixed,local"])
@@ -208,3 +208,14 @@ def test_demo_compares_strategies_on_the_shipped_model(
     assert out == render(results) + "\n"
     assert {"none", "yarn:16", "linear:16", "ntk:16", "dynamic"} <= results.strategies.keys()
     assert "ropex patch MODEL" in err
+
+
+def test_copies_of_a_file_count_once_and_that_is_told(world: World) -> None:
+    for name in ("a", "b", "c"):
+        write(f"texts/{name}.txt", words(200))
+    status, _, err = world.eval("--data", "texts")
+    assert status == 0
+    assert "2 excerpts of 48 tokens from 1 document (2 repeated)" in err
+    assert "2 documents repeated others word for word and were left out" in err
+    data = strict_json(Path("out/results.json").read_text(encoding="utf-8"))["about"]["data"]
+    assert (data["documents"], data["repeated"], data["clusters"]) == (["a.txt"], 2, "excerpts")

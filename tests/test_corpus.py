@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,51 @@ def test_more_excerpts_begin_with_the_fewer(tmp_path: Path) -> None:
         corpus = cut(source, 11, count)
         assert places(corpus) == most[:count]
         assert places(cut(source, 11, 99).first(count)) == most[:count]
+
+
+def test_files_with_the_same_text_are_one_document(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        (tmp_path / f"{name}.txt").write_text(words(30), encoding="utf-8")
+    corpus = cut(str(tmp_path), 11, 8)
+    assert corpus.documents == ["a.txt"]
+    assert places(corpus) == [("a", 0), ("a", 10), ("a", 20)]
+    assert corpus.repeated == 7
+    assert len(set(corpus.clusters)) == 3
+    path = tmp_path / "excerpts.safetensors"
+    corpus.save(path)
+    assert Corpus.load(path).repeated == 7
+
+
+def test_a_document_that_differs_only_beyond_what_is_read_is_a_repeated_one(
+    tmp_path: Path,
+) -> None:
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        text = words(10, seed=0) + words(5, seed=seed)
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    corpus = cut(str(tmp_path), 11, 3)
+    assert (places(corpus), corpus.repeated) == ([("a", 0)], 2)
+
+
+def test_excerpts_that_repeat_within_a_document_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(words(10) * 3 + words(10, seed=1), encoding="utf-8")
+    corpus = cut(str(tmp_path), 11, 9)
+    assert (places(corpus), corpus.repeated) == ([("a", 0), ("a", 30)], 0)
+
+
+@pytest.mark.parametrize(("changed", "alike"), [(1, True), (6, True), (400, False)])
+def test_documents_that_are_nearly_the_same_are_told(
+    tmp_path: Path, changed: int, alike: bool
+) -> None:
+    draw = random.Random(0)
+    letters = [draw.choice("abcdefghij") for _ in range(400)]
+    (tmp_path / "a.txt").write_text("".join(letters), encoding="utf-8")
+    for place in draw.sample(range(400), changed):
+        letters[place] = "z"
+    (tmp_path / "b.txt").write_text("".join(letters), encoding="utf-8")
+    (tmp_path / "c.txt").write_text("".join(draw.choices("abcdefghij", k=400)), encoding="utf-8")
+    corpus = cut(str(tmp_path), 401, 3)
+    assert corpus.alike == ([("a.txt", "b.txt")] if alike else [])
+    assert corpus.repeated == 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tiny_eval import (
 )
 from torch import Tensor, nn
 
+from ropex.families.tiny import tiny_model
 from ropex_eval import nll
 from ropex_eval.feed_forward import feed_forward, in_rows
 from ropex_eval.nll import Scorer
@@ -75,3 +76,27 @@ def test_part_that_does_not_treat_each_token_by_itself_is_left_alone(part: nn.Mo
     assert feed_forward(nn.ModuleDict({"mlp": part})) == []
     linear = nn.Linear(8, 8)
     assert feed_forward(nn.ModuleDict({"mlp": linear, "other": nn.Linear(8, 8)})) == [linear]
+
+
+def test_a_part_that_wants_to_know_its_layer_is_left_alone() -> None:
+    """That of zamba2 looks its layer up, in a dictionary without None."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(8, 8)
+
+        def forward(self, states: Tensor, layer: int | None = None) -> Tensor:
+            up: Tensor = self.up(states) * {0: 1.0}[layer]  # type: ignore[index]
+            return up
+
+    assert feed_forward(nn.ModuleDict({"mlp": Shared()})) == []
+
+
+def test_zamba2_is_scored_as_its_own_logits_say() -> None:
+    model = tiny_model("zamba2").double()
+    ids = torch.arange(24)
+    found = Scorer(model).nll(ids[None], ids.roll(-1)[None], ((0, 23),))[0]
+    plain = plain_nll(model, ids)
+    bound = 16 * torch.finfo(torch.float32).eps * float(plain.max())  # the loss is in float32
+    torch.testing.assert_close(found.double(), plain, rtol=0, atol=bound)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_eval import TRAINED, plain_nll, start, study_of
+from tiny_eval import TRAINED, plain_nll, start, study_of, tiny_causal
 
 import ropex
+from ropex_eval.page import render as page_of
 from ropex_eval.protocol import Protocol
 from ropex_eval.results import Results
+from ropex_eval.terminal import render
 
 TEXTS = ("none", "yarn:4", "dynamic")
 LENGTHS = (8, 24, 48)
@@ -111,17 +115,112 @@ def test_winner_is_the_least_surprised_by_the_same_tokens(measured: Any) -> None
         assert (winner.nll, winner.se) == pytest.approx(mean_and_error(rows), abs=1e-5)
 
 
-def test_steps_of_a_verdict_are_what_more_context_changes(measured: Any) -> None:
+def test_steps_of_a_verdict_are_paired_with_no_scaling_at_the_trained_length(
+    measured: Any,
+) -> None:
     results, plain = measured
     assert [verdict.strategy for verdict in results.verdicts] == list(TEXTS)
     for verdict in results.verdicts:
-        assert [(step.start, step.end) for step in verdict.steps] == [(8, 24), (24, 48)]
+        assert [(step.start, step.end) for step in verdict.steps] == [(24, 24), (24, 48)]
         for step in verdict.steps:
             rows = difference(
-                plain[verdict.strategy, "fixed", step.end],
-                plain[verdict.strategy, "fixed", step.start],
+                plain[verdict.strategy, "fixed", step.end], plain["none", "fixed", step.start]
             )
             assert (step.nll, step.se) == pytest.approx(mean_and_error(rows), abs=1e-5)
+            assert step.hurt == share_above(0.05, rows)
+            assert step.collapsed == share_above(0.3, rows)
+
+
+def share_above(limit: float, rows: Rows) -> float:
+    """Of the documents, by the mean of all their tokens."""
+    by_document: dict[str, list[float]] = {}
+    for name, values in rows:
+        by_document.setdefault(name, []).extend(values)
+    means = [sum(values) / len(values) for values in by_document.values()]
+    return sum(mean > limit for mean in means) / len(means)
+
+
+def test_share_of_documents_hurt_stands_beside_every_change_and_in_the_csv(
+    measured: Any, tmp_path: Path
+) -> None:
+    results, plain = measured
+    shares = {}
+    for change in results.changes:
+        rows = difference(
+            plain[change.strategy, change.definition, change.length],
+            plain["none", change.definition, change.against],
+        )
+        assert change.hurt == share_above(0.05, rows)
+        shares[change.strategy, change.definition, str(change.length)] = str(change.hurt)
+    assert {"0.0", "1.0"} <= set(shares.values())
+    results.save(tmp_path)
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert len(read) == len(results.results)
+    for row in read:
+        assert row["hurt"] == shares.get((row["strategy"], row["definition"], row["length"]), "")
+
+
+def test_weights_that_are_no_numbers_give_no_verdict_and_no_best(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    model = tiny_causal()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(math.nan)
+    protocol = Protocol.of(LENGTHS, TARGETS)
+    results = start(study_of(tmp_path, checkpoint, model, protocol), tmp_path / "out", *TEXTS)
+    for verdict in results.verdicts:
+        assert (verdict.safe, verdict.useful, verdict.finite) == (None, None, False)
+    assert results.winners == ()
+    told = render(results)
+    assert "no verdict, as losses are NaN or infinite: none, yarn:4, dynamic" in told
+    assert "best" not in told
+    assert any("has no verdict" in text for text in results.about["warnings"])
+    page = page_of(results, {})
+    assert "No verdict, as losses are NaN or infinite: none, yarn:4 and dynamic." in page
+    assert "safe up to" not in page.partition("Safe context:")[0]
+    assert Results.load(tmp_path / "out").to_json() == results.to_json()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "told"),
+    [
+        ((48, 96), "no length is within the 32 tokens"),
+        ((8, 48), "the trained length, 32, is not among --lengths"),
+    ],
+)
+def test_what_a_verdict_is_drawn_against_is_told(
+    tmp_path: Path, checkpoint: Path, causal: Any, lengths: tuple[int, ...], told: str
+) -> None:
+    study = study_of(tmp_path, checkpoint, causal, Protocol.of(lengths, TARGETS))
+    results = start(study, tmp_path / "out", "none", "yarn:4")
+    assert any(text.startswith(told) for text in results.about["warnings"])
+    assert bool(results.verdicts) == (lengths[0] == 8)
+
+
+def test_results_of_the_version_before_load_without_their_verdicts(
+    tmp_path: Path, measured: Any
+) -> None:
+    results, _ = measured
+    content = json.loads(results.to_json())
+    content["schema"] = 2
+    content["verdicts"] = [
+        {
+            "strategy": "none", "safe": 48, "safe_decided": False, "useful": None,
+            "useful_decided": False, "clusters_needed": 41,
+            "steps": [{"start": 24, "end": 48, "nll": 0.1, "se": 0.1}],
+        }
+    ]  # fmt: skip
+    for change in content["changes"]:
+        del change["hurt"]
+    (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    loaded = Results.load(tmp_path)
+    assert loaded.verdicts == ()
+    assert loaded.results == results.results
+    assert {change.hurt for change in loaded.changes} == {None}
+    assert "rested on another test" in loaded.about["warnings"][-1]
+    assert "verdict:" not in render(loaded)
+    page_of(loaded, {})
 
 
 def test_curve_is_the_longest_pass_cut_at_growing_positions(measured: Any) -> None:
@@ -145,7 +244,7 @@ def test_curve_is_the_longest_pass_cut_at_growing_positions(measured: Any) -> No
         (("prefix",), TEXTS, {"changes", "verdicts", "winners"}),
         (("local",), TEXTS, {"verdicts", "winners", "curve"}),
         (("fixed",), ("none",), {"winners", "curve"}),
-        (("fixed", "prefix"), ("yarn:4", "dynamic"), {"changes"}),
+        (("fixed", "prefix"), ("yarn:4", "dynamic"), {"changes", "verdicts"}),
     ],
 )
 def test_what_was_not_measured_is_left_out(

@@ -35,7 +35,6 @@ from ropex_eval import page
 from ropex_eval.page import words
 from ropex_eval.page.data import embed
 from ropex_eval.results import Results
-from ropex_eval.statistics import student
 
 VOID = {"br", "input", "meta"}
 EMPTY = Results({"model": {}, "data": {}})
@@ -145,12 +144,18 @@ def test_every_other_number_is_in_a_table() -> None:
     cells = Reader(render(results)).cells
     for change in results.changes:
         interval = words.percents(change.low, change.high)
-        assert f"{words.percent(change.nll)}\n{interval}\n" in cells
+        assert change.hurt is not None
+        told = f"{words.percent(change.nll)}\n{interval}\nhurt {change.hurt:.0%}\n"
+        assert told in cells
     for verdict in results.verdicts:
-        assert any(cell.startswith(format_size(verdict.safe)) for cell in cells)
+        safe = format_size(verdict.safe) if verdict.safe else "not shown"
+        assert any(cell.startswith(safe) for cell in cells)
         for step in verdict.steps:
-            half = student(11) * (step.se or 0.0)  # 12 documents
-            told = f"{words.signed(step.nll)}\n ± {half:.3f}"
+            assert step.low is not None
+            assert step.high is not None
+            told = (
+                f"{words.signed(step.nll)}\n{words.signed(step.low)} to {words.signed(step.high)}"
+            )
             assert any(cell.startswith(told) for cell in cells)
     for point in results.curve:
         assert point.se is not None
@@ -179,9 +184,12 @@ def test_everything_known_of_the_run_is_told_and_how_numbers_are_computed() -> N
 def test_verdict_comes_first_in_words() -> None:
     text = Reader(render(CASES["six"])).text
     assert text.index("safe up to") < text.index("safe context") < text.index("Perplexity against")
-    assert "dynamic has the lowest fixed perplexity: 5.82 (none: 7820). It is safe up to" in text
-    assert "Still open: 1 of 6 verdicts; about 40 documents would decide." in text
-    assert "safe and useful open: about 40 documents would decide (12 read)" in text
+    assert (
+        "dynamic has the lowest fixed perplexity: 5.82 (none: 7820). It is shown to be safe up to"
+        in text
+    )
+    assert "Still open: 1 of 6 verdicts; about 40 documents would tell." in text
+    assert "about 40 documents would tell (12 read)" in text
 
 
 def test_headline_definitions_come_first() -> None:
@@ -208,6 +216,14 @@ def test_charts_have_every_point_and_only_json_that_browsers_read() -> None:
     assert [[point[0] for point in line["points"]] for line in lines] == [list(LENGTHS)] * 6
     said = {point[1] for line in lines for point in line["points"] if isinstance(point[1], str)}
     assert said == {"Infinity", "NaN"}
+
+
+def test_bands_of_the_curve_are_those_of_as_many_documents_as_were_read() -> None:
+    results = CASES["six"]
+    assert results.curve[0].se is not None
+    _, nll, low, high, _ = data_of(render(results))["curve"][0]["points"][0]
+    half = 2.2010 * results.curve[0].se  # 12 documents
+    assert (low, high) == pytest.approx((nll - half, nll + half), abs=1e-4)
 
 
 def test_lines_are_told_apart() -> None:
@@ -262,7 +278,7 @@ def test_comparison_has_both_verdicts_and_every_difference() -> None:
     text = page.compare(left, right, differences)
     read = Reader(text)
     for run in (left, right):
-        assert any(format_size(each.safe) in read.text for each in run.verdicts)
+        assert all(format_size(v.safe) in read.text for v in run.verdicts if v.safe)
     for each in differences:
         cell = f"{words.percent(each.nll)}\n{words.percents(each.low, each.high)}\n"
         assert cell in read.cells

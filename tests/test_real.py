@@ -36,7 +36,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer(load_model(STORIES, dtype="float32"))
+    """In float64: two ways to a number round differently, and each processor in its own way."""
+    return Scorer(load_model(STORIES, dtype="float32").double())
+
+
+def rounding(scores: Tensor) -> float:
+    """What the loss alone, which is taken in float32, may be off: roundings of its largest."""
+    return 16 * torch.finfo(torch.float32).eps * float(scores.max())
 
 
 def corpus_of(length: int, excerpts: int) -> Corpus:
@@ -63,7 +69,7 @@ def native(entry: dict[str, Any]) -> Any:
     else:
         config.rope_scaling = None if entry["rope_type"] == "default" else entry
     auto: Any = AutoModelForCausalLM
-    return auto.from_pretrained(STORIES, config=config, dtype=torch.float32).eval()
+    return auto.from_pretrained(STORIES, config=config, dtype=torch.float32).double().eval()
 
 
 @torch.no_grad()
@@ -103,22 +109,21 @@ def test_scores_are_those_of_a_model_with_the_method_in_its_config(
     for chunk in (None, 400):
         with ropex.patch(scorer.model, text):
             scores = scores_of(scorer, ids, chunk)
-        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=rounding(plain))
     if text != "none":
         unpatched = scores_of(scorer, ids).double()
         assert (unpatched - plain).abs().max() > 0.1  # so that equality says something
 
 
 @pytest.mark.parametrize("length", [200, TRAINED + 1, 3 * TRAINED])
-def test_strategy_held_at_a_length_scores_as_the_live_one_does(length: int) -> None:
-    exact = Scorer(load_model(STORIES, dtype="float32").double())  # pieces round otherwise, 2e-5
+def test_strategy_held_at_a_length_scores_as_the_live_one_does(scorer: Scorer, length: int) -> None:
     ids = text_of(length)
-    with ropex.patch(exact.model, "dynamic"):
-        plain = plain_nll(exact.model, ids)
-    with ropex.patch(exact.model, Frozen(ropex.strategy("dynamic"), length)):
+    with ropex.patch(scorer.model, "dynamic"):
+        plain = plain_nll(scorer.model, ids)
+    with ropex.patch(scorer.model, Frozen(ropex.strategy("dynamic"), length)):
         for chunk in (None, 100):
-            scores = scores_of(exact, ids, chunk)
-            torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+            scores = scores_of(scorer, ids, chunk)
+            torch.testing.assert_close(scores.double(), plain, rtol=0, atol=rounding(plain))
 
 
 @pytest.fixture
@@ -148,13 +153,13 @@ def test_perplexity_collapses_far_beyond_and_two_methods_prevent_it(local: Local
     assert far["ntk:8"] < 60
 
 
-@pytest.mark.parametrize(("text", "safe"), [("none", 512), ("yarn:2", 1024), ("yarn:4", 2048)])
-def test_safe_context_is_the_trained_length_times_the_factor(
-    scorer: Scorer, tmp_path: Path, text: str, safe: int
-) -> None:
-    lengths = [TRAINED << turn for turn in range(5) if TRAINED << turn <= 2 * safe]
-    corpus = corpus_of(lengths[-1], 24)
+def test_a_context_is_granted_only_where_it_is_shown(scorer: Scorer, tmp_path: Path) -> None:
+    """Two excerpts grant nothing; 32 show that `none` ends where it was trained."""
+    lengths = [TRAINED, 2 * TRAINED, 4 * TRAINED]
     protocol, model = Protocol.of(lengths, 64, ("fixed",)), scorer.model
-    study = Study("stories", STORIES, model, lambda: model, corpus, protocol)
-    (verdict,) = start(study, tmp_path / "out", text).verdicts
-    assert verdict.safe == safe
+    for excerpts in (2, 32):
+        corpus = corpus_of(lengths[-1], excerpts)
+        study = Study("stories", STORIES, model, lambda: model, corpus, protocol)
+        found = start(study, tmp_path / f"out{excerpts}", "none", "linear:16").verdicts
+        assert [each.safe for each in found] == [TRAINED, None]
+        assert excerpts == 2 or found[0].safe_decided

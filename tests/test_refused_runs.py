@@ -141,14 +141,14 @@ def test_names_of_model_and_text_do_not_matter(
         b'{"schema": 1, "about": {}, "strategies": {}, "results": []}',
         b'{"schema": 2, "about": {}, "strategies": {}, "results": []}',
         b'{"schema": 2, "about": [], "strategies": {}, "results": []}',
-        b'{"schema": 2, "about": {"model": {}, "data": {}}, "strategies": {}}',
-        b'{"schema": 2, "about": {"model": {}, "data": {}, "protocol": {}, "versions": {}},'
+        b'{"schema": 3, "about": {"model": {}, "data": {}}, "strategies": {}}',
+        b'{"schema": 3, "about": {"model": {}, "data": {}, "protocol": {}, "versions": {}},'
         b' "strategies": {}, "results": [{"x": 1}]}',
-        b'{"schema": 2, "about": {"model": {}, "data": {}, "protocol": {}, "versions": {}},'
+        b'{"schema": 3, "about": {"model": {}, "data": {}, "protocol": {}, "versions": {}},'
         b' "strategies": {}, "results": [1]}',
-        b'{"schema": 2, "about": {"model": {}, "data": {}, "protocol": {}, "versions": {}},'
+        b'{"schema": 3, "about": {"model": {}, "data": {}, "protocol": {}, "versions": {}},'
         b' "strategies": {}, "nothing": []}',
-        b'{"schema": 2, "about": {"model": null, "data": {}, "protocol": {}, "versions": {}},'
+        b'{"schema": 3, "about": {"model": null, "data": {}, "protocol": {}, "versions": {}},'
         b' "strategies": {}}',
     ],
 )

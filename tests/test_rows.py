@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_eval import tiny_tokenizer, words
+from tiny_eval import tiny_causal, tiny_tokenizer, words
 
 from ropex.train.pools import rows_of
 from ropex.train.recipe import Data, Source, Stage, Training
@@ -27,7 +27,14 @@ def documents(folder: Path, *texts: str, name: str = "docs.jsonl") -> str:
 
 def cutter(length: int, bos: str = "auto") -> Cutter:
     data = Data(length, (Source("x"),), bos=bos)  # type: ignore[arg-type]
-    return Cutter.of(data, TOKENIZER, "tiny")
+    return Cutter.of(data, TOKENIZER, tiny_causal(), "tiny")
+
+
+def test_ids_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
+    data = Data(16, (Source("x"),))  # type: ignore[arg-type]
+    made = Cutter.of(data, TOKENIZER, tiny_causal(vocab_size=50), "tiny")
+    with pytest.raises(ValueError, match=r"and tiny has embeddings of 0 to 49; give it"):
+        next(made.rows(Source(documents(tmp_path, words(50)))))
 
 
 def spelt(ids: list[int]) -> str:

@@ -9,8 +9,9 @@ import re
 import pytest
 from tiny_eval import results_of
 
-from ropex_eval.results import Change, Verdict, Winner
+from ropex_eval.results import Change, Winner
 from ropex_eval.terminal import align, format_change, format_perplexity, render
+from ropex_eval.verdict import Step, Verdict
 
 
 def test_table_has_strategies_down_and_lengths_across() -> None:
@@ -31,20 +32,28 @@ def test_table_has_strategies_down_and_lengths_across() -> None:
     )
 
 
-def test_verdict_says_how_far_each_can_be_used_and_which_is_best() -> None:
-    results = results_of({"fixed": {"none": [9.0, 9.0, 9.0], "yarn:4": [9.0] * 3}}, [8, 32, 64])
+def open_at(end: int) -> Step:
+    return Step(32, end, 0.04, 0.01, 0.02, 0.06, 0.4, 0.0, "open")
+
+
+def test_verdict_says_how_far_each_is_shown_to_hold_and_which_is_best() -> None:
+    texts = ("none", "yarn:4", "ntk:4", "linear:4")
+    results = results_of({"fixed": dict.fromkeys(texts, [9.0] * 3)}, [8, 32, 64])
+    results.about["data"]["documents"] = [str(n) for n in range(30)]
     results = dataclasses.replace(
         results,
         changes=(
-            Change("none", "gain", "fixed", 64, 32, 0.5, 0.1, 0.3, 0.7),
+            Change("none", "gain", "fixed", 64, 32, 0.5, 0.1, 0.3, 0.7, 0.96),
             Change("yarn:4", "tax", "fixed", 8, 8, 9.0, 0.1, 8.0, 10.0),
-            Change("yarn:4", "tax", "local", 32, 32, 9.0, 0.1, 8.0, 10.0),
-            Change("yarn:4", "tax", "fixed", 32, 32, 0.01, 0.001, 0.008, 0.012),
-            Change("yarn:4", "gain", "fixed", 64, 32, -0.1, 0.01, -0.12, -0.08),
+            Change("yarn:4", "tax", "local", 32, 32, 9.0, 0.1, 8.0, 10.0, 0.5),
+            Change("yarn:4", "tax", "fixed", 32, 32, 0.01, 0.001, 0.008, 0.012, 0.0),
+            Change("yarn:4", "gain", "fixed", 64, 32, -0.1, 0.01, -0.12, -0.08, 0.125),
         ),
         verdicts=(
             Verdict("none", 32, True, None, True, None, ()),
-            Verdict("yarn:4", 64, False, 32, False, 41, ()),
+            Verdict("yarn:4", 32, False, 32, False, 41, (open_at(64),)),
+            Verdict("ntk:4", None, False, None, False, None, (open_at(32),)),
+            Verdict("linear:4", None, False, None, False, None, (), finite=False),
         ),
         winners=(
             Winner(32, "none", "yarn:4", -0.01, 0.001, -0.012, -0.008),
@@ -52,16 +61,39 @@ def test_verdict_says_how_far_each_can_be_used_and_which_is_best() -> None:
         ),
     )
     lines = render(results).split("\n\n")[1].splitlines()
-    cells = [re.split(" {2,}", line) for line in lines[1:4]]
-    assert lines[0].endswith("(trained at 32 tokens), and its perplexity against none at 32")
+    cells = [re.split(" {2,}", line) for line in lines[1:6]]
+    assert lines[0].endswith("(trained at 32 tokens); perplexity against none at 32")
     assert cells == [
-        ["strategy", "tax at 32", "at safe", "at 64", "safe", "useful"],
-        ["none", "--", "--", "+64.9 % (+35 to +101)", "32", "--"],
-        ["yarn:4", "+1.0 % (+0.8 to +1.2)", *["-9.5 % (-11 to -7.7)"] * 2, "64?", "32?"],
+        ["strategy", "tax at 32", "hurt", "at 64", "hurt", "safe", "useful"],
+        ["none", "--", "--", "+64.9 % (+35 to +101)", "96%", "32", "--"],
+        ["yarn:4", "+1.0 % (+0.8 to +1.2)", "0%", "-9.5 % (-11 to -7.7)", "12%", "32", "32"],
+        ["ntk:4", *["--"] * 6],
+        ["linear:4", *["--"] * 6],
     ]
-    assert lines[4:] == [
-        "? undecided; about 41 documents would tell",
+    assert lines[6:] == [
+        "hurt: share of documents that lose more than 0.05 nats a token",
+        "no verdict, as losses are NaN or infinite: linear:4",
+        "open: yarn:4 at 64 (about 41 documents would tell); ntk:4 at 32 (too close to call)",
         "best at 64: yarn:4, by 0.600 ± 0.200 nats a token before none (the same tokens)",
+    ]
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("documents", "told"),
+    [
+        (2, "open: a at 64 (too few documents to say how many would tell)"),
+        (28, "open: a at 64 (too close to call)"),
+    ],
+)
+def test_few_documents_grant_nothing_and_that_is_told(documents: int, told: str) -> None:
+    results = results_of({"fixed": {"a": [9.0]}}, [64])
+    results.about["data"]["documents"] = [str(n) for n in range(documents)]
+    verdict = Verdict("a", None, False, None, False, None, (open_at(64),))
+    lines = render(dataclasses.replace(results, verdicts=(verdict,))).splitlines()
+    assert lines[-2:] == [
+        f"fewer than 29 documents show nothing but identical numbers; {documents} were read",
+        told,
     ]
 
 
@@ -70,20 +102,19 @@ def test_verdict_says_how_far_each_can_be_used_and_which_is_best() -> None:
     [
         (
             Winner(64, "a", "b", -0.01, 0.02, -0.05, 0.03),
-            "best at 64: a, by 0.010 ± 0.040 nats a token before b (the same tokens), which may be "
-            "chance",
+            "best at 64: a, by 0.010 ± 0.040 nats a token before b (the same tokens), which may "
+            "be chance",
         ),
         (Winner(64, "a", "b", -0.01, None, None, None), "best at 64: a, before b"),
+        (Winner(32, "a", "b", -0.01, None, None, None), ""),  # not at the longest length
     ],
 )
 def test_lead_that_may_be_chance_is_told_as_such(winner: Winner, line: str) -> None:
     results = results_of({"fixed": {"a": [9.0], "b": [9.0]}}, [64])
-    verdict = Verdict("a", 64, True, None, True, 5000, ())
+    verdict = Verdict("a", 64, True, None, True, None, ())
     results = dataclasses.replace(results, verdicts=(verdict,), winners=(winner,))
-    assert render(results).splitlines()[-2:] == [
-        "? undecided; more than 1000 documents would tell",
-        line,
-    ]
+    told = f"hurt: share of documents that lose more than 0.05 nats a token\n{line}".rstrip()
+    assert render(results).endswith(told)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 import pytest
 from drawn import ORDERED, SORTED, hints_of, sentence
 
+import ropex
 from ropex.registry import registry
 from ropex.rope import Rope
 from ropex.strategies.base import Scaled, Strategy
@@ -102,3 +103,57 @@ def test_a_list_has_a_divisor_for_each_pair(key: str, count: int) -> None:
 def test_a_list_is_not_empty(key: str) -> None:
     with pytest.raises(ValueError, match=rf"^longrope: {key} is \(\), it must be "):
         least("longrope", **{key: ()})
+
+
+# What is above 0 and finite, and yet no table of float32 or bfloat16 holds it.
+
+SCALES = [(name, key) for name, cls in registry().items() for key in hints_of(cls)
+          if key in ("attention_factor", "mscale", "mscale_all_dim")
+          or (name, key) in (("temperature", "factor"), ("llama4_temperature", "beta"),
+                             ("ministral_temperature", "beta"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-45, 0.0009, 1001.0, 1e38, 1e300])
+@pytest.mark.parametrize(("name", "key"), SCALES)
+def test_a_sharpness_that_cannot_be_is_refused(name: str, key: str, value: float) -> None:
+    if key == "beta" and value < 1:
+        return  # a growth may be as small as one likes
+    other = {"mscale": "mscale_all_dim", "mscale_all_dim": "mscale"}
+    more = {other[key]: 1.0} if key in other else {}
+    with pytest.raises(ValueError, match=rf"^{name}: {key} is .*, it must be above 0") as error:
+        least(name, **{key: value}, **more)
+    assert "1000" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *((name, key, value) for name, key, _ in having(ORDERED) for value in (5e-324, 1e-31)),
+        *((name, high, 1e31) for name, _, high in (*having(ORDERED), *having(SORTED))),
+        *((name, key, 5e-324) for name, key, _ in having(SORTED)),
+        *((name, key, 2**40 + 1) for name, cls in registry().items() for key in hints_of(cls)
+          if key in ("length", "range_length")),
+        ("theta", "base", 1e31), ("eabf", "base", 1e300), ("giraffe_power", "power", 17.0),
+        ("giraffe_power", "power", 5e-324), ("ntk_mixed", "beta", 1e31),
+        ("resonance", "min_wavelength", 1e31), ("longrope", "long_factor", (2.0, 1e-45)),
+        ("longrope", "short_factor", (2.0, 1e31)),
+    ],
+)  # fmt: skip
+def test_a_value_that_no_table_holds_is_refused(name: str, key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: {key} is .*, it must be ") as error:
+        least(name, **{key: value})
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("linear:1048576+linear:1048576+linear:1048576+linear:1048576+linear:1048576+"
+         "linear:1048576", "it reaches 1.33e.36 times the trained length"),
+        ("+".join(["temperature:1000"] * 4), "it multiplies cos and sin by 1e.12,"),
+        ("linear:length=1048576M", "from 1 to 1048576"),
+    ],
+)  # fmt: skip
+def test_what_several_make_together_is_bounded_too(causal: Any, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ropex.patch(causal, text)

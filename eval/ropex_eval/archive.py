@@ -83,13 +83,15 @@ class Archive:
             NotMeasured: The table does not hold them; the message says what would measure them.
         """
         old = self.protocol
+        chosen = old.lengths if lengths is None else lengths
+        shortest = min(chosen, default=2)
         protocol = Protocol.of(
-            lengths or old.lengths,
-            targets or min(old.targets, (lengths or old.lengths)[0] - 1),
+            chosen,
+            min(old.targets, shortest - 1) if targets is None else targets,
             definitions or old.definitions,
-            stride or old.stride,
+            old.stride if stride is None else stride,
             old.excerpt,
-            short or old.short,
+            old.short if short is None else short,
             evaluator or old.evaluator,
         )
         numbers = Numbers(self.tables, protocol, self.trained)

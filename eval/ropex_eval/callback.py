@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from ropex.tokens import first_token
+from ropex.tokens import first_token, require_embedded
 from ropex_eval.by_length import ByLength, read_lines, write_lines
 from ropex_eval.corpus import Corpus, load_corpus
 from ropex_eval.in_training import bare, local_nll, trained_length, undisturbed
@@ -116,6 +116,7 @@ class PerplexityByLength(TrainerCallback):
             ValueError: The text is too short for the lengths, or has no first token.
         """
         model, corpus, protocol = bare(model), self.corpus, self.protocol
+        require_embedded([corpus.largest_id], model, "this model")
         with undisturbed(model) as found:
             nll = local_nll(model, found, corpus, protocol, self.batch, self.tell)
             trained = self.trained_length or trained_length(found)

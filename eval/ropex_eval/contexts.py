@@ -1,104 +1,150 @@
-"""How far a strategy can be used: the verdict of a run, by paired tests.
+"""How far a strategy can be used: the verdict of a run, which grants what is shown, and no more.
 
-The same target tokens are read after ever more text. A doubling of the context hurts if it makes
-them less probable by more than a hundredth of a nat, beyond doubt (its 95 % interval).
+The same target tokens are read after ever more text, and compared with no scaling at the trained
+length. A length is granted if two things are shown at 95 %, over documents: that the tokens cost
+no more than a margin on average, and that fewer than one document in ten collapses. The second is
+an exact binomial test, for a mean over few documents says nothing of what is rare. Lengths are
+tested in order, and none beyond the first that fails: so many tests err no oftener than one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
+from itertools import takewhile
+from statistics import NormalDist
 
-from ropex_eval.results import Step, Verdict
-from ropex_eval.statistics import Totals, estimate, student
+from ropex_eval.statistics import Totals, binomial, estimate
+from ropex_eval.verdict import OPEN, SHOWN, WORSE, Step, Verdict
 
-HURTS = 0.01
-"""Nats a token that a doubling of the context may cost."""
+MARGIN = 0.05
+"""Nats a token that a strategy may cost: five percent of perplexity."""
+
+COLLAPSE = 0.3
+"""Nats a token from which on a document has collapsed: its perplexity is a third higher."""
+
+RARE = 0.1
+"""Share of documents that is shown not to collapse less often than this."""
+
+FEWEST = 29
+"""Documents without which nothing is granted: 0.9 to this power is below 0.05."""
+
+TELLING = 8
+"""Documents without which nothing is said of how many would tell: they hardly show a spread."""
+
+_SURE = 0.95
+_POWER = 0.8  # of a test with as many documents as are said to tell
+_TOO_MANY = 10  # times as many as were read: an effect so small may be none at all
 
 
-def verdict(strategy: str, fixed: Mapping[int, Totals], trained: int) -> Verdict:
+def verdict(strategy: str, fixed: Mapping[int, Totals], plain: Totals, against: int) -> Verdict:
     """Safe and useful context of a strategy.
 
-    The *safe* context is the longest up to which no doubling hurts; the *useful* context is the
-    longest safe one whose last doubling helps beyond doubt. Doublings within the trained length do
-    not count as hurting: there a strategy is judged by its tax, against the model as it is. A
-    verdict is decided if no test that it rests on is within its interval of the limit, and if it
-    does not rest on a step over the trained length that was not measured itself.
+    The *safe* context is the longest such that at it, and at every measured length from the trained
+    one on, the tokens are shown to cost no more than without scaling at the trained length, and a
+    margin; the *useful* context is the longest safe one up to which they are shown to cost less.
 
     Args:
         strategy: Its text form.
         fixed: Length to the totals of the fixed targets, all over the same tokens.
-        trained: Tokens that the model was trained at.
+        plain: The same totals without scaling, at the longest length within the trained one.
+        against: That length.
     """
-    lengths = doublings(sorted(fixed))
-    test = _Test(len(next(iter(fixed.values())).sums))
-    steps = tuple(_step(fixed, *pair) for pair in pairwise(lengths))
-    beyond = [step.end > trained for step in steps]
-    hurting = (i for i, step in enumerate(steps) if beyond[i] and test.above(step, HURTS))
-    until = next(hurting, len(steps))
-    useful = [i for i, step in enumerate(steps[:until]) if test.below(step, 0.0)]
-    last = useful[-1] if useful else -1
-    tested = list(enumerate(steps[: until + 1]))
-    unsure = [s for i, s in tested if beyond[i] and test.near(s, HURTS)]
-    skipped = until < len(steps) and steps[until].start < trained < steps[until].end
-    unsure_useful = [step for step in steps[last + 1 : until] if test.near(step, 0.0)]
-    wanted = [
-        test.clusters_for(step, limit)
-        for limit, near in ((HURTS, unsure), (0.0, unsure_useful))
-        for step in near
-        if step.se is not None  # one cluster does not say how much they differ
-    ]
+    lengths = [length for length in sorted(fixed) if length >= against]
+    steps = tuple(_step(fixed[length].minus(plain), against, length) for length in lengths)
+    if not all(totals.finite for totals in (plain, *fixed.values())):
+        return Verdict(strategy, None, False, None, False, None, steps, finite=False)
+    granted = list(takewhile(lambda step: step.outcome == SHOWN, steps))
+    stopped = next((step for step in steps if step.outcome != SHOWN), None)
+    decided = stopped is None or stopped.outcome == WORSE
+    beyond = [step for step in granted if step.end > against]
+    better = list(takewhile(lambda step: step.high is not None and step.high < 0, beyond))
+    doubtful = next(iter(beyond[len(better) :]), None)
+    useless = doubtful is not None and doubtful.low is not None and doubtful.low >= 0
     return Verdict(
         strategy,
-        lengths[until],
-        not unsure and not skipped,
-        lengths[last + 1] if useful else None,
-        not unsure and not unsure_useful,
-        max(wanted, default=None),
+        granted[-1].end if granted else None,
+        decided,
+        better[-1].end if better else None,
+        useless or (decided and doubtful is None),
+        _needed(None if decided else stopped, None if useless else doubtful, len(plain.sums)),
         steps,
     )
 
 
-def doublings(lengths: Sequence[int]) -> list[int]:
-    """The lengths to test: each at least twice the one before, and the last of all."""
-    chosen = [lengths[0]]
-    for length in lengths[1:]:
-        if length >= 2 * chosen[-1]:
-            chosen.append(length)
-    if chosen[-1] != lengths[-1]:
-        chosen.append(lengths[-1])
-    return chosen
+def _needed(stopped: Step | None, doubtful: Step | None, count: int) -> int | None:
+    """Documents that would tell of the step that ended a verdict, or whether one is useful."""
+    if stopped is not None:
+        return clusters_for(stopped, count)
+    if doubtful is None or count < TELLING:
+        return None
+    return _within_reason(_for_mean(doubtful, 0.0, count), count)
 
 
-def _step(fixed: Mapping[int, Totals], start: int, end: int) -> Step:
-    change = estimate(fixed[end].minus(fixed[start]))
-    return Step(start, end, change.mean, change.se)
+def _step(change: Totals, start: int, end: int) -> Step:
+    found = estimate(change)
+    low, high = found.bounds(_SURE)
+    collapsed = change.counted_above(COLLAPSE)
+    return Step(
+        start,
+        end,
+        found.mean,
+        found.se,
+        low,
+        high,
+        change.share_above(MARGIN),
+        change.share_above(COLLAPSE),
+        _outcome(change, low, high, collapsed),
+    )
 
 
-class _Test:
-    """Whether a step is on one side of a limit, from so many clusters."""
+def _outcome(change: Totals, low: float | None, high: float | None, collapsed: int) -> str:
+    if not any(change.sums.values()):
+        return SHOWN  # the very same numbers: there is nothing to test
+    if low is None or high is None or not change.finite:
+        return OPEN
+    count = len(change.sums)
+    if high < MARGIN and binomial(collapsed, count, RARE) <= 1 - _SURE:
+        return SHOWN
+    often = 1 - binomial(collapsed - 1, count, RARE) <= 1 - _SURE
+    return WORSE if low > MARGIN or often else OPEN
 
-    def __init__(self, clusters: int) -> None:
-        self.clusters = clusters
-        self._errors = student(clusters - 1) if clusters > 1 else 0.0
 
-    def above(self, step: Step, limit: float) -> bool:
-        """Beyond doubt; what is not a number is above."""
-        return not step.nll - self._half(step) <= limit
+def clusters_for(step: Step, count: int) -> int | None:
+    """About how many documents would tell of a step, if it is what it seems to be.
 
-    def below(self, step: Step, limit: float) -> bool:
-        """Beyond doubt."""
-        return step.nll + self._half(step) < limit
+    None if so few were read that they do not say, or if it seems too close to a limit.
+    """
+    if step.se is None or step.collapsed is None or count < TELLING:
+        return None
+    mean, share = _for_mean(step, MARGIN, count), _for_share(step.collapsed)
+    if step.nll < MARGIN and step.collapsed < RARE:
+        needed = max(mean, share, FEWEST)  # both must be shown
+    else:
+        reasons = ((step.nll > MARGIN, mean), (step.collapsed > RARE, share))
+        needed = min((value for holds, value in reasons if holds), default=math.inf)
+    return _within_reason(needed, count)
 
-    def near(self, step: Step, limit: float) -> bool:
-        """Whether more text could put it on the other side."""
-        return step.se is None or abs(step.nll - limit) <= self._half(step)
 
-    def clusters_for(self, step: Step, limit: float) -> int:
-        """About how many would tell it from the limit, if it is what it seems to be."""
-        distance = max(abs(step.nll - limit), HURTS / 10)
-        return math.ceil(self.clusters * (self._half(step) / distance) ** 2) + 1
+def _within_reason(needed: float, count: int) -> int | None:
+    return max(math.ceil(needed), count + 1) if needed < _TOO_MANY * count else None
 
-    def _half(self, step: Step) -> float:
-        return self._errors * (step.se or 0.0)
+
+def _for_mean(step: Step, limit: float, count: int) -> float:
+    """Clusters from which on a mean is told from a limit, with the power wanted."""
+    distance = abs(step.nll - limit)
+    spread = (step.se or 0.0) * math.sqrt(count)
+    return ((_point(_SURE) + _point(_POWER)) * spread / distance) ** 2 if distance else math.inf
+
+
+def _for_share(share: float) -> float:
+    """Clusters from which on a share is told from the one that counts as rare."""
+    if share == RARE:
+        return math.inf
+    spread = _point(_SURE) * math.sqrt(RARE * (1 - RARE))
+    spread += _point(_POWER) * math.sqrt(share * (1 - share))
+    return (spread / (share - RARE)) ** 2
+
+
+def _point(chance: float) -> float:
+    return NormalDist().inv_cdf(chance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from ropex.tokens import encode
 from ropex_eval.definitions import Text
 
 _CHARACTERS = 16  # of a text that are read for each token; few languages and tokenizers need more
+_STRETCH = 8  # tokens: by chance no two texts share many of them
+_SKETCH = 256  # of the hashes of a document's stretches, which are enough to compare it by
+_PRIME = 0x5851F42D4C957F2D
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +49,14 @@ class Corpus:
         excerpts: All of one length.
         bos: Id of the token in front of each text that is read; None if there is none.
         too_short: Documents that were left out, as they are shorter than one excerpt.
+        repeated: Documents that were left out, as all that would be read of them is in others.
     """
 
     source: str
     excerpts: tuple[Excerpt, ...]
     bos: int | None
     too_short: int
+    repeated: int = 0
 
     @property
     def tokens(self) -> int:
@@ -61,6 +67,11 @@ class Corpus:
     def text(self) -> Text:
         """What definitions of perplexity need to know of an excerpt."""
         return Text(self.tokens, self.bos is not None)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that is read."""
+        return max(self.bos or 0, *(int(each.ids.max()) for each in self.excerpts))
 
     def share_of(self, token: int | None) -> float:
         """Share of the tokens that are this one; 0 if there is no such token."""
@@ -81,6 +92,19 @@ class Corpus:
             return [excerpt.document for excerpt in self.excerpts]
         return [f"{excerpt.document}:{excerpt.start}" for excerpt in self.excerpts]
 
+    @property
+    def alike(self) -> list[tuple[str, str]]:
+        """Documents of which half or more of the stretches of tokens are the same, in pairs."""
+        sketches: dict[str, set[int]] = {}
+        for cluster, excerpt in zip(self.clusters, self.excerpts, strict=True):
+            sketches.setdefault(cluster, set()).update(_stretches(excerpt.ids))
+        smallest = {name: set(sorted(found)[:_SKETCH]) for name, found in sketches.items()}
+        return [
+            pair
+            for pair in combinations(smallest, 2)
+            if _alike(smallest[pair[0]], smallest[pair[1]])
+        ]
+
     def first(self, count: int) -> Corpus:
         """The first excerpts of these."""
         return replace(self, excerpts=self.excerpts[:count])
@@ -91,6 +115,7 @@ class Corpus:
             "source": self.source,
             "bos": self.bos,
             "too_short": self.too_short,
+            "repeated": self.repeated,
             "excerpts": [[each.document, each.start] for each in self.excerpts],
         }
         ids = torch.stack([each.ids for each in self.excerpts]).to(torch.int32)
@@ -110,7 +135,8 @@ class Corpus:
                 ids = file.get_tensor("ids").long()
             places = zip(about["excerpts"], ids, strict=True)
             excerpts = tuple(Excerpt(name, start, row) for (name, start), row in places)
-            return cls(about["source"], excerpts, about["bos"], about["too_short"])
+            left_out = about["too_short"], about.get("repeated", 0)
+            return cls(about["source"], excerpts, about["bos"], *left_out)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
 
@@ -126,7 +152,8 @@ class Corpus:
 def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excerpts: int) -> Corpus:
     """Read a source and cut `excerpts` pieces of `length` tokens, BOS included, out of it.
 
-    Excerpts do not overlap. Every document gives its first one before any gives a second one.
+    Excerpts do not overlap. Every document gives its first one before any gives a second one. No
+    tokens are read twice: what repeats an excerpt is left out.
 
     Args:
         source: See `ropex.texts.read_texts`.
@@ -141,7 +168,8 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
     """
     size = length if bos is None else length - 1
     per_document: list[list[Excerpt]] = []
-    longest, too_short = ("", 0), 0
+    longest, too_short, repeated = ("", 0), 0, 0
+    seen: set[bytes] = set()
     for name, text in read_texts(source):
         ids = _encode(tokenizer, text, size * excerpts)
         longest = max(longest, (name, len(ids)), key=lambda pair: pair[1])
@@ -149,7 +177,11 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
             too_short += 1
             continue
         starts = range(0, len(ids) - size + 1, size)[:excerpts]
-        per_document.append([Excerpt(name, s, torch.tensor(ids[s : s + size])) for s in starts])
+        cut = (Excerpt(name, s, torch.tensor(ids[s : s + size])) for s in starts)
+        if fresh := [each for each in cut if _is_new(each.ids, seen)]:
+            per_document.append(fresh)
+        else:
+            repeated += 1
         if sum(map(len, per_document)) >= excerpts and len(per_document) >= excerpts:
             break
     if not per_document:
@@ -159,7 +191,32 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
         )
     rounds = max(map(len, per_document))
     ordered = [found[turn] for turn in range(rounds) for found in per_document if turn < len(found)]
-    return Corpus(source, tuple(ordered[:excerpts]), bos, too_short)
+    return Corpus(source, tuple(ordered[:excerpts]), bos, too_short, repeated)
+
+
+def _is_new(ids: Tensor, seen: set[bytes]) -> bool:
+    """Whether these tokens are not among what was seen, to which they are added."""
+    digest = hashlib.sha256(ids.numpy().tobytes()).digest()
+    new = digest not in seen
+    seen.add(digest)
+    return new
+
+
+def _stretches(ids: Tensor) -> list[int]:
+    """The smallest hashes of all stretches of tokens: the same of equal texts."""
+    if len(ids) < _STRETCH:
+        return []
+    powers = torch.tensor([pow(_PRIME, place, 2**63) for place in range(_STRETCH)])
+    hashes = (ids.long().unfold(0, _STRETCH, 1) * powers).sum(-1) * _PRIME
+    hashes = (hashes ^ (hashes >> 29)) * _PRIME
+    smallest: list[int] = hashes.unique()[:_SKETCH].tolist()
+    return smallest
+
+
+def _alike(one: set[int], other: set[int]) -> bool:
+    """Whether half of the stretches are shared (a bottom sketch: Broder, 1997)."""
+    both = sorted(one | other)[:_SKETCH]
+    return bool(both) and 2 * sum(each in one and each in other for each in both) >= len(both)
 
 
 def _encode(tokenizer: Any, text: str, wanted: int) -> list[int]:

@@ -155,7 +155,8 @@ def _longppl(text: Text, length: int, settings: Settings) -> list[Span]:
 
 def short_spans(text: Text, length: int, settings: Settings) -> list[Span]:
     """Windows that score each token after the shortest context, or up to a quarter more."""
-    short = settings.short or max(4, min(4096, length // 8))
+    usual = max(4, min(4096, length // 8))
+    short = usual if settings.short is None else settings.short
     step, end = max(1, short // 4), length - text.bos
     spans = []
     for start in range(0, end - short, step):

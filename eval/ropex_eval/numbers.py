@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ropex_eval.contexts import verdict
+from ropex_eval.contexts import MARGIN, verdict
 from ropex_eval.definitions import DEFINITIONS, HEADLINE, Definition
 from ropex_eval.definitions import whole as whole_text
 from ropex_eval.longppl import key_tokens
 from ropex_eval.protocol import Protocol
-from ropex_eval.results import Change, Point, Result, Verdict, Winner
+from ropex_eval.results import Change, Point, Result, Winner
 from ropex_eval.statistics import Totals, estimate
 from ropex_eval.table import NotMeasured, Table
+from ropex_eval.verdict import Verdict
 
 BASELINE = "none"
 _POINTS_PER_DOUBLING = 4
@@ -104,16 +105,21 @@ class Numbers:
         mean = found.mean
         return Result(strategy, name, length, mean, exp(mean), found.se, low, high, tokens)
 
+    @property
+    def against(self) -> int | None:
+        """The length at which no scaling is compared with: the longest within the trained one."""
+        within = [length for length in self.protocol.lengths if length <= self.trained]
+        return within[-1] if within and BASELINE in self.tables else None
+
     def changes(self) -> tuple[Change, ...]:
         """Tax and gain of each strategy against no scaling, on the same tokens.
 
         Empty without `none`, or where no length is within the trained one.
         """
-        within = [length for length in self.protocol.lengths if length <= self.trained]
-        if BASELINE not in self.tables or not within:
+        if self.against is None:
             return ()
         asked = [
-            (strategy, name, length, min(length, within[-1]))
+            (strategy, name, length, min(length, self.against))
             for strategy in self.tables
             for name in HEADLINE
             for length in self.protocol.lengths
@@ -127,29 +133,41 @@ class Numbers:
 
     def _change(self, strategy: str, name: str, length: int, against: int) -> Change:
         old = self.totals(BASELINE, name, against)
-        change = estimate(self.totals(strategy, name, length).minus(old))
+        totals = self.totals(strategy, name, length).minus(old)
+        found, hurt = estimate(totals), totals.share_above(MARGIN)
         kind = "tax" if length == against else "gain"
-        ends = change.interval
-        return Change(strategy, kind, name, length, against, change.mean, change.se, *ends)
+        ends = found.interval
+        return Change(strategy, kind, name, length, against, found.mean, found.se, *ends, hurt)
 
     def verdicts(self) -> tuple[Verdict, ...]:
-        """Safe and useful context of each strategy; empty without fixed targets."""
-        if "fixed" not in self.protocol.definitions:
+        """Safe and useful context of each strategy.
+
+        Empty without fixed targets, or where there is nothing to compare with (see `changes`).
+        """
+        against = self.against
+        if "fixed" not in self.protocol.definitions or against is None:
             return ()
-        return tuple(verdict(text, self._fixed(text), self.trained) for text in self.tables)
+        plain = self.totals(BASELINE, "fixed", against)
+        return tuple(verdict(text, self._fixed(text), plain, against) for text in self.tables)
 
     def _fixed(self, strategy: str) -> dict[int, Totals]:
         return {n: self.totals(strategy, "fixed", n) for n in self.protocol.lengths}
 
     def winners(self) -> tuple[Winner, ...]:
-        """The best of several strategies by fixed targets at each length, and by how much."""
-        if "fixed" not in self.protocol.definitions or len(self.tables) < 2:
-            return ()
-        return tuple(self._winner(length) for length in self.protocol.lengths)
+        """The best of several strategies by fixed targets at each length, and by how much.
 
-    def _winner(self, length: int) -> Winner:
+        Only those whose losses are all numbers compete.
+        """
+        if "fixed" not in self.protocol.definitions:
+            return ()
+        return tuple(filter(None, map(self._winner, self.protocol.lengths)))
+
+    def _winner(self, length: int) -> Winner | None:
         every = {text: self.totals(text, "fixed", length) for text in self.tables}
-        best, second = sorted(every, key=lambda text: _rank(estimate(every[text]).mean))[:2]
+        finite = [text for text in every if every[text].finite]
+        if len(finite) < 2:
+            return None
+        best, second = sorted(finite, key=lambda text: estimate(every[text]).mean)[:2]
         lead = estimate(every[best].minus(every[second]))
         return Winner(length, best, second, lead.mean, lead.se, *lead.interval)
 
@@ -175,12 +193,14 @@ class Numbers:
         asked = (self.protocol.definitions, self.protocol.lengths)
         for strategy in self.tables:
             means = (self.result(strategy, name, n).nll for name in asked[0] for n in asked[1])
-            if any(map(math.isnan, means)):
+            if not all(map(math.isfinite, means)):
                 found.append(
-                    f"{strategy}: some perplexities are not numbers; with logits that are none, a "
-                    "number type with a wider range (--dtype bfloat16 or float32) may help, and "
-                    "longppl without key tokens wants another --evaluator"
+                    f"{strategy}: some losses are no finite numbers, so that it has no verdict; "
+                    "with logits that are none, a number type with a wider range (--dtype bfloat16 "
+                    "or float32) may help, and longppl without key tokens wants another --evaluator"
                 )
+        if "fixed" in self.protocol.definitions and BASELINE in self.tables:
+            found += self._against()
         clusters = {name for table in self.tables.values() for name in table.corpus.clusters}
         documents = {name for table in self.tables.values() for name in table.corpus.documents}
         if len(clusters) == 1:
@@ -191,6 +211,20 @@ class Numbers:
                 "they say nothing about other texts"
             )
         return found
+
+    def _against(self) -> list[str]:
+        """What verdicts are drawn against, where it is not the trained length."""
+        if self.against == self.trained:
+            return []
+        if self.against is None:
+            return [
+                f"no length is within the {self.trained} tokens that the model was trained at: "
+                "there is nothing to compare with, and no verdict; add one to --lengths"
+            ]
+        return [
+            f"the trained length, {self.trained}, is not among --lengths: verdicts are against no "
+            f"scaling at {self.against}, which may be easier to match"
+        ]
 
 
 def exp(value: float) -> float:
@@ -208,10 +242,6 @@ def _weighed(definition: Definition, rows: list[Tensor]) -> tuple[float, float, 
         means = (total / count for total, count in zip(sums, counts, strict=True))
         return math.fsum(means), len(rows), tokens
     return exp(math.fsum(sums) / tokens), 1, tokens
-
-
-def _rank(nll: float) -> float:
-    return math.inf if math.isnan(nll) else nll
 
 
 def _stretches(length: int) -> list[tuple[int, int]]:

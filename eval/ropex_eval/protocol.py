@@ -66,6 +66,8 @@ class Protocol:
                 f"stride is {stride}, it must be at least 1 and below the shortest length less "
                 f"one, {ordered[0] - 1}, else tokens between windows are never scored"
             )
+        if short is not None and short < 1:
+            raise ValueError(f"short is {short}, it must be at least 1")
         if excerpt is not None and excerpt < ordered[-1]:
             raise ValueError(
                 f"excerpts of {excerpt} tokens do not hold the longest length, {ordered[-1]}"

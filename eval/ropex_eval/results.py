@@ -6,13 +6,17 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ropex.files import atomically
+from ropex_eval.verdict import Step, Verdict
 
-SCHEMA = 2
+SCHEMA = 3
+_VERDICTS_OF_DOUBLINGS = 2
+"""The schema before: all is as it is now but the verdicts, which rested on another test."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Change:
         se: Its standard error, paired by cluster; None from one cluster.
         low: Lower end of its 95 % interval; None from one cluster.
         high: Its upper end.
+        hurt: Share of documents whose tokens cost more by over `ropex_eval.contexts.MARGIN` nats.
     """
 
     strategy: str
@@ -68,47 +73,7 @@ class Change:
     se: float | None
     low: float | None
     high: float | None
-
-
-@dataclass(frozen=True)
-class Step:
-    """A doubling of the context in front of the same tokens.
-
-    Attributes:
-        start: Tokens of context before.
-        end: Tokens of context after.
-        nll: What it changes, in nats a token; above 0 it hurts.
-        se: Standard error, paired by cluster; None from one cluster.
-    """
-
-    start: int
-    end: int
-    nll: float
-    se: float | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How far a strategy can be used; see `ropex_eval.contexts`.
-
-    Attributes:
-        strategy: Text form of the strategy.
-        safe: Longest context up to which no doubling hurts.
-        safe_decided: Whether more text could not change that.
-        useful: Longest safe context whose last doubling helps; None if none does.
-        useful_decided: Whether more text could not change that.
-        clusters_needed: About how many documents would decide both; None if they are decided, or
-            there was only one.
-        steps: The doublings that were tested.
-    """
-
-    strategy: str
-    safe: int
-    safe_decided: bool
-    useful: int | None
-    useful_decided: bool
-    clusters_needed: int | None
-    steps: tuple[Step, ...]
+    hurt: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,11 +181,14 @@ class Results:
         path = folder / "results.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("schema") != SCHEMA:
+            schema = content.pop("schema")
+            if schema not in (_VERDICTS_OF_DOUBLINGS, SCHEMA):
                 raise ValueError(f"{path} was written by another version of ropex")
             about, strategies = content.pop("about"), content.pop("strategies")
             # Every run says what was measured on what.
             about["model"] | about["data"] | about["protocol"] | about["versions"] | strategies
+            if schema != SCHEMA and content.pop("verdicts", ()):
+                about["warnings"] = [*about.get("warnings", ()), _LEFT_OUT]
             parts = {name: _rows(_ROWS[name], rows) for name, rows in content.items()}
             return cls(about, strategies, **parts)
         except (
@@ -247,14 +215,42 @@ class Results:
         content = {"schema": SCHEMA, "about": self.about, "strategies": self.strategies, **parts}
         return json.dumps(content, indent=2) + "\n"
 
+    def flat(self) -> list[dict[str, Any]]:
+        """Every perplexity with the share of documents that are hurt, where it was compared."""
+        hurt = {(each.strategy, each.definition, each.length): each.hurt for each in self.changes}
+        return [
+            {**asdict(row), "hurt": hurt.get((row.strategy, row.definition, row.length))}
+            for row in self.results
+        ]
+
     def _csv(self) -> str:
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, [each.name for each in fields(Result)])
+        writer = csv.DictWriter(buffer, COLUMNS)
         writer.writeheader()
-        writer.writerows(asdict(row) for row in self.results)
+        writer.writerows(self.flat())
         return buffer.getvalue()
 
 
+COLUMNS = (*(each.name for each in fields(Result)), "hurt")
+"""Of a table with every perplexity."""
+
+
+def unit(about: Mapping[str, Any]) -> str:
+    """What intervals are clustered by."""
+    return str(about.get("data", {}).get("clusters", "documents"))
+
+
+def clusters(about: Mapping[str, Any]) -> int | None:
+    """How many independent pieces of text were read; None if the run does not say."""
+    data = about.get("data", {})
+    count = data.get("excerpts") if unit(about) == "excerpts" else len(data.get("documents", ()))
+    return count or None
+
+
+_LEFT_OUT = (
+    "these numbers were written by an earlier version of ropex, whose verdicts rested on another "
+    "test and are left out; the same ropex eval again, or ropex rescore, draws them anew"
+)
 _ROWS: dict[str, type[Any]] = {
     "results": Result,
     "changes": Change,

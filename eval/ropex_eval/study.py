@@ -20,6 +20,7 @@ from ropex.patching import Patch
 from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
+from ropex.tokens import require_embedded
 from ropex_eval.corpus import Corpus
 from ropex_eval.passes import length_classes, wanted
 from ropex_eval.protocol import Protocol
@@ -60,6 +61,9 @@ class Study:
     warnings: tuple[str, ...] = ()
     tokenizer: Any = None
 
+    def __post_init__(self) -> None:
+        require_embedded([self.corpus.largest_id], self.skeleton, self.model_id)
+
     @cached_property
     def rope(self) -> Rope:
         """The rotary embedding of the model."""
@@ -91,6 +95,7 @@ class Study:
                 "source": corpus.source,
                 "documents": corpus.documents,
                 "too_short": corpus.too_short,
+                "repeated": corpus.repeated,
                 "excerpts": len(corpus.excerpts),
                 "tokens": protocol.pop("excerpt"),
                 "bos": corpus.bos,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ropex.sizes import format_size
 from ropex_eval.definitions import HEADLINE
-from ropex_eval.results import Result, Results
+from ropex_eval.results import COLUMNS, Result, Results
 from ropex_eval.terminal import format_perplexity
 
 _NORMAL = 1.959964  # standard errors on either side of a mean in a 95 % interval
@@ -72,10 +72,8 @@ def rows(results: Results, definition: str, intervals: bool = False) -> Rows:
 
 def tidy(results: Results) -> Rows:
     """Every field of every perplexity at full precision, one number a row."""
-    names = list(Result.__dataclass_fields__)
-    return [names] + [
-        ["" if getattr(row, name) is None else str(getattr(row, name)) for name in names]
-        for row in results.results
+    return [list(COLUMNS)] + [
+        ["" if row[name] is None else str(row[name]) for name in COLUMNS] for row in results.flat()
     ]
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ropex.sizes import format_size
+from ropex_eval.contexts import FEWEST, MARGIN, TELLING
 from ropex_eval.definitions import Settings, explain
-from ropex_eval.results import Change, Results, Retrieval, Verdict, Winner
+from ropex_eval.results import Change, Results, Retrieval, Winner, clusters, unit
+from ropex_eval.verdict import Verdict
 
-_MANY = 1000
+_WIDTH = 100
 
 HUGE = 1e6
 """Nobody reads digits from here on, nor a curve."""
@@ -66,19 +70,54 @@ def _verdict(results: Results) -> str:
     within = _within(results)
     shown = format_size(within) if within else format_size(trained)
     longest = format_size(results.about["protocol"]["lengths"][-1])
-    header = ["strategy", f"tax at {shown}", "at safe", f"at {longest}", "safe", "useful"]
+    header = ["strategy", f"tax at {shown}", "hurt", f"at {longest}", "hurt", "safe", "useful"]
     lines = [
-        f"verdict: how far each can be used (trained at {format_size(trained)} tokens), and its "
+        f"verdict: how far each is shown to hold (trained at {format_size(trained)} tokens); "
         f"perplexity against none at {shown}",
         align([header, *rows]),
+        *(line for note in _notes(results) for line in textwrap.wrap(note, _WIDTH)),
     ]
-    if needed := [each.clusters_needed for each in results.verdicts if each.clusters_needed]:
-        most = max(needed)
-        shown = f"about {most}" if most <= _MANY else f"more than {_MANY}"
-        lines.append(f"? undecided; {shown} {results.about['data']['clusters']} would tell")
-    if results.winners:
-        lines.append(_winner(results.winners[-1]))
     return "\n".join(lines)
+
+
+def _notes(results: Results) -> list[str]:
+    """What the table says, what it leaves open and why, and which strategy is best."""
+    noun, count = unit(results.about), clusters(results.about)
+    judged = [each for each in results.verdicts if each.finite]
+    lost = [each.strategy for each in results.verdicts if not each.finite]
+    notes = [f"hurt: share of {noun} that lose more than {MARGIN} nats a token"]
+    if lost:
+        notes.append(f"no verdict, as losses are NaN or infinite: {', '.join(lost)}")
+    if count and count < FEWEST and not all(map(decided, judged)):
+        notes.append(
+            f"fewer than {FEWEST} {noun} show nothing but identical numbers; {count} were read"
+        )
+    opened = [told_open(each, results.about) for each in judged if not decided(each)]
+    if opened:
+        notes.append(f"open: {'; '.join(opened)}")
+    last = results.about["protocol"]["lengths"][-1]
+    return [*notes, *(_winner(each) for each in results.winners if each.length == last)]
+
+
+def decided(verdict: Verdict) -> bool:
+    """Whether more text could change nothing."""
+    return verdict.safe_decided and verdict.useful_decided
+
+
+def told_open(verdict: Verdict, about: Mapping[str, Any]) -> str:
+    """What is open in a verdict, and how much text would tell."""
+    where = f"at {format_size(verdict.open.end)}" if verdict.open else "in whether it is useful"
+    return f"{verdict.strategy} {where} ({told_needed(verdict, about)})"
+
+
+def told_needed(verdict: Verdict, about: Mapping[str, Any]) -> str:
+    """How much text would tell of what is open."""
+    noun, count = unit(about), clusters(about)
+    if verdict.clusters_needed is not None:
+        return f"about {verdict.clusters_needed} {noun} would tell"
+    if count and count < TELLING:
+        return f"too few {noun} to say how many would tell"
+    return "too close to call"
 
 
 def _winner(winner: Winner) -> str:
@@ -99,15 +138,23 @@ def _verdict_row(results: Results, verdict: Verdict) -> list[str]:
         for each in results.changes
         if each.strategy == verdict.strategy and each.definition == "fixed"
     }
-    useful = format_size(verdict.useful) if verdict.useful else "--"
+    tax = changes.get(("tax", _within(results)))
+    longest = results.about["protocol"]["lengths"][-1]
+    end = changes.get(("gain", longest), changes.get(("tax", longest)))
     return [
         verdict.strategy,
-        format_change(changes.get(("tax", _within(results)))),
-        format_change(changes.get(("gain", verdict.safe))),
-        format_change(changes.get(("gain", results.about["protocol"]["lengths"][-1]))),
-        format_size(verdict.safe) + ("" if verdict.safe_decided else "?"),
-        useful + ("" if verdict.useful_decided else "?"),
+        format_change(tax),
+        format_share(tax.hurt if tax else None),
+        format_change(end),
+        format_share(end.hurt if end else None),
+        format_size(verdict.safe) if verdict.safe else "--",
+        format_size(verdict.useful) if verdict.useful else "--",
     ]
+
+
+def format_share(share: float | None) -> str:
+    """A share in percent."""
+    return "--" if share is None else f"{share:.0%}"
 
 
 def _within(results: Results) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ropex.sizes import parse_size
+from ropex.sizes import parse_length
 
 if TYPE_CHECKING:
     from ropex.rope import Rope
@@ -67,9 +67,9 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
 
 
 def size(text: str) -> int:
-    """`parse_size`, with its message kept by argparse."""
+    """`parse_length`, with its message kept by argparse."""
     try:
-        return parse_size(text)
+        return parse_length(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

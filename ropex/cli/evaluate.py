@@ -233,20 +233,34 @@ def _loader(
 
 
 def _about_text(corpus: Corpus, tokenizer: Any) -> tuple[str, ...]:
-    """A warning where the tokenizer cannot read the text."""
+    """Warnings where the tokenizer cannot read the text, and where documents are much alike."""
+    found = []
     share = corpus.share_of(tokenizer.unk_token_id)
-    if share <= _UNKNOWN:
-        return ()
-    return (
-        f"{share:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this "
-        "text, so its perplexities say little",
-    )
+    if share > _UNKNOWN:
+        found.append(
+            f"{share:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know "
+            "this text, so its perplexities say little"
+        )
+    if corpus.repeated:
+        found.append(
+            f"{count(corpus.repeated, 'document')} repeated others word for word and "
+            f"{'was' if corpus.repeated == 1 else 'were'} left out"
+        )
+    if alike := corpus.alike:
+        found.append(
+            f"some documents are nearly the same ({' and '.join(alike[0])}: "
+            f"{count(len(alike), 'pair')} in all), yet count as independent: intervals and "
+            "verdicts are surer than they should be"
+        )
+    return tuple(found)
 
 
 def _header(study: Study, rope: Rope) -> str:
     """What is measured, on what."""
     corpus = study.corpus
-    left_out = f" ({corpus.too_short} too short)" if corpus.too_short else ""
+    reasons = ((corpus.too_short, "too short"), (corpus.repeated, "repeated"))
+    said = ", ".join(f"{number} {reason}" for number, reason in reasons if number)
+    left_out = f" ({said})" if said else ""
     return (
         f"model  {study.model_id}: {study.skeleton.config.model_type}, trained at "
         f"{format_size(rope.trained_length)} tokens, {study.dtype} on {study.device}\n"

@@ -124,7 +124,7 @@ def add_definitions(
     )
 
 
-def add_text(parser: argparse.ArgumentParser, excerpts: int = 16) -> None:
+def add_text(parser: argparse.ArgumentParser, excerpts: int = 32) -> None:
     """Add what says on which text."""
     group = parser.add_argument_group("on which text")
     group.add_argument(

@@ -129,16 +129,19 @@ def _with_server(arguments: argparse.Namespace, model: Any) -> list[Difference]:
     from ropex.record import Record
     from ropex.same import Difference
     from ropex.served import own_logprobs, served_logprobs
+    from ropex.tokens import require_embedded
     from ropex_eval.corpus import load_corpus
 
     folder = find(arguments.model)
     tokenizer = load_tokenizer(folder, trust_remote_code=arguments.trust_remote_code)
     record = Record.of(model) or Record.read(folder)
     trained, target = _lengths(arguments, model, record)
-    length = arguments.length or min(target, trained + trained // 4)
+    given, usual = arguments.length, min(target, trained + trained // 4)
+    length = usual if given is None else given
     corpus = load_corpus(arguments.data, tokenizer, tokenizer.bos_token_id, length, 1)
     ids = corpus.excerpts[0].ids.tolist()
     ids = ids if corpus.bos is None else [corpus.bos, *ids]
+    require_embedded(ids, model, arguments.model)
     name = arguments.served or Path(arguments.model).name
     theirs = served_logprobs(arguments.url, name, ids, arguments.api_key)
     ours = own_logprobs(model, ids)

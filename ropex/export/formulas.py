@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Rope
-from ropex.sites.base import LONGEST
+from ropex.sizes import LONGEST
 from ropex.strategies.base import Strategy
 from ropex.strategies.dynamic import Dynamic
 from ropex.strategies.linear import Linear

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
+from ropex.sizes import LONGEST
 from ropex.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from ropex.native import Native
     from ropex.sites.hooks import Tables
     from ropex.tables import TableAt
-
-LONGEST = 2**40
-"""Tokens beyond which no text and no trained length is meant."""
 
 
 @dataclass(frozen=True)

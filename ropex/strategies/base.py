@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.sizes import format_size
+from ropex.sizes import LONGEST, format_size
 
 Length: TypeAlias = int | Tensor
 """A number of tokens; a 0-dimensional tensor when it is decided inside a compiled forward."""
@@ -21,6 +20,12 @@ LengthClass: TypeAlias = Literal["static", "two", "per_length"]
 
 LARGEST_FACTOR = 2**20
 """What a float32 table can hold."""
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Numbers that float32 and bfloat16 hold with room for what is made of them."""
+
+LARGEST_SCALE = 1000
+"""What cos and sin may be multiplied by, and its inverse: logits, by its square."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,9 @@ class Scaled(Strategy):
             assert self.factor is not None  # __post_init__ saw to it
             return float(self.factor)
         require_longer(self, self.length, rope)
-        return self.length / rope.trained_length
+        factor = self.length / rope.trained_length
+        require_factor(self, factor)
+        return factor
 
 
 @dataclass(frozen=True)
@@ -170,13 +177,16 @@ class PerLength(Strategy):
 
 def require_factor(strategy: Strategy, factor: float) -> None:
     """Raise a ValueError unless a factor is one that a float32 table can hold."""
-    allowed = f"from 1 to {LARGEST_FACTOR}"
-    require(strategy, "factor", 1 <= factor <= LARGEST_FACTOR, allowed)
+    if not 1 <= factor <= LARGEST_FACTOR:
+        raise ValueError(
+            f"{strategy.name}: factor is {factor}, it must be from 1 to {LARGEST_FACTOR}"
+        )
 
 
 def require_length(strategy: Any) -> None:
     """Raise a ValueError unless a length, where it is given, has a token before the last."""
-    require(strategy, "length", strategy.length is None or strategy.length >= 2, "at least 2")
+    allowed = "at least 2 and at most 2**40"
+    require(strategy, "length", strategy.length is None or 2 <= strategy.length <= LONGEST, allowed)
 
 
 def require_longer(strategy: Strategy, length: int, rope: Rope) -> None:
@@ -189,10 +199,25 @@ def require_longer(strategy: Strategy, length: int, rope: Rope) -> None:
 
 
 def require_positive(strategy: Strategy, *names: str) -> None:
-    """Raise a ValueError unless these parameters, where given, are finite and above 0."""
+    """Raise a ValueError unless these parameters, where given, are above 0 and can be computed."""
     for name in names:
         value = getattr(strategy, name)
-        require(strategy, name, value is None or 0 < value < math.inf, "above 0 and finite")
+        allowed = f"above 0: from {SMALLEST:g} to {LARGEST:g}"
+        require(strategy, name, value is None or SMALLEST <= value <= LARGEST, allowed)
+
+
+def require_scale(strategy: Strategy, *names: str) -> None:
+    """Raise a ValueError unless these parameters, where given, can multiply cos and sin."""
+    for name in names:
+        value = getattr(strategy, name)
+        fits = value is None or 1 / LARGEST_SCALE <= value <= LARGEST_SCALE
+        require(strategy, name, fits, f"above 0: from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE}")
+
+
+def require_growth(strategy: Any) -> None:
+    """Raise a ValueError unless `beta` can be what queries grow by at each step."""
+    fits = SMALLEST <= strategy.beta <= LARGEST_SCALE
+    require(strategy, "beta", fits, f"above 0: from {SMALLEST:g} to {LARGEST_SCALE}")
 
 
 def require(strategy: Strategy, field: str, condition: bool, allowed: str) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Strategy, require_length, require_positive
+from ropex.strategies.base import SMALLEST, Length, Strategy, require, require_length
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class GiraffePower(Strategy):
     section 3, power scaling. Made for fine-tuning.
 
     Args:
-        power: `k`, above 0.
+        power: `k`, above 0 and at most 16.
     """
 
     name: ClassVar[str] = "giraffe_power"
@@ -29,7 +29,7 @@ class GiraffePower(Strategy):
     power: float
 
     def __post_init__(self) -> None:
-        require_positive(self, "power")
+        require(self, "power", SMALLEST <= self.power <= 16, f"above 0: from {SMALLEST:g} to 16")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Multiply by the power of what is left of the dimensions."""

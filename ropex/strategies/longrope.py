@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, LengthClass, Scaled, require, require_positive
+from ropex.strategies.base import (
+    LARGEST,
+    LARGEST_FACTOR,
+    Length,
+    LengthClass,
+    Scaled,
+    require,
+    require_scale,
+)
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,14 @@ class LongRope(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "attention_factor")
+        require_scale(self, "attention_factor")
         require(self, "long_factor", len(self.long_factor) > 0, "given: one divisor for each pair")
         for name in ("long_factor", "short_factor"):
             values = getattr(self, name)
-            above = values is None or all(0 < value < math.inf for value in values or (0,))
-            require(self, name, above, "made of numbers above 0")
+            # a pair that does not turn is divided by an immense number
+            each = (1 / LARGEST_FACTOR <= value <= LARGEST for value in values or ())
+            fits = values is None or (len(values) > 0 and all(each))
+            require(self, name, fits, "made of numbers above 0, from 2**-20 to 1e30")
 
     @property
     def length_class(self) -> LengthClass:

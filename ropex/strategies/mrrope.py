@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Scaled, require_positive
+from ropex.strategies.base import Length, Scaled, require_scale
 from ropex.strategies.yarn import band, require_band
 
 
@@ -42,7 +42,7 @@ class MrRope(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "attention_factor")
+        require_scale(self, "attention_factor")
         require_band(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Scaled, require
+from ropex.strategies.base import LARGEST, Length, Scaled, require, require_positive
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class NtkByParts(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "alpha", self.alpha > 0, "above 0")
-        require(self, "beta", self.alpha <= self.beta < math.inf, f"at least alpha, {self.alpha}")
+        require_positive(self, "alpha")
+        require(self, "beta", self.alpha <= self.beta <= LARGEST, f"at least alpha, {self.alpha}")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Blend each frequency with its interpolation, by turns over the trained length."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Strategy, require
+from ropex.strategies.base import LARGEST, Length, Strategy, require
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Resonance(Strategy):
     min_wavelength: float = 0.0
 
     def __post_init__(self) -> None:
-        finite = 0 <= self.min_wavelength < math.inf
-        require(self, "min_wavelength", finite, "at least 0 and finite")
+        fits = 0 <= self.min_wavelength <= LARGEST
+        require(self, "min_wavelength", fits, f"at least 0 and at most {LARGEST:g}")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Replace each wavelength by the nearest whole one; pairs that do not turn stay so."""

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Strategy, require, require_positive
+from ropex.sizes import LONGEST
+from ropex.strategies.base import (
+    Length,
+    Strategy,
+    require,
+    require_growth,
+    require_scale,
+)
 from ropex.strategies.logn import scale_queries
 
 
@@ -21,7 +28,7 @@ class Temperature(Strategy):
     where it is `0.1 ln(factor) + 1`: 1.07 for a factor of 2, 1.14 for 4, 1.21 for 8.
 
     Args:
-        factor: What cos and sin are multiplied by, above 0.
+        factor: What cos and sin are multiplied by, from 0.001 to 1000.
     """
 
     name: ClassVar[str] = "temperature"
@@ -32,7 +39,7 @@ class Temperature(Strategy):
     factor: float
 
     def __post_init__(self) -> None:
-        require_positive(self, "factor")
+        require_scale(self, "factor")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Multiply the attention scale."""
@@ -60,8 +67,8 @@ class Llama4Temperature(Strategy):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self, "length", self.length >= 1, "at least 1")
-        require_positive(self, "beta")
+        require(self, "length", 1 <= self.length <= LONGEST, "at least 1 and at most 2**40")
+        require_growth(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Add the scale of the queries."""
@@ -92,7 +99,9 @@ class MinistralTemperature(Strategy):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "beta", "length")
+        fits = self.length is None or 1 <= self.length <= LONGEST
+        require(self, "length", fits, "at least 1 and at most 2**40")
+        require_growth(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Add the scale of the queries."""

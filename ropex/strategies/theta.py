@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Scaled, Strategy, require, require_length, require_longer
+from ropex.strategies.base import (
+    LARGEST,
+    Length,
+    Scaled,
+    Strategy,
+    require,
+    require_length,
+    require_longer,
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class ThetaScale(Scaled):
 
 def require_base(strategy: Any) -> None:
     """Raise a ValueError unless the base is one whose powers fall."""
-    require(strategy, "base", 1 < strategy.base < math.inf, "above 1 and finite")
+    require(strategy, "base", 1 < strategy.base <= LARGEST, f"above 1 and at most {LARGEST:g}")
 
 
 def base_ratio(rope: Rope, base: float) -> Tensor:

@@ -9,7 +9,15 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
-from ropex.strategies.base import Length, Scaled, require, require_positive
+from ropex.sizes import LONGEST
+from ropex.strategies.base import (
+    LARGEST,
+    Length,
+    Scaled,
+    require,
+    require_positive,
+    require_scale,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,9 @@ class Yarn(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "attention_factor", "mscale", "mscale_all_dim", "range_length")
+        require_scale(self, "attention_factor", "mscale", "mscale_all_dim")
+        fits = self.range_length is None or 1 <= self.range_length <= LONGEST
+        require(self, "range_length", fits, "above 0 and at most 2**40")
         require_band(self)
         if self.ramp == "rotations" and (not self.truncate or self.clamp != "dim"):
             raise ValueError(
@@ -136,9 +146,9 @@ class Yarn(Scaled):
 
 def require_band(strategy: Any) -> None:
     """Raise a ValueError unless `beta_slow` and `beta_fast` bound a band."""
-    require(strategy, "beta_slow", strategy.beta_slow > 0, "above 0")
+    require_positive(strategy, "beta_slow")
     above = f"above beta_slow, {strategy.beta_slow}"
-    require(strategy, "beta_fast", strategy.beta_slow < strategy.beta_fast < math.inf, above)
+    require(strategy, "beta_fast", strategy.beta_slow < strategy.beta_fast <= LARGEST, above)
 
 
 def band(

@@ -169,7 +169,8 @@ def plan(recipe: Recipe) -> str:
     for number, stage in enumerate(recipe.stages, start=1):
         arguments_of(recipe, stage, Path(f"stage-{number}"))  # its numbers are checked
         with changed(model, stage, recipe.trained_length, recipe.autocast) as handle:
-            lines += _stage(number, stage, handle, Cutter.of(stage.data, tokenizer, recipe.model))
+            cutter = Cutter.of(stage.data, tokenizer, model, recipe.model)
+            lines += _stage(number, stage, handle, cutter)
         memory = memory_of(recipe, stage, model)
         lines += [f"  memory    {memory}", f"  sharded   {gib(memory.on_each(_DEVICES))} {_SHARED}"]
     return "\n".join(lines)

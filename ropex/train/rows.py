@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
 from ropex.texts import read_texts
-from ropex.tokens import encode, first_token, usual_front
+from ropex.tokens import encode, first_token, require_embedded, usual_front
 from ropex.train.recipe import Data, Source
 
 Row = dict[str, Any]
@@ -25,17 +25,22 @@ class Cutter:
         tokenizer: Of the model.
         front: Ids in front of each piece of a document: the tokenizer's BOS, or none.
         length: Tokens of a row.
+        require: Refuses ids that the model does not know.
     """
 
     tokenizer: Any
     front: tuple[int, ...]
     length: int
+    require: Callable[[list[int]], None]
 
     @classmethod
-    def of(cls, data: Data, tokenizer: Any, model: str) -> Cutter:
-        """What cuts rows for a stage; `model` is what messages call the model."""
-        bos = first_token(tokenizer, usual_front(tokenizer, data.bos), model)
-        return cls(tokenizer, () if bos is None else (bos,), data.length)
+    def of(cls, data: Data, tokenizer: Any, model: Any, name: str) -> Cutter:
+        """What cuts rows for a stage; `name` is what messages call the model."""
+        bos = first_token(tokenizer, usual_front(tokenizer, data.bos), name)
+        front = () if bos is None else (bos,)
+        return cls(
+            tokenizer, front, data.length, lambda ids: require_embedded([*front, *ids], model, name)
+        )
 
     def rows(self, source: Source) -> Iterator[Row]:
         """All rows of a source, in its own order.
@@ -65,6 +70,7 @@ class Cutter:
         """Token ids of each document; how many it has is noted in `lengths`."""
         for _, text in read_texts(source.text, split="train"):
             ids = encode(self.tokenizer, text)
+            self.require(ids)
             lengths.append(len(self.front) + len(ids))
             yield ids
 

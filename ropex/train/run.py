@@ -80,7 +80,7 @@ class Run:
 
     def _trainer(self, number: int, stage: Stage, handle: Patch) -> RecipeTrainer:
         recipe, seed = self.recipe, self.recipe.seed + number
-        cutter = Cutter.of(stage.data, self.tokenizer, recipe.model)
+        cutter = Cutter.of(stage.data, self.tokenizer, self.model, recipe.model)
         if handle.in_config:  # engines take the smaller of both limits
             limit = max(self.tokenizer.model_max_length, handle.target_length)
             self.tokenizer.model_max_length = limit

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropex_eval import tables
-from ropex_eval.results import Results
-
-_NORMAL = 1.959964  # standard errors on either side of a mean in a 95 % interval
+from ropex_eval.results import Results, clusters
+from ropex_eval.statistics import student
 
 
 def charts(results: Results, chosen: Mapping[str, str]) -> dict[str, Any]:
@@ -68,8 +67,9 @@ def _line(name: str, style: str, points: list[Any], ring: int | None = None) -> 
 def _curve(results: Results, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
     """Loss by position; each stretch stands at its middle and says where it begins and ends."""
     points: dict[str, list[Any]] = {}
+    errors = student(max(1, (clusters(results.about) or 30) - 1))
     for each in results.curve:
-        margin = None if each.se is None else _NORMAL * each.se
+        margin = None if each.se is None else errors * each.se
         ends = (None, None) if margin is None else (each.nll - margin, each.nll + margin)
         numbers = map(_number, (each.nll, *ends))
         said = f"positions {each.start} to {each.end - 1}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from ropex_eval.page.markup import Markup, tag
-from ropex_eval.page.words import perplexity, plural, short, size, times
-from ropex_eval.results import Result, Results, Verdict
+from ropex_eval.page.words import listed, perplexity, plural, short, size, times
+from ropex_eval.results import Result, Results, unit
+from ropex_eval.terminal import decided
 
 
 def headline(results: Results) -> Markup:
@@ -25,7 +24,7 @@ def _lowest(results: Results) -> Result | None:
     definition = next((each for each in ("fixed", "local", *sorted(found)) if each in found), "")
     known = [row for row in results.results if row.definition == definition]
     longest = max((row.length for row in known), default=0)
-    at_end = [row for row in known if row.length == longest and not math.isnan(row.nll)]
+    at_end = [row for row in known if row.length == longest and math.isfinite(row.nll)]
     return min(at_end, key=lambda row: row.nll, default=None)
 
 
@@ -50,32 +49,26 @@ def _told(best: Result, results: Results) -> str:
 
 
 def _reach(strategy: str, results: Results) -> str:
-    """How far a strategy is safe; one that is bad everywhere is safe too, so only of the best."""
+    """How far a strategy is shown to be safe."""
     verdict = next((each for each in results.verdicts if each.strategy == strategy), None)
-    if verdict is None:
+    if verdict is None or not verdict.finite:
         return ""
     trained = results.about.get("model", {}).get("trained_length")
+    if verdict.safe is None:
+        return "It is not shown to be safe at any length."
     far = f" ({times(verdict.safe, trained)})" if trained else ""
-    sure = "" if verdict.safe_decided else ", as far as one can tell"
-    return f"It is safe up to {size(verdict.safe)}{far}{sure}."
+    return f"It is shown to be safe up to {size(verdict.safe)}{far}."
 
 
 def _open(results: Results) -> str:
-    undecided = [each for each in results.verdicts if not decided(each)]
-    if not undecided:
-        return ""
+    lost = [each.strategy for each in results.verdicts if not each.finite]
+    undecided = [each for each in results.verdicts if each.finite and not decided(each)]
     needed = max((each.clusters_needed or 0 for each in undecided), default=0)
-    noun = unit(results.about)
-    ask = f"; about {plural(needed, noun)} would decide" if needed else ""
+    ask = f"; about {plural(needed, unit(results.about))} would tell" if needed else ""
     count = f"{len(undecided)} of {len(results.verdicts)} verdicts"
-    return f"Still open: {count if len(results.verdicts) > 1 else 'the verdict'}{ask}."
-
-
-def decided(verdict: Verdict) -> bool:
-    """Whether more text could change nothing."""
-    return verdict.safe_decided and verdict.useful_decided
-
-
-def unit(about: Mapping[str, Any]) -> str:
-    """What intervals are clustered by."""
-    return str(about.get("data", {}).get("clusters", "documents"))
+    parts = []
+    if lost:
+        parts.append(f"No verdict, as losses are NaN or infinite: {listed(lost)}.")
+    if undecided:
+        parts.append(f"Still open: {count if len(results.verdicts) > 1 else 'the verdict'}{ask}.")
+    return " ".join(parts)

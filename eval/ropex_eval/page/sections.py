@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ropex.sizes import format_size
 from ropex_eval import tables
@@ -11,6 +12,7 @@ from ropex_eval.page import words
 from ropex_eval.page.markup import Cell, Markup, Row, join, table, tag
 from ropex_eval.page.words import DASH, effect, name, number, perplexity, short
 from ropex_eval.results import Change, Point, Result, Results
+from ropex_eval.terminal import format_share
 
 Styles = Mapping[str, str]
 
@@ -22,7 +24,8 @@ CURVE = (
 CHANGES = (
     "Change of perplexity, paired on the same tokens; 95 % intervals below. Tax: against no "
     "scaling at the same length. Gain: against no scaling at the longest length within the trained "
-    "one. Coloured where the whole interval is on one side of 0: orange is worse, blue is better."
+    "one. Hurt: the share of documents that lose more than the margin of a verdict. Coloured where "
+    "the whole interval is on one side of 0: orange is worse, blue is better."
 )
 WAVELENGTHS = (
     "Tokens that a pair of dimensions needs for a full turn, 2π over its frequency at the longest "
@@ -150,7 +153,11 @@ def _changes(results: Results, definition: str, chosen: Styles) -> Markup:
 
 def _change(change: Change) -> Cell:
     note = f"{words.nats(change)} against none at {format_size(change.against)}"
-    return effect(change.nll, change.low, change.high, note)
+    cell = effect(change.nll, change.low, change.high, note)
+    if change.hurt is None:
+        return cell
+    hurt = tag("small", f"hurt {format_share(change.hurt)}")
+    return replace(cell, content=Markup(cell.content + hurt))
 
 
 def fold(title: str, *content: str) -> Markup:

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ropex.sizes import format_size
-from ropex_eval.contexts import HURTS
-from ropex_eval.page.headline import decided, unit
+from ropex_eval.contexts import COLLAPSE, FEWEST, MARGIN
 from ropex_eval.page.markup import Cell, Markup, Row, table, tag
 from ropex_eval.page.words import (
     DASH,
@@ -17,23 +16,26 @@ from ropex_eval.page.words import (
     name,
     nats,
     percent,
-    plural,
     times,
 )
-from ropex_eval.results import Change, Results, Verdict
+from ropex_eval.results import Change, Results, clusters
+from ropex_eval.terminal import decided, format_share, told_needed
+from ropex_eval.verdict import Verdict
 
 SAFE = (
-    "Safe context: the same tokens are read after ever more text, doubling by doubling; the "
-    f"longest context up to which no doubling beyond the trained length costs more than {HURTS} "
-    "nats a token beyond doubt (95 %). Useful context: the longest safe one whose last doubling "
-    "lowers the loss beyond doubt. Up to the safe context nothing grows worse; whether it is good "
-    "there, tax and gain tell. A question mark: more text could change it."
+    "Safe context: the same tokens are read after ever more text, and compared with no scaling at "
+    "the longest length within the trained one. Granted is the longest context such that at every "
+    "measured length up to it two things are shown at 95 %: the tokens cost no more than "
+    f"{MARGIN} nats on average, and fewer than one document in ten loses more than {COLLAPSE}. "
+    f"That takes at least {FEWEST} documents. Useful context: the longest safe one up to which "
+    "they are shown to cost less. What is not shown is not granted. Hurt: the share of documents "
+    f"that lose more than {MARGIN} nats."
 )
 TAX = (
     "Tax: change of perplexity against no scaling at the same length, at the longest length within "
     "the trained one. Gain: against no scaling at that length, shown at the safe context where "
     "that is longer, else at the longest length; below 0 the longer context pays. All are paired "
-    "on the same tokens; small figures are 95 % intervals."
+    "on the same tokens; small figures are 95 % intervals, and the share of documents hurt."
 )
 _COLUMNS = ("safe context", "useful context", "tax", "gain", "decided?")
 _CAPTION = "How far each strategy can be used"
@@ -58,47 +60,33 @@ def verdicts(results: Results, chosen: Mapping[str, str], brief: bool = False) -
 
 def _row(verdict: Verdict, results: Results, style: str) -> Row:
     trained = results.about.get("model", {}).get("trained_length")
-    safe = _context(verdict.safe, verdict.safe_decided, trained)
-    useful = _context(verdict.useful, verdict.useful_decided, trained)
     return [
         name(verdict.strategy, style),
         Cell(_reach(verdict, results), f"reach {style}"),
-        Cell(safe, label="safe context"),
-        Cell(useful if verdict.useful is not None else "not shown", label="useful context"),
+        Cell(_context(verdict.safe, trained), label="safe context"),
+        Cell(_context(verdict.useful, trained), label="useful context"),
         _tax(verdict, results),
         _gain(verdict, results),
         Cell(_certainty(verdict, results.about)),
     ]
 
 
-def _context(tokens: int | None, sure: bool, trained: int | None) -> Markup:
+def _context(tokens: int | None, trained: int | None) -> Markup | str:
     if tokens is None:
-        return Markup()
-    mark = "" if sure else " ?"
+        return "not shown"
     beside = tag("small", times(tokens, trained)) if trained else Markup()
-    return Markup(tag("b", format_size(tokens) + mark) + beside)
+    return Markup(tag("b", format_size(tokens)) + beside)
 
 
 def _certainty(verdict: Verdict, about: Mapping[str, Any]) -> str:
+    if not verdict.finite:
+        return "no verdict: losses are NaN or infinite"
     if decided(verdict):
         return "decided"
-    open_ = [
-        part
-        for part, sure in (("safe", verdict.safe_decided), ("useful", verdict.useful_decided))
-        if not sure
-    ]
-    noun, read = unit(about), clusters(about)
+    where = f"open at {format_size(verdict.open.end)}" if verdict.open else "useful open"
+    read = clusters(about)
     known = f" ({read} read)" if read else ""
-    count = verdict.clusters_needed
-    needed = f"about {plural(count, noun)}" if count else f"more {noun}"
-    return f"{' and '.join(open_)} open: {needed} would decide{known}"
-
-
-def clusters(about: Mapping[str, Any]) -> int | None:
-    """How many independent pieces of text were read; None if the run does not say."""
-    data = about.get("data", {})
-    count = data.get("excerpts") if unit(about) == "excerpts" else len(data.get("documents", ()))
-    return count or None
+    return f"{where}: {told_needed(verdict, about)}{known}"
 
 
 def _tax(verdict: Verdict, results: Results) -> Cell:
@@ -116,7 +104,7 @@ def _gain(verdict: Verdict, results: Results) -> Cell:
     gains = _changes(verdict.strategy, "gain", results.changes)
     if not gains:
         return Cell(DASH, note="nothing to compare with", label="gain")
-    return _change(gains.get(verdict.safe, gains[max(gains)]), "gain")
+    return _change(gains.get(verdict.safe or 0, gains[max(gains)]), "gain")
 
 
 def _changes(strategy: str, kind: str, changes: Iterable[Change]) -> dict[int, Change]:
@@ -130,7 +118,8 @@ def _changes(strategy: str, kind: str, changes: Iterable[Change]) -> dict[int, C
 
 def _change(change: Change, label: str, more: str = "") -> Cell:
     cell = effect(change.nll, change.low, change.high)
-    where = tag("small", f"at {format_size(change.length)}{more}")
+    hurt = "" if change.hurt is None else f"; hurt {format_share(change.hurt)}"
+    where = tag("small", f"at {format_size(change.length)}{hurt}{more}")
     return replace(cell, content=Markup(cell.content + where), note=nats(change), label=label)
 
 
@@ -138,7 +127,7 @@ def _tested(results: Results) -> list[int]:
     """The lengths that the verdicts rest on, in ascending order."""
     steps = [step for each in results.verdicts for step in each.steps]
     ends = {end for step in steps for end in (step.start, step.end)}
-    return sorted(ends | {each.safe for each in results.verdicts})
+    return sorted(ends | {each.safe for each in results.verdicts if each.safe})
 
 
 def _scale(results: Results) -> Markup:

@@ -46,7 +46,7 @@ class Source:
         special = {bos}
         if tokenizer is not None:  # embeddings may have more rows than there are tokens
             ids, special = min(ids, len(tokenizer)), special | set(tokenizer.all_special_ids)
-        encoder = None if tokenizer is None else Encoder(tokenizer)
+        encoder = None if tokenizer is None else Encoder(tokenizer, model)
         hay = None if haystack is None else tuple(haystack)
         text = encoder.decode(hay) if encoder and hay else ""
         return cls(encoder, bos, hay, [i for i in range(ids) if i not in special], text)

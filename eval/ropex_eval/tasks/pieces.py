@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Any
 
+from ropex.tokens import require_embedded
 from ropex_eval.answers import Ids
 
 # A tokenizer may treat the beginning of a text as that of a word. No piece is one, so each is
@@ -46,10 +48,11 @@ class Encoder:
 
     Args:
         tokenizer: Of the model that is measured.
+        model: That is measured; without it, ids that it does not know are not noticed.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, model: Any = None) -> None:
+        self.tokenizer, self.model = tokenizer, model
         (self._lead,) = self._encode([_ANCHOR])
 
     def __call__(self, text: str) -> Ids:
@@ -74,7 +77,10 @@ class Encoder:
             return []
         # A text that spells "<s>" means those three characters, not the token.
         settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return [tuple(ids) for ids in self.tokenizer(texts, **settings)["input_ids"]]
+        found = [tuple(ids) for ids in self.tokenizer(texts, **settings)["input_ids"]]
+        if self.model is not None:
+            require_embedded(chain.from_iterable(found), self.model, "this model")
+        return found
 
 
 def sentences(encode: Encoder, rng: random.Random, tokens: int) -> Ids:
