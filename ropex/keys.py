@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -32,6 +33,7 @@ class Keys:
     def __init__(self, strategy: str, identity: str) -> None:
         self.strategy, self.identity = strategy, identity
         self.caches: WeakSet[Any] = WeakSet()  # those to be spent when the patch is removed
+        self.traced = False  # whether compiled calls may have filled more
 
     @classmethod
     def of(cls, patch: Patch) -> Keys | None:
@@ -97,8 +99,8 @@ class Keys:
 
         The model has no hooks then that could notice, so the caches do.
         """
-        for cache in list(self.caches):
-            if not isinstance(cache, (Spent, Tensor)):
+        for cache in self._alive():
+            if not isinstance(cache, Spent):
                 cache.__class__ = _spent(type(cache))
 
     def _mark(self, cache: Any) -> None:
@@ -107,8 +109,18 @@ class Keys:
             holder.ropex_revive()
         if holder is not None and getattr(holder, MARK, None) is not self:
             setattr(holder, MARK, self)
-        if hasattr(cache, "get_seq_length") and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # a set that grows would have each call traced anew
+            self.traced = True
+        elif hasattr(cache, "get_seq_length"):
             self.caches.add(holder)
+
+    def _alive(self) -> list[Any]:
+        """The caches that hold such keys."""
+        from transformers import Cache
+
+        tracked = gc.get_objects() if self.traced else []
+        unseen = [each for each in tracked if issubclass(type(each), Cache)]
+        return [*self.caches, *(each for each in unseen if vars(each).get(MARK) is self)]
 
 
 class Spent:

@@ -255,3 +255,5 @@ def test_a_compiled_model_keeps_one_graph(llama: Any) -> None:
             output = compiled(IDS[:, place : place + 1], past_key_values=cache)
         torch.testing.assert_close(output.logits, wanted[:, -1:], rtol=0, atol=2e-5)
         assert counter.frame_count <= first + 2
+    with pytest.raises(RuntimeError, match=AFTER):
+        read(llama, IDS[:, 20:21], cache)
