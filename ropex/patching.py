@@ -123,7 +123,9 @@ class Patch:
         self._goes_on = any(site.ends for site in self.sites)
         self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
         check_start(self)
+        self._below: tuple[Applied, ...] = tuple(stack(self.sites))
         self._undo: ExitStack | None = None
+        self._blocks: list[int | None] = []  # of each `with`, what it leaves in place; None: `_below`
         self._apply()
 
     @property
@@ -166,15 +168,27 @@ class Patch:
 
         Patches made inside the block end with it.
         """
+        applied = self._undo is not None
         self.remove()
         below = len(stack(self.sites))
         try:
             yield
         finally:
             unwind(self.sites, below)
-            self._apply()
+            if applied:
+                self._apply()
 
     def __enter__(self) -> Patch:
+        """Apply it again if it was removed.
+
+        Raises:
+            RuntimeError: The model is not the one that it was made for: other patches are in place.
+        """
+        within = bool(self._blocks) and self._undo is not None
+        if self._undo is None:
+            self._check_below()
+            self._apply()
+        self._blocks.append(len(stack(self.sites)) if within else None)
         return self
 
     def __exit__(
@@ -183,8 +197,9 @@ class Patch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        left = self._blocks.pop()
         if self._undo is not None:
-            unwind(self.sites, [each.identity for each in stack(self.sites)].index(id(self)))
+            unwind(self.sites, len(self._below) if left is None else left)
 
     def __repr__(self) -> str:
         if self._undo is None:
@@ -215,6 +230,18 @@ class Patch:
     def configs(self) -> tuple[Any, ...]:
         """The configs that the rotary modules read: one, but for an encoder and a decoder."""
         return tuple({id(site.config): site.config for site in self.sites}.values())
+
+    def _check_below(self) -> None:
+        now, then = ([each.identity for each in those] for those in (stack(self.sites), self._below))
+        if now != then:
+            was, there = (
+                " then ".join(each.strategy for each in those) or "no patch"
+                for those in (self._below, stack(self.sites))
+            )
+            raise RuntimeError(
+                f"{self.strategy} was made for the model with {was} and cannot be applied to it "
+                f"with {there}; remove that or patch anew"
+            )
 
     def _apply(self) -> None:
         with ExitStack() as undo:
