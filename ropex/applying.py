@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ropex.attention import AttentionGuard
+from ropex.batching import RefuseBatching, drop_kept, refused_batching
 from ropex.cache import CacheGuard, KeyRotation
 from ropex.errors import UnsupportedModel
 from ropex.install import Options, install_attention, set_attribute
@@ -80,6 +81,19 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
     kept = any(each.kept for each in patch.planned)
     one_entry = kept and any(hasattr(each.site.config, "layer_rope_theta") for each, _ in made)
     return all(said) and not patch.reads_token_by_token and not one_entry  # Granite scales all
+
+
+def apply_batching(patch: Patch, undo: ExitStack) -> None:
+    """Refuse continuous batching where it would not compute what the patch says."""
+    drop_kept(patch.model)
+    undo.callback(drop_kept, patch.model)
+    message = refused_batching(patch)
+    if message is None:
+        return
+    refuse = RefuseBatching(message)
+    refuse.install(patch.model, undo)
+    for decoder in _decoders(patch):
+        undo.callback(decoder.register_forward_pre_hook(refuse.before, with_kwargs=True).remove)
 
 
 def apply_attention(patch: Patch, undo: ExitStack) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ropex.applying import apply_attention, apply_rope, check_start
+from ropex.applying import apply_attention, apply_batching, apply_rope, check_start
 from ropex.errors import UnsupportedModel
 from ropex.install import Options
 from ropex.models import sites
@@ -125,7 +125,9 @@ class Patch:
         check_start(self)
         self._below: tuple[Applied, ...] = tuple(stack(self.sites))
         self._undo: ExitStack | None = None
-        self._blocks: list[int | None] = []  # of each `with`, what it leaves in place; None: `_below`
+        self._blocks: list[
+            int | None
+        ] = []  # of each `with`, what it leaves in place; None: `_below`
         self._apply()
 
     @property
@@ -232,7 +234,9 @@ class Patch:
         return tuple({id(site.config): site.config for site in self.sites}.values())
 
     def _check_below(self) -> None:
-        now, then = ([each.identity for each in those] for those in (stack(self.sites), self._below))
+        now, then = (
+            [each.identity for each in those] for those in (stack(self.sites), self._below)
+        )
         if now != then:
             was, there = (
                 " then ".join(each.strategy for each in those) or "no patch"
@@ -254,6 +258,7 @@ class Patch:
                     self.in_config = apply_rope(self, undo) and self.in_config
                 if apply_attention(self, undo):
                     self.in_config = False
+                apply_batching(self, undo)
                 refused = None if self.in_config else str(self.strategy)
                 install_saving(self.model, self.configs, refused, write_record, undo)
                 keep_edits(copies, undo)

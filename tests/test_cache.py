@@ -139,7 +139,10 @@ def test_a_cache_of_rotated_keys_is_refused(llama: Any) -> None:
     cache = llama(IDS[:, :10], use_cache=True).past_key_values
     with (
         ropex.patch(llama, "dynamic", cache="unrotated"),
-        pytest.raises(RuntimeError, match="not filled under this patch, so its keys are rotated otherwise; start anew"),
+        pytest.raises(
+            RuntimeError,
+            match="not filled under this patch, so its keys are rotated otherwise; start anew",
+        ),
     ):
         llama(IDS[:, 10:11], past_key_values=cache)
 
