@@ -190,7 +190,7 @@ class Patch:
         if self._undo is None:
             self._check_below()
             self._apply()
-        self._blocks.append(len(stack(self.sites)) if within else None)
+        self._blocks.append(len(stack(self.sites) if within else self._below))
         return self
 
     def __exit__(
@@ -201,7 +201,7 @@ class Patch:
     ) -> None:
         left = self._blocks.pop()
         if self._undo is not None:
-            unwind(self.sites, len(self._below) if left is None else left)
+            unwind(self.sites, left)
 
     def __repr__(self) -> str:
         if self._undo is None:
@@ -234,13 +234,10 @@ class Patch:
         return tuple({id(site.config): site.config for site in self.sites}.values())
 
     def _check_below(self) -> None:
-        now, then = (
-            [each.identity for each in those] for those in (stack(self.sites), self._below)
-        )
-        if now != then:
+        now = stack(self.sites)
+        if [each.identity for each in now] != [each.identity for each in self._below]:
             was, there = (
-                " then ".join(each.strategy for each in those) or "no patch"
-                for those in (self._below, stack(self.sites))
+                " then ".join(map(str, those)) or "no patch" for those in (self._below, now)
             )
             raise RuntimeError(
                 f"{self.strategy} was made for the model with {was} and cannot be applied to it "

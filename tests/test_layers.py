@@ -15,8 +15,9 @@ ORDER = (
     "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
     "tables", "window", "attention", "install", "own_config", "softmax", "native", "sites",
     "models", "keys", "cache", "batching", "saving", "planning", "nesting", "record", "applying",
-    "verify", "warn", "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint", "storage", "same",
-    "served", "export", "doctor", "page", "compat", "families", "train", "cli", "__main__",
+    "verify", "warn", "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint",
+    "storage", "same", "served", "export", "doctor", "page", "compat", "families", "train", "cli",
+    "__main__",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "files", "stdlib", "texts", "tokens", "rope", "strategies", "registry",
