@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import TRAINED, logits, tiny_model, tokens
+from cases import TRAINED, logits, tiny_model, tiny_t5gemma, tokens
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
@@ -172,19 +172,6 @@ def test_other_caches_are_guarded_too(family: str) -> None:
         cache = fed(IDS[:, 10:11], fed(IDS[:, :10]))
     with pytest.raises(RuntimeError, match="yarn:4, which is removed since"):
         fed(IDS[:, 11:12], cache)
-
-
-def tiny_t5gemma() -> Any:
-    from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
-
-    sizes = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": TRAINED,
-    }  # fmt: skip
-    config = T5GemmaConfig(encoder=sizes, decoder={**sizes, "use_cache": True}, vocab_size=64)
-    torch.manual_seed(0)
-    return T5GemmaForConditionalGeneration(config).eval()
 
 
 MODELS: dict[str, Callable[[], Any]] = {
