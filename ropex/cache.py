@@ -50,6 +50,8 @@ class CacheGuard:
                 "length (dynamic:length=32k)"
             )
         kept: tuple[Tensor, Tensor] | None = getattr(call.cache, "ropex_lengths", None)
+        if call.cache is None and call.end > self.trained_length and call.goes_on(module):
+            self._refuse()
         if not call.past:
             if kept is not None:  # it was emptied
                 del call.cache.ropex_lengths
@@ -62,12 +64,15 @@ class CacheGuard:
         shortest, longest = int(kept[0]), max(int(kept[1]), call.end)
         beyond = self.switches and shortest > self.trained_length
         if longest > self.trained_length and not beyond:
-            raise RuntimeError(
-                f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
-                f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
-                'patch with cache="unrotated", fix the length (dynamic:length=32k) or pass '
-                "use_cache=False"
-            )
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise RuntimeError(
+            f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
+            f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
+            'patch with cache="unrotated", fix the length (dynamic:length=32k) or pass '
+            "use_cache=False"
+        )
 
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -96,6 +101,7 @@ class Call:
         past: Tokens in it.
         tokens: Ids or embeddings, `(batch, length, ...)`.
         mask: The attention mask, of whatever kind.
+        caches: Whether keys are to be kept.
         positions: Of these tokens, `(batch or 1, length)`: as given, or counted on from the cache
             as transformers does.
     """
@@ -104,6 +110,7 @@ class Call:
     past: int
     tokens: Tensor
     mask: Any
+    caches: bool
     positions: Tensor
 
     @classmethod
@@ -115,9 +122,17 @@ class Call:
         inputs = (*(given.get(name) for name in _INPUTS), *given.values())
         tokens = next(each for each in inputs if isinstance(each, Tensor))
         positions = given.get("position_ids")
+        if positions is None and given.get("cache_position") is not None:
+            positions = given["cache_position"][None]
         if positions is None:
             positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
-        return cls(cache, past, tokens, given.get("attention_mask"), positions)
+        caches = given.get("use_cache") is not False
+        return cls(cache, past, tokens, given.get("attention_mask"), caches, positions)
+
+    def goes_on(self, module: nn.Module) -> bool:
+        """Whether a decoder without a cache object continues keys that its own modules keep."""
+        one = self.caches and self.tokens.shape[1] == 1
+        return one and any(hasattr(each, "_update_cache") for each in module.modules())
 
     @property
     def end(self) -> int:

@@ -31,7 +31,7 @@ def test_queries_that_are_not_scaled_are_told(llama: Any, text: str) -> None:
     with ropex.patch(llama, text) as patch:
         for layer in llama.model.layers:
             del layer.self_attn.ropex_query_scale
-        with pytest.raises(RuntimeError, match="moved by 0.0, but the plan changes something"):
+        with pytest.raises(RuntimeError, match=r"moved by 0\.0, but the plan changes something"):
             patch.verify()
 
 
@@ -66,7 +66,7 @@ def test_attention_that_rotates_by_a_table_of_its_own_is_told(shape: str, text: 
         patch.sites[0].module.register_forward_hook(
             lambda _, args, kwargs, __: own(*args, **kwargs), with_kwargs=True
         )
-        with pytest.raises(RuntimeError, match="moved by 0.0, but the plan changes something"):
+        with pytest.raises(RuntimeError, match=r"moved by 0\.0, but the plan changes something"):
             patch.verify()
 
 
