@@ -99,9 +99,10 @@ class Keys:
 
         The model has no hooks then that could notice, so the caches do.
         """
-        for cache in self._alive():
-            if not isinstance(cache, Spent):
-                cache.__class__ = _spent(type(cache))
+        for cache in self._known():
+            if getattr(cache, MARK, None) is self and not isinstance(cache, Spent):
+                kind: Any = type(cache)
+                cache.__class__ = _spent(kind)
 
     def _mark(self, cache: Any) -> None:
         holder = _holder(cache)
@@ -114,13 +115,12 @@ class Keys:
         elif hasattr(cache, "get_seq_length"):
             self.caches.add(holder)
 
-    def _alive(self) -> list[Any]:
-        """The caches that hold such keys."""
+    def _known(self) -> list[Any]:
+        """The caches that may hold such keys."""
         from transformers import Cache
 
         tracked = gc.get_objects() if self.traced else []
-        unseen = [each for each in tracked if issubclass(type(each), Cache)]
-        return [*self.caches, *(each for each in unseen if vars(each).get(MARK) is self)]
+        return [*self.caches, *(each for each in tracked if issubclass(type(each), Cache))]
 
 
 class Spent:
@@ -140,15 +140,16 @@ class Spent:
                 f"removed since, so its keys are rotated otherwise; {_ANEW}"
             )
         self.ropex_revive()
+        del self.ropex_keys
         return self.update(*args, **kwargs)
 
     def ropex_revive(self) -> None:
         """Be the cache that it was."""
-        self.__class__ = type(self).__mro__[2]  # type: ignore[assignment]
+        self.__class__ = type(self).__mro__[2]
 
 
 @functools.cache
-def _spent(cls: type) -> type:
+def _spent(cls: Any) -> Any:
     return type(cls.__name__, (Spent, cls), {"__module__": cls.__module__})
 
 

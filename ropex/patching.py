@@ -125,9 +125,7 @@ class Patch:
         check_start(self)
         self._below: tuple[Applied, ...] = tuple(stack(self.sites))
         self._undo: ExitStack | None = None
-        self._blocks: list[
-            int | None
-        ] = []  # of each `with`, what it leaves in place; None: `_below`
+        self._blocks: list[int] = []  # how many patches each `with` of it leaves in place
         self._apply()
 
     @property

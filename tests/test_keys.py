@@ -66,6 +66,8 @@ def test_a_cache_that_was_emptied_is_filled_anew(llama: Any) -> None:
     cache.crop(-10)
     read(llama, IDS[:, :10], cache)
     assert type(cache) is DynamicCache
+    with ropex.patch(llama, "yarn:4"), pytest.raises(RuntimeError, match=BEFORE):
+        read(llama, IDS[:, 10:11], cache)
     output = llama(IDS[:, 10:20], past_key_values=cache).logits
     torch.testing.assert_close(output, wanted[:, 10:], rtol=0, atol=2e-5)
 
@@ -226,8 +228,10 @@ def test_no_cache_is_kept_alive(llama: Any) -> None:
         gc.enable()
 
 
-def test_a_compiled_model_keeps_one_graph(llama: Any) -> None:
+def test_a_compiled_model_keeps_one_graph() -> None:
     from torch._dynamo import testing
+
+    llama = tiny_model("llama", num_hidden_layers=1)
 
     torch._dynamo.reset()
     counter = testing.CompileCounter()
