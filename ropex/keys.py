@@ -155,6 +155,9 @@ def _spent(cls: Any) -> Any:
 
 def tokens_in(cache: Any) -> int:
     """Tokens in a key-value cache, by those of its layers that count them."""
+    own = getattr(cache, "key_cache", ()) if not hasattr(cache, "layers") else ()
+    if len(own) and not any(keys.numel() for keys in own):  # Bamba counts a row of none as a token
+        return 0
     length = int(cache.get_seq_length())
     layers = () if length else getattr(cache, "layers", ())  # one without attention has none
     counted = (int(each.get_seq_length()) for each in layers if hasattr(each, "get_seq_length"))
@@ -185,7 +188,13 @@ def filled_cache(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> 
 
 
 def _among(values: tuple[Any, ...]) -> Any:
-    return next((each for each in values if hasattr(each, "get_seq_length")), None)
+    return next((each for each in values if _is_cache(each)), None)
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether it is a cache, or a tuple of pairs in its place; other outputs are flat tuples."""
+    pairs = isinstance(value, (tuple, list)) and any(isinstance(e, (tuple, list)) for e in value)
+    return pairs or hasattr(value, "get_seq_length")
 
 
 def _holder(cache: Any) -> Any:

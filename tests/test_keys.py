@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import ropex
+from ropex.families import tiny
 
 IDS = tokens()
 BEFORE = "was not filled under this patch"
@@ -154,6 +155,19 @@ def test_every_way_to_generate_stays(llama: Any, settings: dict[str, Any]) -> No
             assert torch.equal(output, plain)
 
 
+@pytest.mark.parametrize("family", ["bamba", "granitemoehybrid", "minimax"])
+def test_layers_without_keys_are_no_tokens(family: str) -> None:
+    model = tiny.tiny_model(family)
+    settings: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    wanted = model.generate(IDS[:, :10], **settings)
+    with ropex.patch(model, "dynamic", trained_length=TRAINED):
+        assert torch.equal(model.generate(IDS[:, :10], **settings), wanted)
+        with pytest.raises(RuntimeError, match="cannot be continued beyond the trained length"):
+            model.generate(IDS[:, :TRAINED], **settings)
+    with ropex.patch(model, "linear:2", trained_length=TRAINED):
+        model.generate(IDS[:, :10], **settings)
+
+
 @pytest.mark.filterwarnings("ignore:.*tokens:UserWarning")  # of windows
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "t5gemma"])
 def test_other_caches_are_guarded_too(family: str) -> None:
@@ -236,13 +250,13 @@ def test_a_compiled_model_keeps_one_graph() -> None:
     torch._dynamo.reset()
     counter = testing.CompileCounter()
     with ropex.patch(llama, "yarn:4"), torch.no_grad():
-        wanted = logits(llama, IDS[:, :20])
+        wanted = logits(llama, IDS[:, :14])
         compiled: Any = torch.compile(llama, backend=counter, fullgraph=True, dynamic=True)
-        for _ in range(4):
+        for _ in range(2):
             cache = compiled(IDS[:, :10], use_cache=True).past_key_values
         first = counter.frame_count
         assert first == 1
-        for place in range(10, 20):
+        for place in range(10, 14):
             output = compiled(IDS[:, place : place + 1], past_key_values=cache)
         torch.testing.assert_close(output.logits, wanted[:, -1:], rtol=0, atol=2e-5)
         assert counter.frame_count <= first + 2
