@@ -160,8 +160,8 @@ def tokens_in(cache: Any) -> int:
         return 0
     length = int(cache.get_seq_length())
     layers = () if length else getattr(cache, "layers", ())  # one without attention has none
-    counted = (int(each.get_seq_length()) for each in layers if hasattr(each, "get_seq_length"))
-    return length or max(counted, default=0)
+    counted = [int(each.get_seq_length()) for each in layers if hasattr(each, "get_seq_length")]
+    return max(length, *counted) if counted else length
 
 
 def _may_be_filled(cache: Any, kept: Keys | None) -> bool:
