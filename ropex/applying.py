@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from ropex.attention import AttentionGuard
+from ropex.batching import RefuseBatching, drop_kept, refused_batching
 from ropex.cache import CacheGuard, KeyRotation
 from ropex.errors import UnsupportedModel
-from ropex.install import Options, install_attention
+from ropex.install import Options, install_attention, set_attribute
+from ropex.keys import MARK, Keys
 from ropex.models import decoder_of
 from ropex.native import Native, outside_config
 from ropex.nesting import stack
@@ -67,6 +69,7 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
             _install(patch, each, outside_config(Unscaled(), each.rope), undo)
     for site in {id(each.site.config): each.site for each, _ in made}.values():
         scale_softmax(site, patch.plan, undo)
+    _guard_keys(patch, undo)
     by_length = made[0][1].table_at if made else None
     if patch.options.cache == "unrotated":
         _keep_unrotated(patch, tables, by_length, undo)
@@ -78,6 +81,19 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
     kept = any(each.kept for each in patch.planned)
     one_entry = kept and any(hasattr(each.site.config, "layer_rope_theta") for each, _ in made)
     return all(said) and not patch.reads_token_by_token and not one_entry  # Granite scales all
+
+
+def apply_batching(patch: Patch, undo: ExitStack) -> None:
+    """Refuse continuous batching where it would not compute what the patch says."""
+    drop_kept(patch.model)
+    undo.callback(drop_kept, patch.model)
+    message = refused_batching(patch)
+    if message is None:
+        return
+    refuse = RefuseBatching(message)
+    refuse.install(patch.model, undo)
+    for decoder in _decoders(patch):
+        undo.callback(decoder.register_forward_pre_hook(refuse.before, with_kwargs=True).remove)
 
 
 def apply_attention(patch: Patch, undo: ExitStack) -> bool:
@@ -130,7 +146,18 @@ def _keep_unrotated(
     _hook(patch, keys, undo)
 
 
-def _hook(patch: Patch, hooks: CacheGuard | KeyRotation, undo: ExitStack) -> None:
+def _guard_keys(patch: Patch, undo: ExitStack) -> None:
+    """Let no cache be continued that was filled without this patch, or under it once removed."""
+    keys = Keys.of(patch)
+    if keys is None:
+        return
+    for decoder in _decoders(patch):
+        set_attribute(decoder, MARK, keys, undo)
+    _hook(patch, keys, undo)
+    undo.callback(keys.spend)
+
+
+def _hook(patch: Patch, hooks: Keys | CacheGuard | KeyRotation, undo: ExitStack) -> None:
     """Let `hooks` see each call that comes with a cache, and what it returns."""
     for decoder in _decoders(patch):
         undo.callback(decoder.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)

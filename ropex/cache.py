@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ropex.keys import filled_cache, tokens_in
 from ropex.sites.hooks import Tables
 from ropex.tables import TableAt
 
@@ -18,6 +19,8 @@ _INPUTS = ("input_ids", "inputs_embeds")
 
 class CacheGuard:
     """Hooks of the decoder: refuse to mix keys that were rotated for different lengths.
+
+    That they were rotated by this patch is known already; see `ropex.keys`.
 
     Args:
         strategy: The strategy's text, for the message.
@@ -36,8 +39,7 @@ class CacheGuard:
         """Pre-hook.
 
         Raises:
-            RuntimeError: A filled cache is continued beyond the trained length, or its keys were
-                not rotated by this patch.
+            RuntimeError: A filled cache is continued beyond the trained length.
         """
         call = Call.of(module, args, kwargs)
         padded = isinstance(call.mask, Tensor) and call.mask.ndim == 2 and not call.mask.all()
@@ -47,33 +49,41 @@ class CacheGuard:
                 "padding would count as longer than they are; give rows one by one, or fix the "
                 "length (dynamic:length=32k)"
             )
-        if not call.past:
-            return
         kept: tuple[Tensor, Tensor] | None = getattr(call.cache, "ropex_lengths", None)
+        if call.cache is None and call.end > self.trained_length and call.goes_on(module):
+            self._refuse()
+        if not call.past:
+            if kept is not None:  # it was emptied
+                del call.cache.ropex_lengths
+            return
         if kept is None:
             raise RuntimeError(
-                f"{self.strategy}: the key-value cache was not filled under this patch; start anew"
+                f"{self.strategy}: the key-value cache does not say for which lengths its keys are "
+                "rotated, as the call that filled it was cut off; start anew with an empty cache"
             )
         shortest, longest = int(kept[0]), max(int(kept[1]), call.end)
         beyond = self.switches and shortest > self.trained_length
         if longest > self.trained_length and not beyond:
-            raise RuntimeError(
-                f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
-                f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
-                'patch with cache="unrotated", fix the length (dynamic:length=32k) or pass '
-                "use_cache=False"
-            )
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise RuntimeError(
+            f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
+            f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
+            'patch with cache="unrotated", fix the length (dynamic:length=32k) or pass '
+            "use_cache=False"
+        )
 
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """Hook: let the cache remember for which lengths its keys are rotated."""
-        cache = getattr(output, "past_key_values", None)
-        if cache is None or not hasattr(cache, "get_seq_length"):
+        cache = filled_cache(args, kwargs, output)
+        if not hasattr(cache, "get_seq_length"):
             return
         lengths = named(module, args, kwargs).get("position_ids")
         if lengths is None:
-            lengths = torch.full((1, 1), cache.get_seq_length() - 1, device=output[0].device)
+            lengths = torch.full((1, 1), tokens_in(cache) - 1, device=output[0].device)
         lengths = lengths.amax(1) + 1
         old = getattr(cache, "ropex_lengths", (lengths.amin(), lengths.amax()))
         cache.ropex_lengths = (
@@ -91,6 +101,7 @@ class Call:
         past: Tokens in it.
         tokens: Ids or embeddings, `(batch, length, ...)`.
         mask: The attention mask, of whatever kind.
+        caches: Whether keys are to be kept.
         positions: Of these tokens, `(batch or 1, length)`: as given, or counted on from the cache
             as transformers does.
     """
@@ -99,6 +110,7 @@ class Call:
     past: int
     tokens: Tensor
     mask: Any
+    caches: bool
     positions: Tensor
 
     @classmethod
@@ -110,9 +122,17 @@ class Call:
         inputs = (*(given.get(name) for name in _INPUTS), *given.values())
         tokens = next(each for each in inputs if isinstance(each, Tensor))
         positions = given.get("position_ids")
+        if positions is None and given.get("cache_position") is not None:
+            positions = given["cache_position"][None]
         if positions is None:
             positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
-        return cls(cache, past, tokens, given.get("attention_mask"), positions)
+        caches = given.get("use_cache") is not False
+        return cls(cache, past, tokens, given.get("attention_mask"), caches, positions)
+
+    def goes_on(self, module: nn.Module) -> bool:
+        """Whether a decoder without a cache object continues keys that its own modules keep."""
+        one = self.caches and self.tokens.shape[1] == 1
+        return one and any(hasattr(each, "_update_cache") for each in module.modules())
 
     @property
     def end(self) -> int:
@@ -142,7 +162,7 @@ def _length_of(cache: Any) -> int:
             "this model keeps keys in tuples, which cannot remember for which length they are "
             "rotated; fix the length (dynamic:length=32k) or pass use_cache=False"
         )
-    return int(cache.get_seq_length())
+    return tokens_in(cache)
 
 
 class KeyRotation:
@@ -180,7 +200,7 @@ class KeyRotation:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """Hook: let the cache remember where its keys stand, and that they are un-rotated."""
-        cache = getattr(output, "past_key_values", None)
+        cache = filled_cache(args, kwargs, output)
         if cache is not None:
             cache.ropex_positions = kwargs["ropex_turns"].positions
 
@@ -246,16 +266,11 @@ def key_positions(call: Call) -> Tensor:
     the two-dimensional attention mask, as transformers counts positions when it generates.
 
     Raises:
-        RuntimeError: The cache holds keys that were rotated, or of other rows, and no mask tells
-            their positions.
+        RuntimeError: The cache holds keys of other rows, and no mask tells their positions.
     """
     if not call.past:
         return call.positions
-    cached: Tensor | None = getattr(call.cache, "ropex_positions", None)
-    if cached is None:
-        raise RuntimeError(
-            "the key-value cache holds keys that were rotated before this patch; start anew"
-        )
+    cached: Tensor = call.cache.ropex_positions
     rows = call.tokens.shape[0]
     if cached.shape[0] in (1, rows):
         both = (each.expand(rows, -1) for each in (cached[:, : call.past], call.positions))

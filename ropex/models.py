@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ropex.errors import UnsupportedModel
+from ropex.errors import UnsupportedModel, wrong_type
 from ropex.rope import Rope
 from ropex.sites import buffers
 from ropex.sites.base import Site
@@ -36,7 +36,12 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
     Raises:
         UnsupportedModel: There is none, or one that ropex cannot patch exactly.
+        TypeError: It is no model.
     """
+    if not isinstance(model, nn.Module):
+        raise wrong_type(
+            "model", model, "a loaded model of transformers; ropex.load reads one from a folder"
+        )
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     found: list[Site] = []
     for name, module in model.named_modules():

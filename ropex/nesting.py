@@ -43,6 +43,10 @@ class Applied:
         scales = patch.plan.query_scale is not None
         return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config, patch)
 
+    def __str__(self) -> str:
+        """Its strategy."""
+        return self.strategy
+
     def __reduce__(self) -> Any:
         """A copied model stays patched, but the handle is the first model's."""
         values = (self.strategy, self.by_length, self.scales_queries, self.in_config)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ropex.applying import apply_attention, apply_rope, check_start
+from ropex.applying import apply_attention, apply_batching, apply_rope, check_start
 from ropex.errors import UnsupportedModel
 from ropex.install import Options
 from ropex.models import sites
@@ -123,7 +123,9 @@ class Patch:
         self._goes_on = any(site.ends for site in self.sites)
         self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
         check_start(self)
+        self._below: tuple[Applied, ...] = tuple(stack(self.sites))
         self._undo: ExitStack | None = None
+        self._blocks: list[int] = []  # how many patches each `with` of it leaves in place
         self._apply()
 
     @property
@@ -167,6 +169,7 @@ class Patch:
         Patches made inside the block end with it. Attention that was shifted over this patch
         (`ropex.train.shift_attention`) is the model's own meanwhile, and shifted again afterwards.
         """
+        applied = self._undo is not None
         with without_layers_over(self):
             self.remove()
             below = len(stack(self.sites))
@@ -174,9 +177,20 @@ class Patch:
                 yield
             finally:
                 unwind(self.sites, below)
-                self._apply()
+                if applied:
+                    self._apply()
 
     def __enter__(self) -> Patch:
+        """Apply it again if it was removed.
+
+        Raises:
+            RuntimeError: The model is not the one that it was made for: other patches are in place.
+        """
+        within = bool(self._blocks) and self._undo is not None
+        if self._undo is None:
+            self._check_below()
+            self._apply()
+        self._blocks.append(len(stack(self.sites) if within else self._below))
         return self
 
     def __exit__(
@@ -185,8 +199,9 @@ class Patch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        left = self._blocks.pop()
         if self._undo is not None:
-            unwind(self.sites, [each.identity for each in stack(self.sites)].index(id(self)))
+            unwind(self.sites, left)
 
     def __repr__(self) -> str:
         if self._undo is None:
@@ -218,6 +233,17 @@ class Patch:
         """The configs that the rotary modules read: one, but for an encoder and a decoder."""
         return tuple({id(site.config): site.config for site in self.sites}.values())
 
+    def _check_below(self) -> None:
+        now = stack(self.sites)
+        if [each.identity for each in now] != [each.identity for each in self._below]:
+            was, there = (
+                " then ".join(map(str, those)) or "no patch" for those in (self._below, now)
+            )
+            raise RuntimeError(
+                f"{self.strategy} was made for the model with {was} and cannot be applied to it "
+                f"with {there}; remove that or patch anew"
+            )
+
     def _apply(self) -> None:
         with ExitStack() as undo:
             if self.changes_anything or self._lift:
@@ -229,6 +255,7 @@ class Patch:
                     self.in_config = apply_rope(self, undo) and self.in_config
                 if apply_attention(self, undo):
                     self.in_config = False
+                apply_batching(self, undo)
                 refused = None if self.in_config else str(self.strategy)
                 install_saving(self.model, self.configs, refused, write_record, undo)
                 keep_edits(copies, undo)

@@ -15,6 +15,7 @@ from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import ropex.strategies
+from ropex.errors import wrong_type
 from ropex.sizes import parse_size
 from ropex.strategies.base import Strategy, parameters
 from ropex.strategies.composed import Composed
@@ -49,6 +50,8 @@ def list_strategies(pattern: str = "*") -> list[str]:
         >>> list_strategies("ntk*")
         ['ntk', 'ntk_by_parts', 'ntk_fixed', 'ntk_mixed']
     """
+    if not isinstance(pattern, str):
+        raise wrong_type("pattern", pattern, "a text such as 'ntk*'")
     return [
         name
         for name, cls in registry().items()
@@ -64,12 +67,15 @@ def strategy(text: str | Strategy) -> Strategy:
 
     Raises:
         ValueError: The text names an unknown strategy or parameter, or a value is not allowed.
+        TypeError: It is neither a text nor a strategy.
 
     Example:
         >>> strategy("yarn:factor=4,beta_fast=16").plan(rope)
     """
     if isinstance(text, Strategy):
         return text
+    if not isinstance(text, str):
+        raise wrong_type("strategy", text, "a text such as 'yarn:4', or a ropex.Strategy")
     # A plus sign before a letter joins strategies; one before a digit belongs to a number.
     parts = tuple(_parse(part.strip()) for part in re.split(r"\+(?!\d)", text))
     return parts[0] if len(parts) == 1 else Composed(parts)

@@ -162,7 +162,8 @@ def both_notations(raw: dict[str, Any], config: Any) -> dict[str, Any]:
             f"transformers 4 {misread}; load this checkpoint with transformers 5", stacklevel=2
         )
     result = {**copy.deepcopy(raw), **written(entries, config.model_type)}
-    result["max_position_embeddings"] = config.max_position_embeddings
+    if hasattr(config, "max_position_embeddings"):  # Recurrent Gemma has none
+        result["max_position_embeddings"] = config.max_position_embeddings
     for key in ("head_dim", "sliding_window", "use_sliding_window"):
         value = vars(config).get(key)
         if key in raw or (key == "head_dim" and value is not None):

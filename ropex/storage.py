@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ropex.errors import UnsupportedModel
+from ropex.errors import UnsupportedModel, wrong_type
 from ropex.files import naming
 from ropex.headers import check_files
 from ropex.loading import find, load_model
@@ -19,10 +20,12 @@ from ropex.nesting import stack
 from ropex.patching import patch
 from ropex.places import replacing
 from ropex.record import Record, fingerprint
+from ropex.registry import strategy as parse_strategy
 from ropex.saving import complete_config
 from ropex.strategies.base import Strategy
 
 ADAPTER = "adapter_config.json"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load(
@@ -54,10 +57,18 @@ def load(
         FileNotFoundError: There is no such checkpoint or adapter.
         ValueError: The adapter does not say under which strategy it was trained, or the model's
             tables would not be those that it was trained with.
+        TypeError: An argument is of a wrong type.
 
     Example:
         >>> model = ropex.load("./llama", adapter="./llama-lora-32k")
     """
+    _check_path("model", model, "a checkpoint's folder or hub id; ropex.patch takes a loaded model")
+    if adapter is not None:
+        _check_path("adapter", adapter, "the folder of a PEFT adapter")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, it must be {' or '.join(map(repr, _DTYPES))}")
+    if strategy is not None:
+        strategy = parse_strategy(strategy)  # before gigabytes are read
     if adapter is None and (Path(model) / ADAPTER).is_file():
         model, adapter = _base_of(Path(model)), model
     if adapter is not None and not (Path(adapter) / ADAPTER).is_file():
@@ -94,7 +105,11 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
         model: A model of transformers or of PEFT.
         folder: Where to.
         options: Of `save_pretrained`.
+
+    Raises:
+        TypeError: The folder is none, or the model.
     """
+    _check_path("folder", folder, "a path")
     target = Path(folder)
     record = Record.of(model)
     with replacing(target) as place, _told(target):
@@ -117,6 +132,11 @@ def _told(target: Path) -> Iterator[None]:
             yield
     except SafetensorError as error:
         raise OSError(f"{target} could not be written: {error}") from error
+
+
+def _check_path(name: str, value: Any, wanted: str) -> None:
+    if not isinstance(value, (str, os.PathLike)):
+        raise wrong_type(name, value, wanted)
 
 
 def _base_of(adapter: Path) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ropex.install import Options
+from ropex.rope import Plan, QueryScale
+from ropex.sites.base import LONGEST
 
 if TYPE_CHECKING:
     from ropex.patching import Patch
@@ -46,8 +48,8 @@ def verify(patch: Patch) -> Verification:
     Raises:
         RuntimeError: One of these does not hold.
     """
-    length = max(patch.target_length, 2 * patch.rope.trained_length)
     free = all(site.any_position for site in patch.sites)
+    length = _reach(patch) if free else max(patch.target_length, 2 * patch.rope.trained_length)
     places = probe_at(length) if free else patch.sites[0].probe(_PROBES)
     patched = probe_logits(patch.model, places)
     if patch.changes_rope:
@@ -65,11 +67,7 @@ def verify(patch: Patch) -> Verification:
     first, later = float(change[0].max()) if alone else 0.0, float(change[1:].max())
     if first > 1e-2 * float(plain[0].abs().max()):
         raise RuntimeError(f"{patch.strategy}: the logits of position 0 moved by {first}")
-    reached = length if free else _PROBES
-    changes = any(
-        not each.kept and patch.strategy.plan(each.rope, reached).changes(each.rope)
-        for each in patch.planned
-    )
+    changes = _changes(patch, length if free else _PROBES)
     if changes:
         seen = later > 1e-5 * float(plain.abs().max())  # more than rounding
     else:  # the options compute otherwise, and so round otherwise
@@ -81,6 +79,31 @@ def verify(patch: Patch) -> Verification:
             "rotary embedding"
         )
     return Verification(len(patch.sites), later)
+
+
+def _reach(patch: Patch) -> int:
+    """Tokens within which all that the plan changes shows, were it far beyond the target."""
+    length, scale = max(patch.target_length, 2 * patch.rope.trained_length), patch.plan.query_scale
+    while scale is not None and length < LONGEST and not _scaled(scale, length):
+        length *= 2
+    return length
+
+
+def _changes(patch: Patch, reached: int) -> bool:
+    """Whether the model computes otherwise for a token of `reached` ones."""
+    plans = [
+        (patch.strategy.plan(each.rope, reached), each.rope)
+        for each in patch.planned
+        if not each.kept
+    ]
+    tables = any(Plan(it.inv_freq, it.attention_scale).changes(rope) for it, rope in plans)
+    scale = patch.plan.query_scale
+    return tables or (scale is not None and _scaled(scale, reached))
+
+
+def _scaled(scale: QueryScale, length: int) -> bool:
+    """Whether the last of `length` queries is."""
+    return float(scale(torch.tensor([length - 1]))) != 1
 
 
 def _check_tables(patch: Patch, length: int) -> None:
@@ -128,16 +151,24 @@ def probe_logits(model: nn.Module, given: dict[str, Tensor], last: int = _PROBES
     device = _device(model)
     ids = torch.tensor([[*range(1, _PROBES), last]], device=device)
     inputs: dict[str, Any] = {name: value.to(device) for name, value in given.items()}
+    run = _with_positions(model) if "position_ids" in inputs else model
+    taken = inspect.signature(run.forward).parameters
+    if "decoder_input_ids" in taken:
+        of_decoder = {f"decoder_{name}": value for name, value in inputs.items()}
+        inputs |= {name: value for name, value in of_decoder.items() if name in taken}
+        inputs["decoder_input_ids"] = ids
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        if _takes_cache(model):
+        if _takes_cache(run):
             inputs["use_cache"] = False
-        output = model(input_ids=ids, **inputs)
+        output = run(input_ids=ids, **inputs)
     finally:
         for module, training in modes:
             module.training = training
-    logits: Tensor = output[0]  # hidden states, of a model without a head
+    logits: Tensor | None = getattr(output, "logits", None)  # a loss may come before them
+    if logits is None:
+        logits = output[0]  # hidden states, of a model without a head
     return logits[0].double().cpu()
 
 
@@ -152,6 +183,14 @@ def _device(model: nn.Module) -> Any:
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
     devices = [getattr(hook, "execution_device", None) for hook in hooks]
     return next((d for d in devices if d is not None), next(model.parameters()).device)
+
+
+def _with_positions(model: Any) -> Any:
+    """The model; the one below its head where that drops positions (Falcon's for tokens)."""
+    from transformers import PreTrainedModel
+
+    takes = "position_ids" in inspect.signature(model.forward).parameters
+    return model if takes or not isinstance(model, PreTrainedModel) else model.base_model
 
 
 def _takes_cache(model: nn.Module) -> bool:

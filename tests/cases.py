@@ -171,3 +171,18 @@ def logits(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
     """Logits, `(rows, length, vocabulary)`."""
     result: Tensor = model(ids, **{"use_cache": False, **inputs}).logits
     return result
+
+
+def tiny_t5gemma() -> Any:
+    """An encoder and a decoder that both rotate."""
+    from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
+
+    sizes = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": TRAINED, "initializer_range": 0.1,
+    }  # fmt: skip
+    config = T5GemmaConfig(encoder=sizes, decoder={**sizes, "use_cache": True}, vocab_size=64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return T5GemmaForConditionalGeneration(config).eval()

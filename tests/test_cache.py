@@ -147,7 +147,10 @@ def test_a_cache_of_rotated_keys_is_refused(llama: Any) -> None:
     cache = llama(IDS[:, :10], use_cache=True).past_key_values
     with (
         ropex.patch(llama, "dynamic", cache="unrotated"),
-        pytest.raises(RuntimeError, match="rotated before this patch; start anew"),
+        pytest.raises(
+            RuntimeError,
+            match="so its keys are rotated otherwise; start anew",
+        ),
     ):
         llama(IDS[:, 10:11], past_key_values=cache)
 
@@ -193,7 +196,7 @@ def test_a_cache_remembers_the_length_that_its_keys_are_rotated_for(llama: Any) 
         unrotated = llama(IDS[:, :10], use_cache=True).past_key_values
     ropex.patch(llama, "dynamic")
     for cache in (before, unrotated):
-        with pytest.raises(RuntimeError, match="was not filled under this patch"):
+        with pytest.raises(RuntimeError, match="its keys are rotated otherwise"):
             llama(IDS[:, 10:11], past_key_values=cache)
     cropped = llama(IDS[:, :60], use_cache=True).past_key_values
     cropped.crop(-50)

@@ -10,6 +10,7 @@ from cases import BY_LENGTH, LONG, QUERY, STATIC, TRAINED, logits, tiny_model, t
 from torch import Tensor
 
 import ropex
+from ropex.families import tiny as families
 
 IDS = tokens()
 
@@ -116,3 +117,18 @@ def test_logn_scales_queries_under_each_attention(attention: str) -> None:
         layer.self_attn.q_proj.register_forward_hook(lambda _m, _i, out: out * scale[None, :, None])
     with ropex.patch(model, "logn"):
         torch.testing.assert_close(logits(model, IDS), logits(reference, IDS), rtol=0, atol=5e-5)
+
+
+def test_keys_that_modules_keep_are_not_continued_either() -> None:
+    """Recurrent Gemma has no cache object in transformers 4, and returns none in 5."""
+    model = families.tiny_model("recurrent_gemma")
+    settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    wanted = model.generate(IDS[:, : TRAINED - 6], **settings)
+    with ropex.patch(model, "dynamic", trained_length=TRAINED):
+        assert torch.equal(model.generate(IDS[:, : TRAINED - 6], **settings), wanted)
+        for prompt in (TRAINED - 5, TRAINED + 8):
+            with pytest.raises(RuntimeError, match="cannot be continued beyond the trained length"):
+                model.generate(
+                    IDS[:, :prompt], **{**settings, "max_new_tokens": 8, "min_new_tokens": 8}
+                )
+            model.generate(IDS[:, :prompt], **settings, use_cache=False)

@@ -15,9 +15,10 @@ ORDER = (
     "headers", "limits", "rope", "strategies",
     "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
     "tables", "window", "attention", "install", "own_config", "softmax", "native", "sites",
-    "models", "cache", "saving", "planning", "nesting", "record", "applying", "verify", "warn",
-    "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint", "storage", "same",
-    "served", "export", "doctor", "page", "compat", "families", "locks", "train", "cli", "__main__",
+    "models", "keys", "cache", "batching", "saving", "planning", "nesting", "record", "applying",
+    "verify", "warn", "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint",
+    "storage", "same", "served", "export", "doctor", "page", "compat", "families", "locks", "train",
+    "cli", "__main__",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens", "rope",

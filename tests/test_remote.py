@@ -231,6 +231,21 @@ def test_a_strategy_by_length_refuses_a_cache_of_tuples(name: str) -> None:
             in_steps(model, name, SHORT, [20, 4])
 
 
+@pytest.mark.parametrize("name", TOLD)
+def test_tuples_from_before_a_patch_are_refused(name: str) -> None:
+    model, given = DOUBLES[name](), {"position_ids": places(name, 20, 21)}
+    past = model(SHORT[:, :20], use_cache=True).past_key_values
+    with ropex.patch(model, "yarn:4"):
+        with pytest.raises(RuntimeError, match="was not filled under this patch"):
+            model(SHORT[:, 20:21], past_key_values=past, **given)
+        past = model(SHORT[:, :20], use_cache=True).past_key_values
+    with (
+        ropex.patch(model, "linear:2"),
+        pytest.raises(RuntimeError, match="cache was filled under yarn:4"),
+    ):
+        model(SHORT[:, 20:21], past_key_values=past, **given)
+
+
 def test_a_module_with_positions_reads_each_row_at_its_own_length() -> None:
     model, mask = DOUBLES["internlm2_5"](), torch.ones(2, 64, dtype=torch.long)
     mask[1, :24] = 0

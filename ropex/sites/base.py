@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ropex.errors import wrong_type
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
 from ropex.strategies.base import Strategy
@@ -174,6 +176,7 @@ def checked_length(config: Any, said: int | None, trained_length: int | None) ->
 
     Raises:
         ValueError: Neither says it, or it is below 2 or beyond `LONGEST`.
+        TypeError: It is no whole number.
     """
     length = said if trained_length is None else trained_length
     if length is None:
@@ -181,6 +184,8 @@ def checked_length(config: Any, said: int | None, trained_length: int | None) ->
             f"the config of {config.model_type} does not say the trained length "
             "(max_position_embeddings); give it as trained_length"
         )
+    if not isinstance(length, Integral) or isinstance(length, bool):
+        raise wrong_type("trained_length", length, "a whole number of tokens, or None")
     if not 2 <= length <= LONGEST:
         raise ValueError(f"trained_length is {length}, it must be at least 2 and at most 2**40")
     return int(length)
