@@ -11,7 +11,7 @@ from torch import nn
 from ropex.attention import AttentionGuard
 from ropex.cache import CacheGuard, KeyRotation
 from ropex.errors import UnsupportedModel
-from ropex.install import Options, install_attention
+from ropex.install import Options, attention_modules, install_attention, rotates_besides
 from ropex.models import decoder_of
 from ropex.native import Native, outside_config
 from ropex.nesting import stack
@@ -114,10 +114,12 @@ def _keep_unrotated(
     patch: Patch, tables: list[Tables | None], table_at: TableAt | None, undo: ExitStack
 ) -> None:
     rotating = tables[-1]
+    attention = attention_modules(patch.model, patch.configs)
     reasons = {
         "has several rotary tables": several_tables(patch.planned),
         "does not ask for its rotary table by position": rotating is None,
         "gives each token three positions": has_axes(patch.sites[-1].module),
+        "selects keys by a rotation of its own": any(map(rotates_besides, attention)),
     }
     for reason, holds in reasons.items():
         if holds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
@@ -100,3 +101,9 @@ def attention_modules(model: nn.Module, configs: tuple[Any, ...]) -> tuple[nn.Mo
         if any(vars(module).get("config") is config for config in configs)
         and calls_interface(module)
     )
+
+
+def rotates_besides(module: nn.Module) -> bool:
+    """Whether a part of an attention module rotates too, as that which selects keys (DeepSeek)."""
+    parts = (part for part in module.modules() if part is not module)
+    return any("position_embeddings" in inspect.signature(p.forward).parameters for p in parts)

@@ -23,7 +23,7 @@ from ropex.saving import install_saving
 from ropex.sites.base import Site
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
-from ropex.verify import Verification, has_weights, probe_at, probe_logits, same_unrotated, verify
+from ropex.verify import Verification, has_weights, same_unrotated, verify, within_trained
 from ropex.warn import warn
 from ropex.window import lift_window
 
@@ -237,7 +237,7 @@ class Patch:
 
 
 def _check_unrotated(patch: Patch) -> None:
-    """Compare with rotated keys on a few tokens, where both mean the same.
+    """Compare with rotated keys within the trained length, where both mean the same.
 
     Raises:
         UnsupportedModel: They differ.
@@ -245,7 +245,7 @@ def _check_unrotated(patch: Patch) -> None:
     with patch.suspended():
         options = Options(patch.options.precision)
         same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
-        rotated = probe_logits(patch.model, probe_at(patch.rope.trained_length))
+        rotated = within_trained(same)
         same.remove()
     cause: Exception | None = None
     try:

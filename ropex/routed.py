@@ -94,12 +94,12 @@ def _become(module: nn.Module, steps: tuple[Step, ...]) -> None:
     after = _subclass(base, steps) if steps else base
     for name in _FORWARDS:
         if name in vars(module) and _is_of_class(vars(module)[name], module):
-            vars(module)[name] = types.MethodType(after.forward, module)
+            vars(module)[name] = types.MethodType(vars(after)["forward"], module)
     module.__class__ = after
 
 
 def _is_of_class(forward: Any, module: nn.Module) -> bool:
-    return getattr(forward, "__func__", None) is type(module).forward
+    return bool(getattr(forward, "__func__", None) is type(module).forward)
 
 
 def _subclass(base: type, steps: tuple[Step, ...]) -> type:
@@ -118,7 +118,7 @@ def _subclass(base: type, steps: tuple[Step, ...]) -> type:
 
 
 def _unpickled(base: type, steps: tuple[Step, ...]) -> Any:
-    cls = _subclass(base, steps)
+    cls: Any = _subclass(base, steps)
     return cls.__new__(cls)
 
 

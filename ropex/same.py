@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ropex.models import sites
+from ropex.reach import probe_size
 from ropex.verify import probe_at, probe_logits
 
-_LONG = 64  # tokens of a text that is read as it stands
+_LONG = 64  # tokens, at least, of a text that is read as it stands
 _TOLERANCE = 1e-6
 _EPSILON = torch.finfo(torch.float32).eps
 
@@ -77,8 +78,9 @@ def differences(
         given = probe_at(max(length, 8))
         there = probe_logits(left, given), probe_logits(right, given)
         yield _logits_apart(f"logits at positions {name}", *there, rounding, folded)
-    texts = _logits(left, _LONG), _logits(right, _LONG)
-    yield _logits_apart(f"logits of {_LONG} tokens in a row", *texts, rounding, folded)
+    tokens = max(_LONG, probe_size(*(site.config for site in sites(left))))
+    texts = _logits(left, tokens), _logits(right, tokens)
+    yield _logits_apart(f"logits of {tokens} tokens in a row", *texts, rounding, folded)
 
 
 def _logits_apart(

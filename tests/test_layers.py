@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors", "sizes", "files", "stdlib", "texts", "tokens", "headers", "rope", "strategies",
     "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
-    "tables", "window", "routed", "attention", "install", "own_config", "softmax", "native", "sites",
-    "models", "cache", "saving", "planning", "nesting", "record", "applying", "verify", "warn",
-    "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint", "storage", "same",
-    "served", "export", "doctor", "page", "compat", "families", "train", "cli", "__main__",
+    "tables", "window", "reach", "routed", "attention", "install", "own_config", "softmax",
+    "native", "sites", "models", "cache", "saving", "planning", "nesting", "record", "applying",
+    "verify", "warn", "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint",
+    "storage", "same", "served", "export", "doctor", "page", "compat", "families", "train", "cli",
+    "__main__",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "files", "stdlib", "texts", "tokens", "rope", "strategies", "registry",
