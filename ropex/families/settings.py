@@ -35,6 +35,7 @@ _LARGEST: Final[dict[int, str]] = {
         attention_head_size sliding_window kv_lora_rank q_lora_rank o_lora_rank
         attention_window_size local_attention_window_len window_size index_head_dim
         sliding_window_size attention_chunk_size keep_window_size local_attention
+        index_n_heads
         num_mel_bins num_filters base_channels mamba_d_state state_size ssm_state_size
         mamba_d_head mamba_head_dim mamba_headdim linear_key_head_dim
         linear_value_head_dim linear_head_dim mamba_chunk_size chunk_size hc_lowrank
@@ -50,7 +51,7 @@ _LARGEST: Final[dict[int, str]] = {
         num_attention_heads n_head n_heads num_heads encoder_attention_heads
         decoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads
         attention_heads swa_num_attention_heads linear_num_value_heads linear_num_heads
-        index_n_heads num_experts num_local_experts n_routed_experts moe_num_experts
+        num_experts num_local_experts n_routed_experts moe_num_experts
         patch_size
         """,
     2: """
@@ -94,6 +95,7 @@ _INDEXER: Final = {
     "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }
+_SPARSE: Final = {"layer_types": ["full_attention", "minimax_m3_sparse"]}
 _LATENT: Final = {
     "swa_num_attention_heads": 4,
     "swa_num_key_value_heads": 4,
@@ -140,6 +142,8 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "mellum": _BOTH,
     "mimo_v2_flash": {"head_dim": 24, "v_head_dim": 24},  # a third of it rotates
+    "minimax_m3_vl": {"text_config": _SPARSE},
+    "minimax_m3_vl_text": _SPARSE,
     "ministral": {"head_dim": 16},
     "moshi": {"sliding_window": 128},  # its cache forgets what its masks still show
     "nemotron": {"num_key_value_heads": 2},
