@@ -11,7 +11,7 @@ from torch import nn
 from ropex.attention import AttentionGuard
 from ropex.cache import CacheGuard, KeyRotation
 from ropex.errors import UnsupportedModel
-from ropex.install import Options, attention_modules, install_attention, rotates_besides
+from ropex.install import Options, attention_modules, install_attention, part_takes
 from ropex.models import decoder_of
 from ropex.native import Native, outside_config
 from ropex.nesting import stack
@@ -119,7 +119,9 @@ def _keep_unrotated(
         "has several rotary tables": several_tables(patch.planned),
         "does not ask for its rotary table by position": rotating is None,
         "gives each token three positions": has_axes(patch.sites[-1].module),
-        "selects keys by a rotation of its own": any(map(rotates_besides, attention)),
+        "selects keys by a rotation of its own": any(
+            part_takes(module, "position_embeddings") for module in attention
+        ),
     }
     for reason, holds in reasons.items():
         if holds:

@@ -103,7 +103,7 @@ def attention_modules(model: nn.Module, configs: tuple[Any, ...]) -> tuple[nn.Mo
     )
 
 
-def rotates_besides(module: nn.Module) -> bool:
-    """Whether a part of an attention module rotates too, as that which selects keys (DeepSeek)."""
+def part_takes(module: nn.Module, argument: str) -> bool:
+    """Whether a part of an attention module takes an argument, as that which selects keys does."""
     parts = (part for part in module.modules() if part is not module)
-    return any("position_embeddings" in inspect.signature(p.forward).parameters for p in parts)
+    return any(argument in inspect.signature(part.forward).parameters for part in parts)

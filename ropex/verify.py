@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ropex.install import Options
+from ropex.install import Options, attention_modules, part_takes
 from ropex.reach import FEWEST, probe_size, unreached
 
 if TYPE_CHECKING:
     from ropex.patching import Patch
+    from ropex.sites.base import Site
 
 _ROWS = 8  # of logits that are kept
 _CYCLE = 7  # made-up tokens are 1 to 7, which every vocabulary has
@@ -54,7 +56,7 @@ def verify(patch: Patch) -> Verification:
         RuntimeError: One of these does not hold.
     """
     length = max(patch.target_length, 2 * patch.rope.trained_length)
-    free = all(site.any_position for site in patch.sites)
+    free = takes_jumps(patch.model, patch.sites)
     count = min(probe_size(*patch.configs), length if free else patch.rope.trained_length)
     places = probe_at(length, count) if free else patch.sites[0].probe(count)
     patched = probe_logits(patch.model, places, count)
@@ -160,6 +162,14 @@ def probe_logits(
     logits: Tensor = output[0]  # hidden states, of a model without a head
     rows = torch.linspace(0, logits.shape[1] - 1, min(_ROWS, logits.shape[1])).long()
     return logits[0, rows.to(logits.device)].double().cpu()
+
+
+def takes_jumps(model: nn.Module, sites: Iterable[Site]) -> bool:
+    """Whether tokens may have any positions, and not only those that are counted."""
+    sites = tuple(sites)
+    attention = attention_modules(model, tuple(site.config for site in sites))
+    counted = any(part_takes(module, "position_ids") for module in attention)
+    return not counted and all(site.any_position for site in sites)
 
 
 def has_weights(model: nn.Module) -> bool:
