@@ -129,7 +129,8 @@ def _attention(
     from torch.nn.attention.bias import causal_lower_right
 
     asked = [name for name in _UNKNOWN if kwargs.get(name) is not None]
-    asked += ["a mask of its own"] if attention_mask is not None else []
+    if attention_mask is not None and not asked:
+        asked = ["a mask of its own"]
     if asked:
         raise UnsupportedModel(_refusal(type(module).__name__, f"with {', '.join(asked)}"))
     end = (dist.get_rank() + 1) * query.shape[2]
