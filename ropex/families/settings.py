@@ -145,6 +145,7 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "minimax_m3_vl": {"text_config": _SPARSE},
     "minimax_m3_vl_text": _SPARSE,
     "ministral": {"head_dim": 16},
+    "modernbert-decoder": {"local_attention": 16},
     "moshi": {"sliding_window": 128},  # its cache forgets what its masks still show
     "nemotron": {"num_key_value_heads": 2},
     "prophetnet": _OFFSET,
