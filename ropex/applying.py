@@ -12,7 +12,13 @@ from ropex.attention import AttentionGuard
 from ropex.batching import RefuseBatching, drop_kept, refused_batching
 from ropex.cache import CacheGuard, KeyRotation
 from ropex.errors import UnsupportedModel
-from ropex.install import Options, install_attention, set_attribute
+from ropex.install import (
+    Options,
+    attention_modules,
+    install_attention,
+    part_takes,
+    set_attribute,
+)
 from ropex.keys import MARK, Keys
 from ropex.models import decoder_of
 from ropex.native import Native, outside_config
@@ -130,10 +136,14 @@ def _keep_unrotated(
     patch: Patch, tables: list[Tables | None], table_at: TableAt | None, undo: ExitStack
 ) -> None:
     rotating = tables[-1]
+    attention = attention_modules(patch.model, patch.configs)
     reasons = {
         "has several rotary tables": several_tables(patch.planned),
         "does not ask for its rotary table by position": rotating is None,
         "gives each token three positions": has_axes(patch.sites[-1].module),
+        "selects keys by a rotation of its own": any(
+            part_takes(module, "position_embeddings") for module in attention
+        ),
     }
     for reason, holds in reasons.items():
         if holds:

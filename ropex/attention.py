@@ -16,122 +16,111 @@ from ropex.rope import QueryScale
 if TYPE_CHECKING:
     from ropex.cache import Turns
 
-PREFIX = "ropex_"
 # Attention functions that take a mask row by row.
 _SPLIT = ("sdpa", "eager")
 
 
-def patched_attention(base: str, split: bool = False) -> str:
-    """Name under which transformers finds attention `base` with what a patch adds to it.
-
-    The name is added to transformers' tables of attention and mask functions the first time it is
-    asked for; nothing that was there changes.
-
-    Args:
-        base: An attention implementation of transformers.
-        split: Whether queries of one call may have to be computed one after the other.
+def check_split(name: str) -> None:
+    """Refuse attention that cannot compute the queries of one call one after the other.
 
     Raises:
-        UnsupportedModel: `base` cannot be split.
+        UnsupportedModel: It cannot.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if split and base not in _SPLIT:
+    if name not in _SPLIT:
         raise UnsupportedModel(
-            f"attention {base!r} cannot give each query a length of its own; load the model with "
+            f"attention {name!r} cannot give each query a length of its own; load the model with "
             f"attn_implementation={' or '.join(map(repr, _SPLIT))}"
         )
-    name = f"{PREFIX}{'split_' if split else ''}{base}"
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _Attention(base))
-        AttentionMaskInterface.register(name, _mask_function(base, split))
-    return name
 
 
 class AttentionGuard:
-    """Pre-hook of the decoder: refuse to run past ropex's attention function.
+    """Pre-hook of the decoder: refuse to go on with an attention that was not checked.
 
     Args:
         strategy: The strategy's text, for the message.
-        config: Of the decoder.
+        config: Of the decoder, patched.
     """
 
     def __init__(self, strategy: str, config: Any) -> None:
         self.strategy, self.config = strategy, config
+        self.name = config._attn_implementation
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Raise a RuntimeError if another attention was set since."""
-        if not self.config._attn_implementation.startswith(PREFIX):
+        name = self.config._attn_implementation
+        if name != self.name:
             raise RuntimeError(
-                f"{self.strategy}: the attention implementation was set to "
-                f"{self.config._attn_implementation} after patching, so ropex's is no longer "
-                "called; set it before"
+                f"{self.strategy}: the attention implementation was set to {name} after patching, "
+                f"which was done for {self.name}; set it before"
             )
 
 
-class _Attention:
-    """An attention function of transformers, and before it what a patch asks for."""
-
-    def __init__(self, base: str) -> None:
-        self.base = base
-
-    def __call__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        turns: Turns | None = kwargs.pop("ropex_turns", None)
-        scale: QueryScale | None = getattr(module, "ropex_query_scale", None)
-        if scale is not None:
-            query = query * factors(module, scale, kwargs.get("position_ids")).to(query.dtype)
-        function = self._function(type(module))
-        if not hasattr(module, "ropex_unrotated"):
-            return function(module, query, key, value, attention_mask, *args, **kwargs)
-        outputs = []
-        for part, rotated, rows in rotated_parts(module, query, key, turns):
-            mask = (
-                attention_mask if rows == slice(0, query.shape[2]) else attention_mask[:, :, rows]
-            )
-            outputs.append(function(module, part, rotated, value, mask, *args, **kwargs))
-        if len(outputs) == 1:
-            return outputs[0]
-        weights = [weight for _, weight in outputs if weight is not None]
-        return torch.cat([o for o, _ in outputs], 1), torch.cat(weights, 2) if weights else None
-
-    def _function(self, attention: type) -> Any:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        eager = "eager_attention_forward"  # a function of each modeling file
-        return ALL_ATTENTION_FUNCTIONS.get(self.base) or from_file(attention, eager)
+def attend(
+    function: Any,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """A step of attention, see `ropex.routed`: scale queries, and rotate what is not rotated."""
+    turns: Turns | None = kwargs.pop("ropex_turns", None)
+    scale: QueryScale | None = getattr(module, "ropex_query_scale", None)
+    if scale is not None:
+        query = query * factors(module, scale, query, kwargs.get("position_ids")).to(query.dtype)
+    if not hasattr(module, "ropex_unrotated"):
+        return function(module, query, key, value, attention_mask, *args, **kwargs)
+    outputs = []
+    for part, rotated, rows in rotated_parts(module, query, key, turns):
+        mask = attention_mask
+        if rows != slice(0, query.shape[2]):
+            mask = _mask(module, query, key, attention_mask, kwargs)[:, :, rows]
+        outputs.append(function(module, part, rotated, value, mask, *args, **kwargs))
+    if len(outputs) == 1:
+        return outputs[0]
+    weights = [weight for _, weight in outputs if weight is not None]
+    return torch.cat([o for o, _ in outputs], 1), torch.cat(weights, 2) if weights else None
 
 
-def _mask_function(base: str, split: bool) -> Any:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+def _mask(
+    module: nn.Module, query: Tensor, key: Tensor, given: Tensor | None, kwargs: dict[str, Any]
+) -> Tensor:
+    """The mask that attention computes with where it is given none, which means a causal one."""
+    if given is not None:
+        return given
+    queries, keys = query.shape[2], key.shape[2]
+    causal = kwargs.get("is_causal")
+    whole = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    return whole.tril(keys - queries) if causal else whole
 
-    function: Any = ALL_MASK_ATTENTION_FUNCTIONS[base]
-    if not split:
-        return function
 
-    def whole(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **{**kwargs, "allow_is_causal_skip": False})
+def factors(
+    module: nn.Module, scale: QueryScale, query: Tensor, positions: Tensor | None
+) -> Tensor:
+    """Factors of the queries, `(batch or 1, 1, length, 1)`.
 
-    return whole
+    Args:
+        module: The attention module.
+        scale: What gives the factor of a position.
+        query: `(batch, heads, length, head dim)`; the last tokens of a call, if not all (Gemma 4,
+            whose layers without keys of their own compute what logits are wanted of).
+        positions: Of all tokens of a call, `(batch or 1, tokens)`, or for each of three axes, of
+            which the furthest counts, from which text after an image is counted on.
 
-
-def factors(module: nn.Module, scale: QueryScale, positions: Tensor | None) -> Tensor:
-    """Factors of the queries, `(batch, 1, length, 1)`."""
+    Raises:
+        UnsupportedModel: There are no positions.
+    """
     if positions is None:
         raise UnsupportedModel(
             f"{type(module).__name__} does not tell its attention function the positions, "
             "so its queries cannot be scaled by position"
         )
-    return scale(positions)[:, None, :, None]
+    if positions.ndim == 3:
+        positions = positions.amax(0)
+    return scale(positions[:, -query.shape[2] :])[:, None, :, None]
 
 
 def rotated_parts(

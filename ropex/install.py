@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from torch import Tensor, nn
 
-from ropex.attention import patched_attention
+from ropex.attention import attend, check_split
 from ropex.errors import UnsupportedModel
+from ropex.routed import calls_interface, route
 
 _MISSING = object()
 
@@ -75,18 +77,33 @@ def install_attention(
     Raises:
         UnsupportedModel: The model does not let its attention function be chosen.
     """
-    if not getattr(model, "_supports_attention_backend", False):
+    found = attention_modules(model, configs)
+    if not found or not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
             f"{configs[0].model_type} does not call transformers' attention interface, so its "
             "queries cannot be scaled nor its keys kept un-rotated"
         )
-    for config in configs:
-        config._attn_implementation = patched_attention(
-            config._attn_implementation or "eager", split
-        )
-    for module in model.modules():
-        if any(vars(module).get("config") is config for config in configs):
-            for name, value in attributes.items():
-                layer = getattr(module, "layer_idx", None)
-                if layer is None or layer >= getattr(value, "first_layer", 0):
-                    set_attribute(module, name, value, undo)
+    for config in configs if split else ():
+        check_split(config._attn_implementation or "eager")
+    for module in found:
+        route(module, attend, undo)
+        for name, value in attributes.items():
+            layer = getattr(module, "layer_idx", None)
+            if layer is None or layer >= getattr(value, "first_layer", 0):
+                set_attribute(module, name, value, undo)
+
+
+def attention_modules(model: nn.Module, configs: tuple[Any, ...]) -> tuple[nn.Module, ...]:
+    """The modules that read one of `configs` and call transformers' attention interface."""
+    return tuple(
+        module
+        for module in model.modules()
+        if any(vars(module).get("config") is config for config in configs)
+        and calls_interface(module)
+    )
+
+
+def part_takes(module: nn.Module, argument: str) -> bool:
+    """Whether a part of an attention module takes an argument, as that which selects keys does."""
+    parts = (part for part in module.modules() if part is not module)
+    return any(argument in inspect.signature(part.forward).parameters for part in parts)

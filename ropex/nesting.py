@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from torch import nn
 
 from ropex.sites.base import Site
 
@@ -60,24 +56,6 @@ def stack(found: tuple[Site, ...]) -> list[Applied]:
         module.ropex_patches = []
     patches: list[Applied] = module.ropex_patches
     return patches
-
-
-def patches_of(model: nn.Module) -> list[Applied]:
-    """The same of a model, which may have no table to be patched."""
-    on = (getattr(module, "ropex_patches", None) for module in model.modules())
-    return next((patches for patches in on if patches is not None), [])
-
-
-@contextmanager
-def without_layers_over(patch: Patch) -> Iterator[None]:
-    """The model without what `shift_attention` has put over a patch, in the block."""
-    shifts = (getattr(module, "ropex_shift", None) for module in patch.model.modules())
-    handles: set[Any] = {getattr(shift, "handle", None) for shift in shifts}
-    with ExitStack() as undo:
-        for handle in handles - {None}:  # a copy has none
-            if id(patch) in handle.over:
-                undo.enter_context(handle.suspended())
-        yield
 
 
 def unwind(found: tuple[Site, ...], below: int) -> None:

@@ -13,7 +13,7 @@ from ropex.applying import apply_attention, apply_batching, apply_rope, check_st
 from ropex.errors import UnsupportedModel
 from ropex.install import Options
 from ropex.models import sites
-from ropex.nesting import Applied, stack, unwind, without_layers_over
+from ropex.nesting import Applied, stack, unwind
 from ropex.own_config import keep_edits, own_configs
 from ropex.planning import Planned, plan_sites
 from ropex.record import write_record
@@ -23,7 +23,7 @@ from ropex.saving import install_saving
 from ropex.sites.base import Site
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
-from ropex.verify import Verification, has_weights, probe_at, probe_logits, same_unrotated, verify
+from ropex.verify import Verification, has_weights, same_unrotated, verify, within_trained
 from ropex.warn import warn
 from ropex.window import lift_window
 
@@ -166,19 +166,17 @@ class Patch:
     def suspended(self) -> Iterator[None]:
         """The model as it was before this patch, for the length of the block.
 
-        Patches made inside the block end with it. Attention that was shifted over this patch
-        (`ropex.train.shift_attention`) is the model's own meanwhile, and shifted again afterwards.
+        Patches made inside the block end with it.
         """
         applied = self._undo is not None
-        with without_layers_over(self):
-            self.remove()
-            below = len(stack(self.sites))
-            try:
-                yield
-            finally:
-                unwind(self.sites, below)
-                if applied:
-                    self._apply()
+        self.remove()
+        below = len(stack(self.sites))
+        try:
+            yield
+        finally:
+            unwind(self.sites, below)
+            if applied:
+                self._apply()
 
     def __enter__(self) -> Patch:
         """Apply it again if it was removed.
@@ -266,7 +264,7 @@ class Patch:
 
 
 def _check_unrotated(patch: Patch) -> None:
-    """Compare with rotated keys on a few tokens, where both mean the same.
+    """Compare with rotated keys within the trained length, where both mean the same.
 
     Raises:
         UnsupportedModel: They differ.
@@ -274,7 +272,7 @@ def _check_unrotated(patch: Patch) -> None:
     with patch.suspended():
         options = Options(patch.options.precision)
         same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
-        rotated = probe_logits(patch.model, probe_at(patch.rope.trained_length))
+        rotated = within_trained(same)
         same.remove()
     cause: Exception | None = None
     try:

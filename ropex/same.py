@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ropex.models import sites
-from ropex.verify import probe_at, probe_logits
+from ropex.reach import FEWEST, probe_size
+from ropex.verify import probe_at, probe_logits, takes_jumps
 
-_LONG = 64  # tokens of a text that is read as it stands
+_LONG = 64  # tokens, at least, of a text that is read as it stands
 _TOLERANCE = 1e-6
 _EPSILON = torch.finfo(torch.float32).eps
 
@@ -73,12 +74,15 @@ def differences(
     """
     rounding = 0.0 if left.dtype == right.dtype == torch.float32 else 5e-2
     yield from _tables(left, right, target, folded)
+    tables = sites(left)
+    jumps = takes_jumps(left, tables)
     for name, length in (("within the trained length", trained), ("up to the target", target)):
-        given = probe_at(max(length, 8))
+        given = probe_at(max(length, 8)) if jumps else tables[0].probe(FEWEST)
         there = probe_logits(left, given), probe_logits(right, given)
         yield _logits_apart(f"logits at positions {name}", *there, rounding, folded)
-    texts = _logits(left, _LONG), _logits(right, _LONG)
-    yield _logits_apart(f"logits of {_LONG} tokens in a row", *texts, rounding, folded)
+    tokens = max(_LONG, min(trained, probe_size(*(site.config for site in tables))))
+    texts = _logits(left, tokens), _logits(right, tokens)
+    yield _logits_apart(f"logits of {tokens} tokens in a row", *texts, rounding, folded)
 
 
 def _logits_apart(

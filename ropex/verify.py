@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ropex.install import Options
+from ropex.install import Options, attention_modules, part_takes
+from ropex.reach import FEWEST, probe_size, unreached
 from ropex.rope import Plan, QueryScale
 from ropex.sites.base import LONGEST
 
 if TYPE_CHECKING:
     from ropex.patching import Patch
+    from ropex.sites.base import Site
 
-_PROBES = 8
+_ROWS = 8  # of logits that are kept
+_CYCLE = 7  # made-up tokens are 1 to 7, which every vocabulary has
 
 
 @dataclass(frozen=True)
@@ -26,20 +30,25 @@ class Verification:
     Attributes:
         sites: Tables that are as planned, unrounded.
         logit_change: Largest change of a logit beyond position 0 against the unpatched model.
+        unreached: What does something only on longer texts than the model was run on.
     """
 
     sites: int
     logit_change: float
+    unreached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """What was seen, in words; what was wrong would have been an error."""
         tables = "1 table is" if self.sites == 1 else f"{self.sites} tables are"
         moved = f"logits move by up to {self.logit_change:.3g}"
-        return f"verified: {tables} as planned, and {moved}"
+        short = f" (on a text too short for {', '.join(self.unreached)})" if self.unreached else ""
+        return f"verified: {tables} as planned, and {moved}{short}"
 
 
 def verify(patch: Patch) -> Verification:
-    """Run the model on a few tokens spread over the target length, patched and not.
+    """Run the model on tokens spread over the target length, patched and not.
+
+    They are few, but as many as reach beyond its windows and the like; see `ropex.reach`.
 
     Each rotary module is called, and its table read afterwards. Logits of the first token must
     stay as they were, since a rotation is relative; those of later tokens must move if the plan
@@ -48,26 +57,28 @@ def verify(patch: Patch) -> Verification:
     Raises:
         RuntimeError: One of these does not hold.
     """
-    free = all(site.any_position for site in patch.sites)
+    free = takes_jumps(patch.model, patch.sites)
     length = _reach(patch) if free else max(patch.target_length, 2 * patch.rope.trained_length)
-    places = probe_at(length) if free else patch.sites[0].probe(_PROBES)
-    patched = probe_logits(patch.model, places)
+    count = min(probe_size(*patch.configs), length if free else patch.rope.trained_length)
+    places = probe_at(length, count) if free else patch.sites[0].probe(count)
+    patched = probe_logits(patch.model, places, count)
     if patch.changes_rope:
         _check_tables(patch, length)
     if not torch.isfinite(patched).all():
         raise RuntimeError(f"{patch.strategy}: the model computes no numbers")
+    missed = unreached(*patch.configs)
     if patch.rebuilds:  # there is nothing to compare with
-        return Verification(len(patch.sites), float("nan"))
+        return Verification(len(patch.sites), float("nan"), missed)
     with patch.suspended():
-        plain = probe_logits(patch.model, places)
-        alone = not _has_sinks(patch.model) and _is_causal(patch.model, places, plain)
+        plain = probe_logits(patch.model, places, count)
+        alone = not _has_sinks(patch.model) and _is_causal(patch.model, places, plain, count)
     if not torch.isfinite(plain).all():
-        return Verification(len(patch.sites), float("nan"))
+        return Verification(len(patch.sites), float("nan"), missed)
     change = (patched - plain).abs()
     first, later = float(change[0].max()) if alone else 0.0, float(change[1:].max())
     if first > 1e-2 * float(plain[0].abs().max()):
         raise RuntimeError(f"{patch.strategy}: the logits of position 0 moved by {first}")
-    changes = _changes(patch, length if free else _PROBES)
+    changes = _changes(patch, length if free else count)
     if changes:
         seen = later > 1e-5 * float(plain.abs().max())  # more than rounding
     else:  # the options compute otherwise, and so round otherwise
@@ -78,7 +89,7 @@ def verify(patch: Patch) -> Verification:
             f"{'something' if changes else 'nothing'}; look for another module that computes the "
             "rotary embedding"
         )
-    return Verification(len(patch.sites), later)
+    return Verification(len(patch.sites), later, missed)
 
 
 def _reach(patch: Patch) -> int:
@@ -120,10 +131,17 @@ def _check_tables(patch: Patch, length: int) -> None:
             )
 
 
-def _is_causal(model: nn.Module, places: dict[str, Tensor], plain: Tensor) -> bool:
+def _is_causal(model: nn.Module, places: dict[str, Tensor], plain: Tensor, count: int) -> bool:
     """Whether the first token sees no later one, which may be rotated otherwise (encoders)."""
-    other = probe_logits(model, places, _PROBES + 1)
+    other = probe_logits(model, places, count, last=FEWEST + 1)
     return bool(torch.allclose(other[0], plain[0], rtol=1e-3, atol=1e-6))
+
+
+def within_trained(patch: Patch) -> Tensor:
+    """Logits of the model as it is patched now, on tokens spread over the trained length."""
+    trained = patch.rope.trained_length
+    count = min(probe_size(*patch.configs), trained)
+    return probe_logits(patch.model, probe_at(trained, count), count)
 
 
 def same_unrotated(patch: Patch, rotated: Tensor) -> bool:
@@ -131,25 +149,29 @@ def same_unrotated(patch: Patch, rotated: Tensor) -> bool:
 
     Args:
         patch: A patch with un-rotated keys.
-        rotated: What `probe_logits` gives over the trained length with rotated keys.
+        rotated: What `within_trained` gives with rotated keys.
     """
-    logits = probe_logits(patch.model, probe_at(patch.rope.trained_length))
+    logits = within_trained(patch)
     half = patch.model.dtype in (torch.float16, torch.bfloat16)
     rounding = (5e-2 if half else 1e-3) * float(rotated.abs().max())
     return float((logits - rotated).abs().max()) <= rounding
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module, given: dict[str, Tensor], last: int = _PROBES) -> Tensor:
-    """Logits, `(8, vocabulary)`, float64, of eight made-up tokens.
+def probe_logits(
+    model: nn.Module, given: dict[str, Tensor], count: int = FEWEST, last: int = FEWEST
+) -> Tensor:
+    """Logits, `(8, vocabulary)` or fewer, float64, of some of the made-up tokens, first and last.
 
     Args:
         model: The model.
         given: What it is given besides them.
+        count: How many tokens.
         last: The last token.
     """
     device = _device(model)
-    ids = torch.tensor([[*range(1, _PROBES), last]], device=device)
+    ids = torch.arange(count, device=device)[None] % _CYCLE + 1
+    ids[:, -1] = last
     inputs: dict[str, Any] = {name: value.to(device) for name, value in given.items()}
     run = _with_positions(model) if "position_ids" in inputs else model
     taken = inspect.signature(run.forward).parameters
@@ -169,7 +191,16 @@ def probe_logits(model: nn.Module, given: dict[str, Tensor], last: int = _PROBES
     logits: Tensor | None = getattr(output, "logits", None)  # a loss may come before them
     if logits is None:
         logits = output[0]  # hidden states, of a model without a head
-    return logits[0].double().cpu()
+    rows = torch.linspace(0, logits.shape[1] - 1, min(_ROWS, logits.shape[1])).long()
+    return logits[0, rows.to(logits.device)].double().cpu()
+
+
+def takes_jumps(model: nn.Module, sites: Iterable[Site]) -> bool:
+    """Whether tokens may have any positions, and not only those that are counted."""
+    sites = tuple(sites)
+    attention = attention_modules(model, tuple(site.config for site in sites))
+    counted = any(part_takes(module, "position_ids") for module in attention)
+    return not counted and all(site.any_position for site in sites)
 
 
 def has_weights(model: nn.Module) -> bool:
@@ -204,8 +235,8 @@ def _has_sinks(model: nn.Module) -> bool:
     return any(name.endswith("sinks") for name, _ in model.named_parameters())
 
 
-def probe_at(length: int) -> dict[str, Tensor]:
-    """Positions, from the first of `length` to the last, for eight tokens."""
-    places = torch.linspace(0, length - 1, _PROBES).long()[None]
+def probe_at(length: int, count: int = FEWEST) -> dict[str, Tensor]:
+    """Positions, from the first of `length` to the last, for `count` tokens."""
+    places = torch.linspace(0, length - 1, count).long()[None]
     # Without a mask, jumps mean packed sequences.
     return {"position_ids": places, "attention_mask": torch.ones_like(places)}

@@ -228,9 +228,10 @@ def test_scaled_queries_cannot_be_rotated_by_a_later_patch(llama: Any) -> None:
 
 
 def test_an_attention_that_is_told_nothing_is_refused(llama: Any) -> None:
-    layer = llama.model.layers[0].self_attn
-    forward = type(layer).forward
-    layer.forward = lambda *args, ropex_turns=None, **kwargs: forward(layer, *args, **kwargs)
+    def forget(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {name: value for name, value in kwargs.items() if name != "ropex_turns"}
+
+    llama.model.layers[0].self_attn.register_forward_pre_hook(forget, with_kwargs=True)
     before = logits(llama, IDS)
     with pytest.raises(ropex.UnsupportedModel, match="does not hand keyword arguments on"):
         ropex.patch(llama, "dynamic", cache="unrotated")

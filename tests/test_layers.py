@@ -14,11 +14,11 @@ ORDER = (
     "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens",
     "headers", "limits", "rope", "strategies",
     "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
-    "tables", "window", "attention", "install", "own_config", "softmax", "native", "sites",
-    "models", "keys", "cache", "batching", "saving", "planning", "nesting", "record", "applying",
-    "verify", "warn", "patching", "shipped", "loading", "head", "shape", "folding", "checkpoint",
-    "storage", "same", "served", "export", "doctor", "page", "compat", "families", "locks", "train",
-    "cli", "__main__",
+    "tables", "window", "reach", "routed", "attention", "install", "own_config", "softmax",
+    "native", "sites", "models", "keys", "cache", "batching", "saving", "planning", "nesting",
+    "record", "applying", "verify", "warn", "patching", "shipped", "loading", "head", "shape",
+    "folding", "checkpoint", "storage", "same", "served", "export", "doctor", "page", "compat",
+    "families", "locks", "train", "cli", "__main__",
 )  # fmt: skip
 NO_TRANSFORMERS = (
     "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens", "rope",

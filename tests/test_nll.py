@@ -16,8 +16,11 @@ from tiny_eval import (
     words,
 )
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import ropex
+from ropex.families.tiny import tiny_model
 from ropex.strategies.frozen import Frozen
 from ropex_eval import nll
 from ropex_eval.feed_forward import feed_forward, in_rows
@@ -250,4 +253,18 @@ def test_model_that_does_not_read_pieces_as_a_whole_is_found_out(
 ) -> None:
     model = tiny_causal()
     monkeypatch.setattr(model.__class__, "base_model", NoCache(model.model))
+    assert not Scorer(model).chunkable
+
+
+def test_a_cache_that_is_wrong_beyond_the_window_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("mistral", sliding_window=40, max_position_embeddings=64)
+    assert Scorer(model).chunkable
+
+    def wrong(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        key = key.flip(2) if query.shape[2] < key.shape[2] > 40 - 8 else key
+        return sdpa_attention_forward(module, query, key, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", wrong)
     assert not Scorer(model).chunkable

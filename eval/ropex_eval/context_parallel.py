@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ropex.errors import UnsupportedModel
+from ropex.install import attention_modules
+from ropex.routed import route
 from ropex_eval.nll import Scorer, close, within
-
-ATTENTION = "ropex_gathered"
 
 # What some families ask their attention for besides a causal mask (Mistral, Gemma 2, gpt-oss).
 _UNKNOWN = ("sliding_window", "softcap", "s_aux")
@@ -42,8 +43,7 @@ class SharedScorer(Scorer):
             )
         self.chunkable, self.processes = False, dist.get_world_size()
         alone = self._probed(super().nll)
-        _register()
-        model.set_attn_implementation(ATTENTION)
+        _gather(model)
         if not close(self._probed(self.nll), alone):
             raise UnsupportedModel(
                 f"{model.config.model_type}: a text that is split over processes (--cp) is not "
@@ -80,14 +80,29 @@ class SharedScorer(Scorer):
         return torch.cat([whole[:, first:last] for first, last in rows], dim=1)
 
 
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
+def _gather(model: Any) -> None:
+    """Let every layer of `model` attend to the slices of all processes, from now on.
 
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
+    Under `sdpa`, plain causal attention has no mask, so that a mask tells of more than that.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise UnsupportedModel(_refusal(config.model_type, f"in {', '.join(sorted(kinds))}"))
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError as error:
+        raise UnsupportedModel(_refusal(config.model_type, "without sdpa")) from error
+    for module in attention_modules(model, (config,)):
+        route(module, _attention, ExitStack())
+
+
+def _refusal(name: str, how: str) -> str:
+    return f"{name} attends {how}, so a text cannot be split over processes (--cp)"
 
 
 def _attention(
+    function: Any,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -97,26 +112,27 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of a slice of queries to all keys before each of them.
+    """A step of attention: of a slice of queries to all keys before each of them.
 
     Args:
+        function: What would attend to the keys of this process alone.
         module: The attention module.
         query: Of this process, `(batch, heads, slice, head dim)`.
         key: Likewise, `(batch, key heads, slice, head dim)`.
         value: Likewise.
-        attention_mask: None; the text has no padding before what is scored.
+        attention_mask: None; the text has no padding before what is scored. Sparse attention has
+            one, which is refused.
         scaling: Of the logits.
         dropout: None in evaluation.
         kwargs: What some families want besides, which is refused.
     """
     from torch.nn.attention.bias import causal_lower_right
 
-    for name in _UNKNOWN:
-        if kwargs.get(name) is not None:
-            raise UnsupportedModel(
-                f"{type(module).__name__} attends with {name}, so a text cannot be split over "
-                "processes (--cp)"
-            )
+    asked = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if attention_mask is not None and not asked:
+        asked = ["a mask of its own"]
+    if asked:
+        raise UnsupportedModel(_refusal(type(module).__name__, f"with {', '.join(asked)}"))
     end = (dist.get_rank() + 1) * query.shape[2]
     keys, values = (_gathered(each, dim=2)[:, :, :end] for each in (key, value))
     mask = causal_lower_right(query.shape[2], end)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ropex.head import Finish
 from ropex.head import close as close
 from ropex.head import finishes as _finishes
+from ropex.reach import probe_size
 from ropex_eval.feed_forward import ROWS, feed_forward, in_rows
 
 # Logits of one chunk of rows, in the model's dtype, in float32 and as probabilities.
@@ -133,15 +134,20 @@ class Scorer:
         ids = self.probe()
         try:
             whole = torch.cat([states for _, states in self._read(ids, None)], dim=1)
-            parts = torch.cat([states for _, states in self._read(ids, _PROBE // 4)], dim=1)
+            parts = torch.cat(
+                [states for _, states in self._read(ids, max(1, ids.shape[1] // 4))], dim=1
+            )
         except Exception:  # of its cache, or without one: code of models fails in many ways
             return False
         return close(parts, whole)
 
     def probe(self) -> Tensor:
-        """A few tokens to compare on, `(1, tokens)`."""
-        size = min(_PROBE, self.model.get_input_embeddings().weight.shape[0])
-        return torch.arange(size, device=self.device)[None]
+        """Tokens to compare on, `(1, tokens)`: few, but beyond windows, if these are not long."""
+        config, vocabulary = self.model.config.get_text_config(), self.model.get_input_embeddings()
+        most = getattr(config, "max_position_embeddings", None) or _PROBE
+        rows: int = vocabulary.weight.shape[0]
+        size = max(min(_PROBE, rows), min(probe_size(config), most))
+        return torch.arange(size, device=self.device)[None] % rows
 
 
 def nll_of(logits: Tensor, goals: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ropex.families.tiny import tiny_model
 from ropex.models import sites
 from ropex.patching import Patch
 
+# Both are beyond the windows, chunks and selections of keys of the tiny models.
 LENGTH = 40  # tokens, more than the tiny models were "trained" at
 SHORT = 24  # tokens, for models whose own tables end where they were trained
 ROUNDING = 1e-4  # of the largest logit
@@ -99,17 +100,27 @@ def _look(model_type: str) -> tuple[Family, Any]:
 
 
 def undone(model: Any) -> Outcome:
-    """Clause 1: `none` moves nothing, and a removed patch leaves nothing behind."""
+    """Clause 1: what changes nothing moves nothing, and a removed patch leaves nothing behind."""
     ids = _tokens(SHORT)
     plain = _logits(model, ids)
     with _patch(model, "none") as patch:
         same = torch.equal(_logits(model, ids), plain)
+    same = same and _still(model, ids, plain)
     longer = 2 * patch.rope.trained_length
     for text in ("linear:2", "yarn:4", f"dynamic:length={longer}"):
         with _patch(model, text):
             moved = not torch.equal(_logits(model, ids), plain)
         same = same and moved and torch.equal(_logits(model, ids), plain)
     return Outcome(same)
+
+
+def _still(model: Any, ids: Tensor, plain: Tensor) -> bool:
+    """Whether scaled queries are as they were within the trained length, if they can be scaled."""
+    try:
+        with _patch(model, "logn"):
+            return torch.equal(_logits(model, ids), plain)
+    except ropex.UnsupportedModel:
+        return True
 
 
 def verified(model: Any) -> Outcome:
@@ -151,6 +162,9 @@ def unrotated(model: Any) -> Outcome:
         return Outcome(None, "refused")
     if error is None:
         return Outcome(None, detail)
+    own, _ = _decoding_error(model, SHORT)
+    if error > ROUNDING and own is not None and own > ROUNDING:
+        return Outcome(None, "transformers' own cache is wrong")
     return Outcome(error <= ROUNDING, f"{error:.1g}")
 
 

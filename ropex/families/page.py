@@ -47,6 +47,7 @@ _WRONG = {
     "5": """
 - `bamba`: positions start at 0 again with a filled cache; pass `position_ids`.
 - `blt`: `use_cache=True` raises an AttributeError.
+- `doge`: beyond `keep_window_size` it selects keys, with a cache others than without.
 - `recurrent_gemma`: returns no cache object.
 - `mixtral`, `minimax`: `head_dim` is null by default, with which transformers' own `yarn`,
   `dynamic` and `longrope` raise a TypeError; ropex writes the number.

@@ -25,7 +25,7 @@ _LARGEST: Final[dict[int, str]] = {
         adapter_out_dim ext_pw_out_channel depthwise_separable_out_channel mamba_d_ssm
         """,
     32: """
-        sliding_window_size position_bias_num_buckets image_size attention_chunk_size
+        position_bias_num_buckets image_size
         max_source_positions max_target_positions max_position_embeddings max_seq_len
         n_positions n_ctx model_max_length original_max_position_embeddings
         max_positions context_length floor_scale num_position_embeddings
@@ -34,6 +34,8 @@ _LARGEST: Final[dict[int, str]] = {
         head_dim kv_channels v_head_dim qk_head_dim swa_head_dim d_kv d_head dim_head
         attention_head_size sliding_window kv_lora_rank q_lora_rank o_lora_rank
         attention_window_size local_attention_window_len window_size index_head_dim
+        sliding_window_size attention_chunk_size keep_window_size local_attention
+        index_n_heads
         num_mel_bins num_filters base_channels mamba_d_state state_size ssm_state_size
         mamba_d_head mamba_head_dim mamba_headdim linear_key_head_dim
         linear_value_head_dim linear_head_dim mamba_chunk_size chunk_size hc_lowrank
@@ -43,18 +45,18 @@ _LARGEST: Final[dict[int, str]] = {
         """,
     8: """
         qk_nope_head_dim qk_rope_head_dim rotary_dim mamba_n_heads mamba_num_heads
-        num_quantizers num_buckets d_rel
+        num_quantizers num_buckets d_rel index_topk index_block_size
         """,
     4: """
         num_attention_heads n_head n_heads num_heads encoder_attention_heads
         decoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads
         attention_heads swa_num_attention_heads linear_num_value_heads linear_num_heads
-        index_n_heads num_experts num_local_experts n_routed_experts moe_num_experts
+        num_experts num_local_experts n_routed_experts moe_num_experts
         patch_size
         """,
     2: """
         num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads
-        num_query_groups num_experts_per_tok num_experts_per_token moe_topk moe_k
+        index_topk_blocks num_query_groups num_experts_per_tok num_experts_per_token moe_topk moe_k
         zero_expert_num n_group n_groups num_expert_group encoder_layers decoder_layers
         num_encoder_layers num_decoder_layers depth num_blocks num_global_layers
         global_attn_every_n_layers sliding_window_pattern attn_layer_period
@@ -93,6 +95,7 @@ _INDEXER: Final = {
     "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }
+_SPARSE: Final = {"layer_types": ["full_attention", "minimax_m3_sparse"]}
 _LATENT: Final = {
     "swa_num_attention_heads": 4,
     "swa_num_key_value_heads": 4,
@@ -139,8 +142,10 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "mellum": _BOTH,
     "mimo_v2_flash": {"head_dim": 24, "v_head_dim": 24},  # a third of it rotates
+    "minimax_m3_vl": {"text_config": _SPARSE},
+    "minimax_m3_vl_text": _SPARSE,
     "ministral": {"head_dim": 16},
-    "modernbert-decoder": {"local_attention": 32},
+    "modernbert-decoder": {"local_attention": 16},
     "moshi": {"sliding_window": 128},  # its cache forgets what its masks still show
     "nemotron": {"num_key_value_heads": 2},
     "prophetnet": _OFFSET,

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 
-from ropex.attention import PREFIX
 from ropex.errors import UnsupportedModel
 from ropex.install import set_attribute
-from ropex.nesting import patches_of
-from ropex.own_config import keep_edits, own_configs
+from ropex.routed import calls_interface, route
 from ropex.train.grouped import shifted_attention
 from ropex.train.probing import probe_ids, trying
 from ropex.verify import has_weights
 from ropex.window import window_of
 
 _BASE = "sdpa"
-_NAME = f"{PREFIX}shifted_{_BASE}"
 _ADVICE = "train it without shift_attention"
 # What attention functions are asked for besides a causal mask and a scale.
 _UNKNOWN = ("softcap", "s_aux", "sliding_window", "position_bias")
@@ -67,36 +63,23 @@ class ShiftedAttention:
         model: The model of transformers.
         groups: How many groups a sequence has.
         layers: The attention modules.
-        over: The patches that were in place before, which are suspended without this.
     """
 
     def __init__(self, model: nn.Module, groups: int) -> None:
         self.model, self.groups = _inner(model), groups
         _check_config(self.model)
-        self.over = frozenset(patch.identity for patch in patches_of(self.model))
-        self._shift = _Shift(groups, self)
-        self._install(tried=has_weights(self.model))
-
-    def _install(self, tried: bool) -> None:
         with ExitStack() as undo:
-            self._own_config(undo)
             config = self.model.config.get_text_config()
             self.layers = _layers(self.model, config)
+            self._shift = _Shift(groups)
             for layer in self.layers:
+                if calls_interface(layer):
+                    route(layer, _attend, undo)
                 set_attribute(layer, "ropex_shift", self._shift, undo)
                 undo.callback(layer.register_forward_pre_hook(_guard).remove)
-            if tried:
+            if has_weights(self.model):
                 self._try()
             self._undo = undo.pop_all()
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """The model without this, for the length of the block; a patch below may come and go."""
-        self._undo.close()
-        try:
-            yield
-        finally:
-            self._install(tried=False)
 
     def remove(self) -> None:
         """Restore the model. An attention that is restored already stays so."""
@@ -107,21 +90,6 @@ class ShiftedAttention:
 
     def __exit__(self, *error: object) -> None:
         self.remove()
-
-    def _own_config(self, undo: ExitStack) -> None:
-        """Name the attention in copies of the configs, which go unless a patch has come or gone."""
-        copies = own_configs(self.model, ExitStack())
-        before = {id(mine): original for original, mine in copies}
-
-        def restore() -> None:
-            for module in self.model.modules():
-                mine = vars(module).get("config")
-                if id(mine) in before:
-                    module.config = before[id(mine)]
-
-        undo.callback(restore)
-        self.model.config.get_text_config()._attn_implementation = _registered()
-        keep_edits(copies, undo)
 
     def _try(self) -> None:
         """Run a few tokens, so that what cannot be shifted is refused now."""
@@ -141,17 +109,12 @@ class _Shift:
 
     Attributes:
         groups: How many groups a sequence has.
-        handle: What removes it; None in a copy of the model.
         tried: Layers that have been shifted while trying; None if not trying.
     """
 
-    def __init__(self, groups: int, handle: ShiftedAttention | None = None) -> None:
-        self.groups, self.handle = groups, handle
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
         self.tried: set[int] | None = None
-
-    def __reduce__(self) -> Any:
-        """A copied model stays shifted, but the handle is the first model's."""
-        return _Shift, (self.groups,)
 
 
 def _inner(model: nn.Module) -> Any:
@@ -169,9 +132,9 @@ def _inner(model: nn.Module) -> Any:
 def _check_config(model: Any) -> None:
     config = model.config.get_text_config()
     base = config._attn_implementation
-    if base.startswith(_NAME) or any(hasattr(each, "ropex_shift") for each in model.modules()):
+    if any(hasattr(each, "ropex_shift") for each in model.modules()):
         raise ValueError("the attention of this model is shifted already; remove that first")
-    if base.startswith(PREFIX):
+    if any(_is_scaled(each) for each in model.modules()):
         raise UnsupportedModel(_scaled(config.model_type))
     if base != _BASE:
         raise UnsupportedModel(
@@ -191,6 +154,10 @@ def _check_config(model: Any) -> None:
         )
 
 
+def _is_scaled(module: nn.Module) -> bool:
+    return hasattr(module, "ropex_query_scale") or hasattr(module, "ropex_unrotated")
+
+
 def _scaled(name: str) -> str:
     return (
         f"{name} is patched to scale its queries by how many tokens they see or to keep keys "
@@ -208,28 +175,17 @@ def _layers(model: Any, config: Any) -> tuple[nn.Module, ...]:
 
 
 def _guard(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Pre-hook of an attention module: refuse to train past the shift."""
+    """Pre-hook of an attention module: refuse to train with masks that a shift cannot read."""
     name: str = module.config._attn_implementation  # type: ignore[union-attr, assignment]
-    if module.training and not name.endswith(_NAME):
+    if module.training and name != _BASE:
         raise RuntimeError(
-            f"the attention implementation is {name} since a change after shift_attention, so "
-            "it is no longer shifted; patch the model and set its attention before"
+            f"the attention implementation is {name} since a change after shift_attention, which "
+            f"shifts {_BASE} alone; set it before"
         )
 
 
-def _registered() -> str:
-    """Name under which transformers finds the attention; added to its tables when asked for."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if _NAME not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(_NAME, _attention)
-        AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS[_BASE])
-    return _NAME
-
-
-def _attention(
+def _attend(
+    function: Any,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -238,12 +194,9 @@ def _attention(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """An attention function of transformers: in groups if the module trains, else `sdpa`."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
+    """A step of attention, see `ropex.routed`: in groups if the module trains, else `function`."""
     shift: Any = getattr(module, "ropex_shift", None)
     if shift is None or not (module.training or shift.tried is not None):
-        function = ALL_ATTENTION_FUNCTIONS[_BASE]
         return function(module, query, key, value, attention_mask, *args, **kwargs)
     _check_call(module, query, key, attention_mask, kwargs)
     if shift.tried is not None:
@@ -259,7 +212,7 @@ def _check_call(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
 ) -> None:
     name = type(module).__name__
-    if hasattr(module, "ropex_query_scale") or hasattr(module, "ropex_unrotated"):
+    if _is_scaled(module):
         raise UnsupportedModel(_scaled(name))
     asked = [each for each in _UNKNOWN if kwargs.get(each) is not None]
     causal = kwargs.get("is_causal")

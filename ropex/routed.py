@@ -1,0 +1,155 @@
+"""The way into the attention of one model: what runs around transformers' attention functions.
+
+Model code asks `config._attn_implementation` for more than a function to call: how to make masks,
+whether to apply those of a sparse attention, whether queries may be dropped. So the name stays, and
+the `forward` of an attention module finds other functions behind it. A module becomes one of a
+subclass of its class, whose `forward` has the same code and other globals: nothing of transformers
+changes, and the module can be copied, pickled, compiled and replicated as before.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ropex.errors import UnsupportedModel
+
+Step = Callable[..., Any]
+"""Called as `step(function, module, query, key, value, mask, ...)`; `function` is what goes on."""
+
+_TABLE = "ALL_ATTENTION_FUNCTIONS"
+_EAGER = "eager_attention_forward"  # how the function of each modeling file ends
+_FORWARDS = ("forward", "_old_forward")  # of an instance; the second under hooks of accelerate
+
+
+def calls_interface(module: nn.Module) -> bool:
+    """Whether a module calls transformers' attention interface."""
+    forward = type(module).forward
+    return isinstance(forward, types.FunctionType) and _rerouted(forward, ()) is not forward
+
+
+def route(module: nn.Module, step: Step, undo: ExitStack) -> None:
+    """Let `step` run around the attention function of a module, outside of steps before it.
+
+    Args:
+        module: One that `calls_interface`.
+        step: A function of a module, so that the attention module can be pickled.
+        undo: Where the way back is written.
+
+    Raises:
+        UnsupportedModel: The module has a `forward` of its own, which its class does not know.
+    """
+    functions = [vars(module)[name] for name in _FORWARDS if name in vars(module)]
+    if functions and not any(_is_of_class(each, module) for each in functions):
+        raise UnsupportedModel(
+            f"the forward of {type(module).__name__} was replaced, so its attention cannot be "
+            "reached; patch the model before that"
+        )
+    _become(module, (*_steps(module), step))
+
+    def leave() -> None:
+        if "ropex_steps" in vars(type(module)):  # else someone made it one of a further class
+            steps = list(_steps(module))
+            steps.remove(step)
+            _become(module, tuple(steps))
+
+    undo.callback(leave)
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """Stands in for transformers' table of attention functions."""
+
+    table: Any
+    steps: tuple[Step, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return _through(self.table[name], self.steps)
+
+    def get_interface(self, name: str, default: Any) -> Any:
+        found = self.table.get_interface(name, default)
+        return found if found is default else _through(found, self.steps)
+
+
+def _through(function: Any, steps: tuple[Step, ...]) -> Any:
+    for step in steps:
+        function = partial(step, function)
+    return function
+
+
+def _steps(module: nn.Module) -> tuple[Step, ...]:
+    return getattr(type(module), "ropex_steps", ())
+
+
+def _become(module: nn.Module, steps: tuple[Step, ...]) -> None:
+    """Make a module one of the class whose attention goes through `steps`."""
+    before = type(module)
+    base = before.__bases__[0] if "ropex_steps" in vars(before) else before
+    after = _subclass(base, steps) if steps else base
+    for name in _FORWARDS:
+        if name in vars(module) and _is_of_class(vars(module)[name], module):
+            vars(module)[name] = types.MethodType(vars(after)["forward"], module)
+    module.__class__ = after
+
+
+def _is_of_class(forward: Any, module: nn.Module) -> bool:
+    return bool(getattr(forward, "__func__", None) is type(module).forward)
+
+
+def _subclass(base: type, steps: tuple[Step, ...]) -> type:
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _unpickled, (base, steps), vars(self)
+
+    forward: Any = base.forward  # type: ignore[attr-defined]
+    own = {
+        "forward": _rerouted(forward, steps),
+        "ropex_steps": steps,
+        "__reduce_ex__": reduce,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+    }
+    return type(base.__name__, (base,), own)
+
+
+def _unpickled(base: type, steps: tuple[Step, ...]) -> Any:
+    cls: Any = _subclass(base, steps)
+    return cls.__new__(cls)
+
+
+def _rerouted(function: types.FunctionType, steps: tuple[Step, ...]) -> types.FunctionType:
+    """The same code, calling attention through steps; the very function if it calls none."""
+    known = function.__globals__
+    own: dict[str, Any] = {}
+    for name in function.__code__.co_names:
+        if name == _TABLE and name in known:
+            own[name] = _Functions(known[name], steps)
+        elif name.endswith(_EAGER) and name in known:
+            own[name] = _through(known[name], steps)
+    inner = getattr(function, "__wrapped__", None)  # of a decorator
+    within = _rerouted(inner, steps) if isinstance(inner, types.FunctionType) else inner
+    if not own and within is inner:
+        return function
+    cells = [_cell(cell, inner, within) for cell in function.__closure__ or ()]
+    # torch.compile would look for globals with a name in the module of that name.
+    known = {name: value for name, value in known.items() if name != "__name__"} | own
+    made = types.FunctionType(
+        function.__code__, known, function.__name__, function.__defaults__, tuple(cells) or None
+    )
+    made.__dict__.update(function.__dict__)
+    made.__kwdefaults__, made.__doc__ = function.__kwdefaults__, function.__doc__
+    made.__annotations__, made.__qualname__ = function.__annotations__, function.__qualname__
+    made.__module__ = function.__module__
+    if within is not inner:
+        made.__wrapped__ = within  # type: ignore[attr-defined]
+    return made
+
+
+def _cell(cell: Any, inner: Any, within: Any) -> Any:
+    """A cell of a closure, in which `within` takes the place of `inner`."""
+    return types.CellType(within) if inner is not None and cell.cell_contents is inner else cell
