@@ -38,7 +38,9 @@ def fastest(folder: Path) -> set[float]:
 
 
 @pytest.mark.parametrize("kind", LAYERED)
-@pytest.mark.parametrize("old", [{}, {"rope_theta": 1e6}, {"rope_theta": 1e6, "rope_scaling": None}])
+@pytest.mark.parametrize(
+    "old", [{}, {"rope_theta": 1e6}, {"rope_theta": 1e6, "rope_scaling": None}]
+)
 def test_entry_for_all_layers_is_nested_and_used(
     tmp_path: Path, kind: str, old: dict[str, Any]
 ) -> None:

@@ -12,10 +12,10 @@ LOCAL_BASE = {
     "olmo3": None,
 }
 # No model is built from one entry for all.
-_STOPPING = frozenset(
-    "diffusion_gemma_text embedding_gemma2_text gemma4_text gemma4_unified_text laguna lfm3 mellum "
-    "mimo_v2_flash modernbert modernbert-decoder neomme ultrabert".split()
-)
+_STOPPING = (
+    "diffusion_gemma_text", "embedding_gemma2_text", "gemma4_text", "gemma4_unified_text", "laguna",
+    "lfm3", "mellum", "mimo_v2_flash", "modernbert", "modernbert-decoder", "neomme", "ultrabert",
+)  # fmt: skip
 
 
 def by_layer(model_type: str) -> bool:

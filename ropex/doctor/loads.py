@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,11 +47,11 @@ def _shortened(config: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No messages of transformers, for the length of the block."""
-    from transformers.utils import logging
+    from transformers.utils.logging import get_verbosity, set_verbosity
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    before = get_verbosity()
+    set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        set_verbosity(before)

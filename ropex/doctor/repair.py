@@ -64,9 +64,7 @@ def repair(
     return Repair(mended, examine(after, engine=engine), backups)
 
 
-def _check_loading(
-    old: dict[str, Any], new: dict[str, Any], mended: tuple[Finding, ...]
-) -> None:
+def _check_loading(old: dict[str, Any], new: dict[str, Any], mended: tuple[Finding, ...]) -> None:
     """Raise a ValueError where a model is made of the old config, and none of the new one."""
     reason = why_not(new)
     if reason is None or why_not(old) is not None:
