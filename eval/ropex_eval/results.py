@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ropex.files import atomically
 
@@ -211,11 +212,17 @@ class Results:
         """Read the results of a run.
 
         Raises:
-            ValueError: The file is damaged, or of another version of ropex.
+            ValueError: The file is damaged or changed, or of another version of ropex.
         """
         path = folder / "results.json"
+        content = _read(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            seal = content.pop("sha256", None)
+            if content["schema"] == SCHEMA and seal != _seal(content):
+                raise ValueError(
+                    f"{path} is damaged, or was changed after ropex wrote it; start its ropex eval "
+                    "again with --force, and keep numbers of your own in other files"
+                )
             if content.pop("schema") != SCHEMA:
                 raise ValueError(f"{path} was written by another version of ropex")
             about, strategies = content.pop("about"), content.pop("strategies")
@@ -223,10 +230,8 @@ class Results:
             about["model"] | about["data"] | about["protocol"] | about["versions"] | strategies
             parts = {name: _rows(_ROWS[name], rows) for name, rows in content.items()}
             return cls(about, strategies, **parts)
-        except (
-            json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError,
-        ) as error:  # fmt: skip
-            raise ValueError(f"{path} is not a run's results, or damaged ({error})") from None
+        except (AttributeError, LookupError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path} {_DAMAGED} ({error})") from None
 
     def of(self, definition: str) -> dict[str, dict[int, Result]]:
         """The results of one definition: strategy to length to result."""
@@ -245,7 +250,7 @@ class Results:
         """Everything, as a file holds it."""
         parts = {name: [json_safe(asdict(row)) for row in getattr(self, name)] for name in _ROWS}
         content = {"schema": SCHEMA, "about": self.about, "strategies": self.strategies, **parts}
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps({**content, "sha256": _seal(content)}, indent=2) + "\n"
 
     def _csv(self) -> str:
         buffer = io.StringIO()
@@ -264,6 +269,21 @@ _ROWS: dict[str, type[Any]] = {
     "retrieval": Retrieval,
 }
 _Row = TypeVar("_Row")
+
+
+_DAMAGED = "is not a run's results, or damaged"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} {_DAMAGED} ({error})") from None
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """Hash of everything else in a file, whatever the order and the spaces."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write(path: Path, text: str) -> None:
@@ -286,11 +306,18 @@ def _rows(kind: type[_Row], rows: list[dict[str, Any]]) -> tuple[_Row, ...]:
 
 
 def _row(kind: type[_Row], values: dict[str, Any]) -> _Row:
-    numbers: dict[str, Any] = {
-        key: float(value) if value in ("inf", "-inf", "nan") else value
-        for key, value in values.items()
-        if key != "steps"
-    }
-    if "steps" in values:
-        numbers["steps"] = _rows(Step, values["steps"])
-    return kind(**numbers)
+    hints = get_type_hints(kind)
+    return kind(**{key: _value(key, value, hints[key]) for key, value in values.items()})
+
+
+def _value(key: str, value: Any, hint: Any) -> Any:
+    """A value of a row as its field has it; a TypeError where it is no such thing."""
+    if get_origin(hint) is tuple:
+        return _rows(get_args(hint)[0], value)
+    kinds = get_args(hint) or (hint,)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if float in kinds and (number or value in ("inf", "-inf", "nan")):
+        return float(value)
+    if type(value) not in kinds:
+        raise TypeError(f"{key} is {str(value)[:60]!r}")
+    return value
