@@ -114,8 +114,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: The checkpoint has none.
-        ValueError: Its tokenizer.json is damaged.
+        ValueError: Its tokenizer.json is damaged, or its limit is no number.
     """
+    tokenizer = _read_tokenizer(folder, trust_remote_code)
+    limit = tokenizer.model_max_length
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'} says model_max_length {str(limit)[:60]!r}; it "
+            "must be a number of tokens"
+        )
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:

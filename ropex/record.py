@@ -82,8 +82,8 @@ class Record:
             content = json.loads(path.read_text(encoding="utf-8"))
             known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
             record = cls(**known)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error})") from None
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({str(error)[:200]})") from None
         if not isinstance(record.strategy, str):
             raise ValueError(f"{path} is damaged (its strategy is no text)")
         return record

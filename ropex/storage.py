@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ropex.errors import UnsupportedModel
+from ropex.headers import read_json
 from ropex.loading import find, load_model
 from ropex.models import sites
 from ropex.nesting import stack
@@ -99,8 +99,7 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
 
 
 def _base_of(adapter: Path) -> str:
-    content = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
-    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    base = read_json(adapter / ADAPTER).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise ValueError(f"{adapter / ADAPTER} does not name its base model; give both")
     return base

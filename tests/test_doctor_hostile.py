@@ -104,8 +104,9 @@ def test_any_config_gets_an_answer_and_fixing_comes_to_rest(found: dict[str, Any
 
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 2.0, 1e400, -1e400, float("nan"), 5e-324, 1e308, 10**400, 10**5000, "",
-    "1e6", "yarn", "llama3", "longrope", "\ud800", "\x1b[2J", [], [1.0], [None], [10**400], {}, {"x": {}},
-    {"rope_type": {}}, {"full_attention": {"rope_type": "yarn"}, "sliding_attention": None},
+    "1e6", "yarn", "llama3", "longrope", "\ud800", "\x1b[2J", [], [1.0], [None], [10**400], {},
+    {"x": {}}, {"rope_type": {}},
+    {"full_attention": {"rope_type": "yarn"}, "sliding_attention": None},
 )  # fmt: skip
 MUTATIONS = 400
 

@@ -126,7 +126,8 @@ def _published_length(entry: Entry) -> Iterator[Problem]:
     if entry.kind not in ("dynamic", "linear") or not longest or not factor or not entry.scaled:
         return
     model = next((each for each in _LENGTHS if each.is_like(part)), None)
-    if model is None or part.remote or longest in model.lengths or entry.original:
+    known = entry.original or part.trained  # by which another rule tells it
+    if model is None or part.remote or longest in model.lengths or known:
         return
     trained = [each for each in model.lengths if close(each * factor, longest, _ROUNDING)]
     if trained:
