@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ropex.files import atomically
+from ropex_eval.rows import read_rows, seal
 
 SCHEMA = 2
 
@@ -217,8 +217,8 @@ class Results:
         path = folder / "results.json"
         content = _read(path)
         try:
-            seal = content.pop("sha256", None)
-            if content["schema"] == SCHEMA and seal != _seal(content):
+            stated = content.pop("sha256", None)
+            if content["schema"] == SCHEMA and stated != seal(content):
                 raise ValueError(
                     f"{path} is damaged, or was changed after ropex wrote it; start its ropex eval "
                     "again with --force, and keep numbers of your own in other files"
@@ -228,7 +228,7 @@ class Results:
             about, strategies = content.pop("about"), content.pop("strategies")
             # Every run says what was measured on what.
             about["model"] | about["data"] | about["protocol"] | about["versions"] | strategies
-            parts = {name: _rows(_ROWS[name], rows) for name, rows in content.items()}
+            parts = {name: read_rows(_ROWS[name], rows) for name, rows in content.items()}
             return cls(about, strategies, **parts)
         except (AttributeError, LookupError, TypeError, OverflowError) as error:
             raise ValueError(f"{path} {_DAMAGED} ({error})") from None
@@ -250,7 +250,7 @@ class Results:
         """Everything, as a file holds it."""
         parts = {name: [json_safe(asdict(row)) for row in getattr(self, name)] for name in _ROWS}
         content = {"schema": SCHEMA, "about": self.about, "strategies": self.strategies, **parts}
-        return json.dumps({**content, "sha256": _seal(content)}, indent=2) + "\n"
+        return json.dumps({**content, "sha256": seal(content)}, indent=2) + "\n"
 
     def _csv(self) -> str:
         buffer = io.StringIO()
@@ -268,7 +268,6 @@ _ROWS: dict[str, type[Any]] = {
     "curve": Point,
     "retrieval": Retrieval,
 }
-_Row = TypeVar("_Row")
 
 
 _DAMAGED = "is not a run's results, or damaged"
@@ -279,11 +278,6 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} {_DAMAGED} ({error})") from None
-
-
-def _seal(content: dict[str, Any]) -> str:
-    """Hash of everything else in a file, whatever the order and the spaces."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write(path: Path, text: str) -> None:
@@ -299,25 +293,3 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_safe(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rows(kind: type[_Row], rows: list[dict[str, Any]]) -> tuple[_Row, ...]:
-    return tuple(_row(kind, values) for values in rows)
-
-
-def _row(kind: type[_Row], values: dict[str, Any]) -> _Row:
-    hints = get_type_hints(kind)
-    return kind(**{key: _value(key, value, hints[key]) for key, value in values.items()})
-
-
-def _value(key: str, value: Any, hint: Any) -> Any:
-    """A value of a row as its field has it; a TypeError where it is no such thing."""
-    if get_origin(hint) is tuple:
-        return _rows(get_args(hint)[0], value)
-    kinds = get_args(hint) or (hint,)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if float in kinds and (number or value in ("inf", "-inf", "nan")):
-        return float(value)
-    if type(value) not in kinds:
-        raise TypeError(f"{key} is {str(value)[:60]!r}")
-    return value
