@@ -16,6 +16,8 @@ from ropex.headers import check_weights
 from ropex.notations import fold_version_5
 from ropex.shipped import demo_checkpoint
 
+_LONGEST_REASON = 400
+
 
 def find(model: str, *, weights: bool = True) -> Path:
     """Folder of a checkpoint: a folder, `demo` for the one that ropex ships, or a hub id.
@@ -191,6 +193,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = next((index for index, line in enumerate(lines) if not line.endswith(":")), 0)
     text = " ".join(lines[: last + 1])
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
     bare = isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError))
     return f"{type(error).__name__}: {text}" if bare or not text else text
 

@@ -146,3 +146,11 @@ def test_an_object_in_an_entry_does_not_hide_its_type(kind: str) -> None:
     entry = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "x": {}}
     found = examine(Checkpoint({"config.json": {"model_type": kind, "rope_scaling": entry}}))
     assert ("refused-by-4" in {finding.rule for finding in found}) == (kind != "llama")
+
+
+@pytest.mark.parametrize("kind", ["longrope", "yarn"])
+def test_a_head_of_no_size_gets_an_answer(kind: str) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 5e-324, "head_dim": None}
+    entry = {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 64}
+    config = {"model_type": "mistral", "rope_scaling": entry, **sizes}
+    assert examine(Checkpoint({"config.json": config}))

@@ -233,7 +233,9 @@ def _head_dim_null(part: Part) -> Iterator[Problem]:
     if not any(entry.kind in _TRIPPED for entry in part.entries):
         return
     hidden, heads = positive(part.raw, "hidden_size"), positive(part.raw, "num_attention_heads")
-    edits = (part.set("head_dim", to=int(hidden // heads)),) if hidden and heads else ()
+    edits = (
+        (part.set("head_dim", to=int(hidden // heads)),) if hidden and heads and heads >= 1 else ()
+    )
     yield Problem(
         part.where("head_dim"),
         "head_dim is null, which transformers multiplies by for this type, and stops",

@@ -140,7 +140,7 @@ def _pairs(entry: Entry) -> int | None:
     head = positive(raw, "head_dim")
     if head is None:
         hidden, heads = positive(raw, "hidden_size"), positive(raw, "num_attention_heads")
-        if hidden is None or heads is None or entry.part.remote:
+        if hidden is None or heads is None or heads < 1 or entry.part.remote:
             return None
         head = hidden // heads
     share = positive(entry.raw, "partial_rotary_factor") or positive(raw, "partial_rotary_factor")
