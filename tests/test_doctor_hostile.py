@@ -154,3 +154,10 @@ def test_a_head_of_no_size_gets_an_answer(kind: str) -> None:
     entry = {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 64}
     config = {"model_type": "mistral", "rope_scaling": entry, **sizes}
     assert examine(Checkpoint({"config.json": config}))
+
+
+def test_a_factor_that_is_missing_is_not_taken_away_again() -> None:
+    lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    config = {"model_type": "phi3", "rope_scaling": {"type": "yarn"}, **lengths}
+    after, _ = repaired(Checkpoint({"config.json": config}))
+    assert after.documents["config.json"]["rope_scaling"]["factor"] == 32.0

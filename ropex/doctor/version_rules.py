@@ -137,7 +137,7 @@ def _needless(entry: Entry, key: str) -> bool:
     root, longest = positive(entry.part.raw, ORIGINAL), positive(entry.part.raw, MAX)
     if key == ORIGINAL:
         return root is not None and root == positive(entry.raw, ORIGINAL)
-    if key == "factor" and root and longest and entry.factor:
+    if key == "factor" and entry.kind == "longrope" and root and longest and entry.factor:
         return close(entry.factor, longest / root)
     return key == "rope_theta" and bool(entry.raw[key] == entry.part.raw.get(key))
 
