@@ -17,6 +17,8 @@ from ropex.sites.base import Site
 NAME = "ropex.json"
 _JOINT = " then "  # between patches over patches
 
+_LONGEST = 2**40
+
 
 @dataclass(frozen=True)
 class Record:
@@ -86,6 +88,10 @@ class Record:
             raise ValueError(f"{path} is damaged ({str(error)[:200]})") from None
         if not isinstance(record.strategy, str):
             raise ValueError(f"{path} is damaged (its strategy is no text)")
+        for key in ("trained_length", "target_length"):
+            value = getattr(record, key)
+            if type(value) is not int or not 0 < value <= _LONGEST:
+                raise ValueError(f"{path} is damaged (its {key} is no number of tokens)")
         return record
 
     @classmethod
