@@ -22,6 +22,7 @@ _GGUF = (
     "reads the metadata of a GGUF file, and ropex export FOLDER --for llama.cpp --gguf FILE -o OUT "
     "writes it with another rotary embedding"
 )
+_LONGEST_REASON = 400
 
 
 def find(model: str, *, weights: bool = True) -> Path:
@@ -179,8 +180,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: The checkpoint has none.
-        ValueError: Its tokenizer.json is damaged.
+        ValueError: Its tokenizer.json is damaged, or its limit is no number.
     """
+    tokenizer = _read_tokenizer(folder, trust_remote_code)
+    limit = tokenizer.model_max_length
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'} says model_max_length {str(limit)[:60]!r}; it "
+            "must be a number of tokens"
+        )
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -247,6 +259,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = next((index for index, line in enumerate(lines) if not line.endswith(":")), 0)
     text = " ".join(lines[: last + 1])
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
     bare = isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError))
     return f"{type(error).__name__}: {text}" if bare or not text else text
 

@@ -13,6 +13,7 @@ import yaml
 from ropex.registry import strategy
 from ropex.strategies.base import Strategy
 
+_LARGEST = 1e30
 _LISTS_OF_FACTORS = (".csv", ".txt")
 
 
@@ -56,9 +57,17 @@ def require_base(text: str, base: float) -> None:
         return
     entry = _entry(path, said, scaling)
     stated = entry["rope_theta"]
-    if stated is not None and _kind(entry) != "default" and not math.isclose(float(stated), base):
+    if stated is None or _kind(entry) == "default":
+        return
+    if isinstance(stated, str) and _is_number(stated):  # YAML takes 1e6 for text
+        stated = float(stated)
+    if not _sensible(stated):
         raise ValueError(
-            f"{path} scales a base (rope_theta) of {float(stated):g}, and the model has {base:g}; "
+            f"{path} says rope_theta {str(stated)[:60]!r}; it must be a number above 0"
+        )
+    if not math.isclose(stated, base):
+        raise ValueError(
+            f"{path} scales a base (rope_theta) of {stated:g}, and the model has {base:g}; "
             f"write {read_strategy(text)} to take the strategy without the base"
         )
 
@@ -98,7 +107,7 @@ def _settings(path: Path) -> dict[str, Any]:
         said = yaml.safe_load(_content(path))  # which reads JSON as well
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, thousands of digits
         raise ValueError(f"{path} is neither JSON nor YAML ({type(error).__name__})") from None
     if not isinstance(said, dict):
         raise ValueError(f"{path} holds no settings")
@@ -126,8 +135,8 @@ def _of_full_attention(path: Path, entries: Any) -> dict[str, Any]:
     entry = entries.get("full_attention")
     if not isinstance(entry, dict):
         raise ValueError(
-            f"{path} has an entry for each of {', '.join(entries)}, and none for full_attention, "
-            "so it is not said which to read"
+            f"{path} has an entry for each of {', '.join(map(str, entries))}, and none for "
+            "full_attention, so it is not said which to read"
         )
     return entry
 
@@ -148,7 +157,7 @@ def from_entry(entry: dict[str, Any], where: str = "the entry") -> tuple[str, li
     """
     kind = _kind(entry)
     if kind not in _READ:
-        raise ValueError(f"{where} has the rope type {kind!r}; known: {', '.join(_READ)}")
+        raise ValueError(f"{where} has the rope type {kind[:60]!r}; known: {', '.join(_READ)}")
     read, keys = _READ[kind]
     for key, value in entry.items():
         if value is not None and key not in (*keys, *_OF_THE_MODEL):
@@ -194,9 +203,16 @@ def _times_usual(relative: Any, factor: Any) -> float:
 
     SGLang and jquesnelle/yarn read `attn_factor` so; transformers does not know it.
     """
-    if not all(isinstance(value, (int, float)) and value > 0 for value in (relative, factor)):
-        raise ValueError(f"attn_factor is {relative!r} and factor {factor!r}; give numbers above 0")
+    if not (_sensible(relative) and _sensible(factor)):
+        given = f"attn_factor is {str(relative)[:60]} and factor {str(factor)[:60]}"
+        raise ValueError(f"{given}; give numbers above 0")
     return float(relative * (0.1 * math.log(factor) + 1))
+
+
+def _sensible(value: Any) -> bool:
+    """Whether a value is a number above 0 that can be computed with."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < value <= _LARGEST
 
 
 def _llama3(entry: dict[str, Any]) -> tuple[str, list[str]]:
@@ -204,7 +220,10 @@ def _llama3(entry: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def _longrope(entry: dict[str, Any]) -> tuple[str, list[str]]:
-    scales = {entry.get(key) for key in ("short_mscale", "long_mscale")} - {None}
+    given = [entry.get(key) for key in ("short_mscale", "long_mscale")]
+    if wrong := [each for each in given if each is not None and not _sensible(each)]:
+        raise ValueError(f"an mscale is {str(wrong[0])[:60]!r}; it must be a number above 0")
+    scales = set(given) - {None}
     if entry.get("attention_factor") is None and scales:
         if len(scales) > 1:
             raise ValueError("short_mscale and long_mscale differ, and a strategy has one of them")
@@ -255,7 +274,9 @@ def _recipe(path: Path, kind: str, said: dict[str, Any]) -> tuple[str, list[str]
     """LLaMA-Factory names a method, and the length of its training samples is the target."""
     length = said.get("cutoff_len") or said.get("model_max_length")
     if kind not in ("linear", "dynamic", "yarn", "llama3"):
-        raise ValueError(f"{path} has rope_scaling {kind!r}; known: linear, dynamic, yarn, llama3")
+        raise ValueError(
+            f"{path} has rope_scaling {kind[:60]!r}; known: linear, dynamic, yarn, llama3"
+        )
     if not isinstance(length, int):
         raise ValueError(f"{path} has rope_scaling and no cutoff_len to work its factor out from")
     return kind, [f"length={length}"]

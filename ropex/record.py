@@ -14,6 +14,7 @@ from ropex.models import sites
 from ropex.nesting import stack
 from ropex.planning import Planned
 from ropex.sites.base import Site
+from ropex.sizes import LONGEST
 
 NAME = "ropex.json"
 _JOINT = " then "  # between patches over patches
@@ -83,10 +84,14 @@ class Record:
             content = json.loads(path.read_text(encoding="utf-8"))
             known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
             record = cls(**known)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error})") from None
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({str(error)[:200]})") from None
         if not isinstance(record.strategy, str):
             raise ValueError(f"{path} is damaged (its strategy is no text)")
+        for key in ("trained_length", "target_length"):
+            value = getattr(record, key)
+            if type(value) is not int or not 0 < value <= LONGEST:
+                raise ValueError(f"{path} is damaged (its {key} is no number of tokens)")
         return record
 
     @classmethod

@@ -20,6 +20,8 @@ from ropex.sizes import parse_size
 from ropex.strategies.base import Strategy, parameters
 from ropex.strategies.composed import Composed
 
+_LONGEST_SHOWN = 80
+
 
 @cache
 def registry() -> MappingProxyType[str, type[Strategy]]:
@@ -88,19 +90,19 @@ def _parse(text: str) -> Strategy:
     known = parameters(cls)
     names = [each.name for each in known]
     if arguments.strip() and not names:
-        raise ValueError(f"{text!r}: {cls.name} takes no parameters")
+        raise ValueError(f"{_short(text)}: {cls.name} takes no parameters")
     for index, argument in enumerate(arguments.split(",") if arguments.strip() else ()):
         key, equals, value = (part.strip() for part in argument.partition("="))
         if not key:
-            raise ValueError(f"{text!r} has an empty parameter")
+            raise ValueError(f"{_short(text)} has an empty parameter")
         if not equals and index == 0 and key not in names and not known[0].kw_only:
             key, value = names[0], key
         elif not equals:
-            raise ValueError(f"{text!r}: write {key!r} as KEY=VALUE")
+            raise ValueError(f"{_short(text)}: write {_short(key)} as KEY=VALUE")
         if key not in names:
-            raise ValueError(f"{cls.name} has no parameter {key!r}{_hint(key, names)}")
+            raise ValueError(f"{cls.name} has no parameter {_short(key)}{_hint(key, names)}")
         if key in values:
-            raise ValueError(f"{text!r} gives {key} twice")
+            raise ValueError(f"{_short(text)} gives {key} twice")
         values[key] = _convert(cls, key, value)
     lacking = [f.name for f in known if f.default is MISSING and f.name not in values]
     if lacking:
@@ -113,8 +115,13 @@ def _lookup(name: str) -> type[Strategy]:
     if not name:
         raise ValueError("a strategy has no name; write yarn:4, or yarn:4+logn for two")
     if name not in names:
-        raise ValueError(f"unknown strategy {name!r}{_hint(name, names, list(registry()))}")
+        raise ValueError(f"unknown strategy {_short(name)}{_hint(name, names, list(registry()))}")
     return names[name]
+
+
+def _short(text: str) -> str:
+    """What was given, in quotes, cut where it is long."""
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ...")
 
 
 def _hint(given: str, names: Iterable[str], shown: Iterable[str] | None = None) -> str:
@@ -137,9 +144,9 @@ def _convert(cls: type[Strategy], key: str, value: str) -> Any:
         if hint is bool:
             return {"true": True, "false": False}[value.lower()]
         return _number(hint, value)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         allowed = _allowed(hint, key)
-        raise ValueError(f"{cls.name}: {key} is {value!r}, it must be {allowed}") from None
+        raise ValueError(f"{cls.name}: {key} is {_short(value)}, it must be {allowed}") from None
 
 
 def _number(kind: type[int] | type[float], text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 
 from ropex.errors import UnsupportedModel, wrong_type
 from ropex.files import naming
-from ropex.headers import check_files
+from ropex.headers import check_files, read_json
 from ropex.loading import find, load_model
 from ropex.models import sites
 from ropex.nesting import stack
@@ -140,8 +139,7 @@ def _check_path(name: str, value: Any, wanted: str) -> None:
 
 
 def _base_of(adapter: Path) -> str:
-    content = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
-    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    base = read_json(adapter / ADAPTER).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise ValueError(f"{adapter / ADAPTER} does not name its base model; give both")
     return base

@@ -72,8 +72,10 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            except RecursionError:
+                raise ValueError(f"{path}, line {number}: nested too deeply to be read") from None
+            except ValueError as error:  # an integer of thousands of digits, for one
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
             yield f"{path.name}:{number}", _field(record, field, f"{path}, line {number}")
 
 
@@ -97,4 +99,9 @@ def _field(record: Any, field: str, place: str) -> str:
     if not isinstance(value, str):
         known = ", ".join(record) if isinstance(record, dict) else "none"
         raise ValueError(f"{place}: the field {field!r} holds no text; fields: {known}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell it
+        what = f"the field {field!r} holds half of a character (a lone surrogate)"
+        raise ValueError(f"{place}: {what}, which is no text") from None
     return value

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ropex.install import Options, attention_modules, part_takes
 from ropex.reach import FEWEST, probe_size, unreached
 from ropex.rope import Plan, QueryScale
-from ropex.sites.base import LONGEST
+from ropex.sizes import LONGEST
 
 if TYPE_CHECKING:
     from ropex.patching import Patch

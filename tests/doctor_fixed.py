@@ -49,5 +49,17 @@ FIXED = frozenset(
         "scaling added to a config of transformers 5",
         "two factors",
         "more keys than Phi-3 takes",
+        "misspelt rope_scaling",
+        "rope-scaling beside null",
+        "rope_scaling in capitals",
+        "misspelt length",
+        "misspelt base",
+        "misspelt entry of transformers 5",
+        "misspelt in a part",
+        "scaling of Gemma 3 at the root",
+        "misspelt, and at the root",
+        "one entry for all layers of Gemma 3",
+        "equal entries by layer on Llama",
+        "entries by layer in rope_scaling",
     }
 )

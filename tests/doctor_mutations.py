@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from doctor_configs import GOOD, Config, mutated, scaled
+from doctor_published import MISPLACED, UNPUBLISHED
 from doctor_values import BAD_VALUES, CARD, LLAMA_31, ORIGINAL, YARN
 
 BOTH = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
@@ -25,6 +26,8 @@ def five(theta: float = 5e5, **entry: object) -> Config:
 # Name, config, the rules that it breaks.
 BAD: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
     *BAD_VALUES,
+    *MISPLACED,
+    *UNPUBLISHED,
     ("factor of a default", scaled(rope_type="default", factor=4.0), ("scaling-off",)),
     ("betas swapped", scaled(**YARN, beta_fast=1.0, beta_slow=32.0), ("swapped-betas",)),
     ("beta_slow above the usual", scaled(**YARN, beta_slow=64.0), ("swapped-betas",)),

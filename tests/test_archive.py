@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -176,6 +177,44 @@ def cut_results(folder: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8")[:-100], encoding="utf-8")
 
 
+def changed(folder: Path, value: Any, seal: bool = False) -> None:
+    """Another value in the first row of the results, with the hash of the file or without."""
+    path = folder / "results.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["results"][0]["nll"] = value
+    if seal:
+        del content["sha256"]
+        text = json.dumps(content, sort_keys=True)
+        content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def changed_number(folder: Path) -> None:
+    changed(folder, 1.0)
+
+
+def surrogate(folder: Path) -> None:
+    changed(folder, "\ud800")
+
+
+def sealed_text(folder: Path) -> None:
+    changed(folder, "x", seal=True)
+
+
+def sealed_digits(folder: Path) -> None:
+    changed(folder, 10**400, seal=True)
+
+
+def many_digits(folder: Path) -> None:
+    path = folder / "results.json"
+    text = path.read_text(encoding="utf-8").replace('"schema": ', f'"schema": {"1" * 5000}')
+    path.write_text(text, encoding="utf-8")
+
+
+def deep(folder: Path) -> None:
+    (folder / "results.json").write_text('{"about":' * 10**5, encoding="utf-8")
+
+
 UNREADABLE: dict[Callable[[Path], None], str] = {
     no_run: "holds no results.json, so it is not a run's folder",
     no_text: "nothing is finished in",
@@ -183,6 +222,12 @@ UNREADABLE: dict[Callable[[Path], None], str] = {
     cut_text: "excerpts.safetensors is damaged",
     other_text: "excerpts.safetensors is damaged",
     cut_results: "results.json is not a run's results, or damaged",
+    changed_number: "results.json is damaged, or was changed after ropex wrote it",
+    surrogate: "results.json is damaged, or was changed after ropex wrote it",
+    sealed_text: "results.json is not a run's results, or damaged (nll is 'x')",
+    sealed_digits: "results.json is not a run's results, or damaged",
+    many_digits: "results.json is not a run's results, or damaged",
+    deep: "results.json is not a run's results, or damaged",
 }
 
 

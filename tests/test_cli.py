@@ -218,6 +218,12 @@ def damaged_tokenizer() -> list[str]:
     return evaluation()()
 
 
+def tokenizer_without_a_number() -> list[str]:
+    path = Path("tiny/tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "x"}))
+    return evaluation()()
+
+
 UNREADABLE = "tiny: transformers cannot read this checkpoint: "
 SHOW, PATCH = command("show", "tiny"), command("patch", "tiny", "-s", "yarn:4", "-o", "new")
 CODE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -355,6 +361,10 @@ REFUSALS = {
     ),
     "no type": (config_without_a_type, "tiny"),
     "no tokenizer": (no_tokenizer, "tiny holds no tokenizer that transformers reads"),
+    "tokenizer's limit in words": (
+        tokenizer_without_a_number,
+        "tiny/tokenizer_config.json says model_max_length 'x'; it must be a number of tokens",
+    ),
     "damaged tokenizer": (damaged_tokenizer, UNREADABLE),
     "gpt2 eval": (gpt2("eval", "gpt2"), "looked for a module with an `inv_freq` buffer in GPT2LMH"),
     "gpt2 patch": (gpt2("patch", "gpt2", "-s", "yarn:4", "-o", "new"), "`inv_freq` buffer in GPT2"),

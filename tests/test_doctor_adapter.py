@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from doctor_configs import GOOD, scaled
 from test_doctor_files import RECORD, YARN, rules, write
 
 from ropex.doctor import diagnose
+from ropex.record import Record
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,19 @@ def test_adapter_of_a_base_that_is_scaled_already(tmp_path: Path) -> None:
 def test_adapter_of_another_base_reads_no_other_file(tmp_path: Path, name: Any) -> None:
     folder = write(tmp_path / "a", adapter_config={"base_model_name_or_path": name}, ropex=RECORD)
     assert rules(folder) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"strategy":' * 10**5,
+        json.dumps(RECORD | {"trained_length": "x"}),
+        json.dumps(RECORD | {"target_length": 10**400}),
+        json.dumps(RECORD).replace("4096", "4" * 5000, 1),
+    ],
+    ids=["deep", "text", "400 digits", "5000 digits"],
+)
+def test_record_that_nobody_wrote_is_refused_where_it_is_used(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ropex.json").write_text(text)
+    with pytest.raises(ValueError, match=r"ropex\.json is damaged"):
+        Record.read(tmp_path)

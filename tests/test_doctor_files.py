@@ -62,12 +62,15 @@ def test_a_folder_and_its_config_are_the_same(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "config", "expected"),
     [
+        ("x", GOOD["Llama 2 7B"], [("tokenizer-limit", "error", False)]),
+        ([], GOOD["Llama 2 7B"], [("tokenizer-limit", "error", False)]),
+        (10**30, GOOD["Llama 2 7B"], []),
         (4096, scaled(**YARN), [("tokenizer-limit", "warning", True)]),
         (16384, scaled(**YARN), [("tokenizer-limit", "note", False)]),
         (2048, GOOD["Llama 2 7B"], [("tokenizer-limit", "note", False)]),
         (65536, scaled(**YARN), []),
         (1000000000000000019884624838656, scaled(**YARN), []),
-        ("4096", scaled(**YARN), []),
+        ("4096", scaled(**YARN), [("tokenizer-limit", "error", False)]),
     ],
 )
 def test_tokenizer_limit(folder: Path, limit: Any, config: Config, expected: list[Any]) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from typing import Any
 
+import pytest
+from doctor_configs import GOOD, Config
+from doctor_published import PUBLISHED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,3 +100,64 @@ def test_any_config_gets_an_answer_and_fixing_comes_to_rest(found: dict[str, Any
     assert after.documents.keys() == found.keys()
     for name in FILES[2:]:
         assert repr(after.documents.get(name)) == repr(found.get(name))
+
+
+VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 2.0, 1e400, -1e400, float("nan"), 5e-324, 1e308, 10**400, 10**5000, "",
+    "1e6", "yarn", "llama3", "longrope", "\ud800", "\x1b[2J", [], [1.0], [None], [10**400], {},
+    {"x": {}}, {"rope_type": {}},
+    {"full_attention": {"rope_type": "yarn"}, "sliding_attention": None},
+)  # fmt: skip
+MUTATIONS = 400
+
+
+def objects(config: Config) -> list[Config]:
+    """A config and every object inside it."""
+    inner = [
+        each for value in config.values() if isinstance(value, dict) for each in objects(value)
+    ]
+    return [config, *inner]
+
+
+def mutation(seed: int) -> Config:
+    """A published config with one to three values changed, added or taken away."""
+    rng = random.Random(seed)
+    config = copy.deepcopy(rng.choice(list((GOOD | PUBLISHED).values())))
+    for _ in range(rng.randint(1, 3)):
+        inner = rng.choice(objects(config))
+        key = rng.choice((*inner, *_KEYS, *ROOT, "x"))
+        inner[key] = copy.deepcopy(rng.choice(VALUES))
+        if rng.random() < 0.2:
+            del inner[key]
+    return config
+
+
+def test_mutated_configs_get_an_answer() -> None:
+    for seed in range(MUTATIONS):
+        config = mutation(seed)
+        for finding in examine(Checkpoint({"config.json": config})):
+            json.dumps(finding.to_json(), allow_nan=False)
+            assert (finding.where + finding.message + finding.fix).isprintable(), seed
+        repaired(Checkpoint({"config.json": config}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "nemotron", "olmo2"])
+def test_an_object_in_an_entry_does_not_hide_its_type(kind: str) -> None:
+    entry = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "x": {}}
+    found = examine(Checkpoint({"config.json": {"model_type": kind, "rope_scaling": entry}}))
+    assert ("refused-by-4" in {finding.rule for finding in found}) == (kind != "llama")
+
+
+@pytest.mark.parametrize("kind", ["longrope", "yarn"])
+def test_a_head_of_no_size_gets_an_answer(kind: str) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 5e-324, "head_dim": None}
+    entry = {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 64}
+    config = {"model_type": "mistral", "rope_scaling": entry, **sizes}
+    assert examine(Checkpoint({"config.json": config}))
+
+
+def test_a_factor_that_is_missing_is_not_taken_away_again() -> None:
+    lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    config = {"model_type": "phi3", "rope_scaling": {"type": "yarn"}, **lengths}
+    after, _ = repaired(Checkpoint({"config.json": config}))
+    assert after.documents["config.json"]["rope_scaling"]["factor"] == 32.0

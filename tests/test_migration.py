@@ -210,3 +210,42 @@ def test_every_verb_refuses_it(shell: Shell, tmp_path: Path, verb: tuple[str, ..
     (tmp_path / "other.json").write_text(json.dumps(content), encoding="utf-8")
     told = shell.refused(verb[0], "model", *verb[1:], "-s", "@other.json")
     assert "write linear:2" in told
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+HOSTILE: dict[str, tuple[str, str]] = {
+    "deep": ('{"rope_scaling":' * 9000, "nested too deeply"),
+    "deep list": ('{"rope_scaling":' + "[" * 9000, "nested too deeply"),
+    "endless digits": ('{"rope_scaling": ' + "1" * 5000 + "}", "is neither JSON nor YAML"),
+    "a date that is none": ("a: 2024-99-99", "is neither JSON nor YAML"),
+    "huge attn_factor": (json.dumps({"rope_scaling": YARN | {"attn_factor": 10**400}}), "attn_fac"),
+    "lists for numbers": (
+        json.dumps({"rope_scaling": {"type": "longrope", "short_mscale": [1]}}), "an mscale is",
+    ),
+    "numbers for names": ("rope_scaling: {1: {}, 2: 3}", "an entry for each of 1, 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_nobody_means_is_told_in_a_sentence(tmp_path: Path, case: str) -> None:
+    text, message = HOSTILE[case]
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as told:
+        read_strategy(f"@{tmp_path}")
+    assert len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize("base", [10**400, [1], "x", True, -1.0])
+def test_a_base_that_is_no_number_is_told(tmp_path: Path, base: Any) -> None:
+    entry = YARN | {"rope_theta": base}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_scaling": entry}))
+    with pytest.raises(ValueError, match="it must be a number above 0"):
+        require_base(f"@{tmp_path}", 1e4)
+
+
+def test_a_base_that_yaml_takes_for_text_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("rope_theta: 1e6\nrope_scaling: {rope_type: yarn, factor: 4}\n")
+    require_base(f"@{path}", 1e6)
+    with pytest.raises(ValueError, match="scales a base"):
+        require_base(f"@{path}", 1e4)

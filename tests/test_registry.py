@@ -144,3 +144,11 @@ def test_every_strategy_says_what_it_is(name: str) -> None:
     assert cls.__doc__
     assert cls.paper.startswith("https://")
     assert "arXiv:" in cls.__doc__ or "(20" in cls.__doc__
+
+
+@pytest.mark.parametrize("text", ["yarn:length=", "yarn:ramp=", "logn:length=", "none:", "yarn"])
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_many_digits_are_refused_in_a_short_sentence(text: str, digits: int) -> None:
+    with pytest.raises(ValueError, match=r"1111 \.\.\.'") as told:
+        strategy(text + "1" * digits)
+    assert len(str(told.value)) < 800

@@ -138,6 +138,23 @@ def jsonl_damaged(folder: Path) -> str:
     return f"{folder / 'docs.jsonl'}:text"
 
 
+def jsonl_with_a_surrogate(folder: Path) -> str:
+    return _jsonl(folder, '{"text": "\\ud800"}')
+
+
+def jsonl_nested_deeply(folder: Path) -> str:
+    return _jsonl(folder, '{"text": ' + "[" * 10**5)
+
+
+def jsonl_with_many_digits(folder: Path) -> str:
+    return _jsonl(folder, '{"text": "a", "id": ' + "1" * 5000 + "}")
+
+
+def _jsonl(folder: Path, line: str) -> str:
+    (folder / "docs.jsonl").write_text(line + "\n")
+    return f"{folder / 'docs.jsonl'}:text"
+
+
 def jsonl_missing(folder: Path) -> str:
     return f"{folder / 'none.jsonl'}:text"
 
@@ -172,6 +189,9 @@ def dataset_empty(folder: Path) -> str:
         (jsonl_with_a_hole, ValueError, "line 2: the field 'text' holds no text"),
         (jsonl_of_lists, ValueError, "line 1: the field 'text' holds no text"),
         (jsonl_damaged, ValueError, "line 2: not JSON"),
+        (jsonl_with_a_surrogate, ValueError, "line 1: the field 'text' holds half of a character"),
+        (jsonl_nested_deeply, ValueError, "line 1: nested too deeply"),
+        (jsonl_with_many_digits, ValueError, "line 1: not JSON"),
         (jsonl_missing, FileNotFoundError, "no such file: .*none.jsonl"),
         (dataset_missing, FileNotFoundError, "hf:.*none"),
         (dataset_of_the_hub, FileNotFoundError, "hf:nobody/nothing-of-that-name"),

@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ropex.files import atomically
-from ropex_eval.verdict import Step, Verdict
+from ropex_eval.rows import read_rows, seal
+from ropex_eval.verdict import Verdict
 
 SCHEMA = 3
 _VERDICTS_OF_DOUBLINGS = 2
@@ -176,12 +177,18 @@ class Results:
         """Read the results of a run.
 
         Raises:
-            ValueError: The file is damaged, or of another version of ropex.
+            ValueError: The file is damaged or changed, or of another version of ropex.
         """
         path = folder / "results.json"
+        content = _read(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            schema = content.pop("schema")
+            stated, schema = content.pop("sha256", None), content["schema"]
+            if schema == SCHEMA and stated != seal(content):
+                raise ValueError(
+                    f"{path} is damaged, or was changed after ropex wrote it; start its ropex eval "
+                    "again with --force, and keep numbers of your own in other files"
+                )
+            del content["schema"]
             if schema not in (_VERDICTS_OF_DOUBLINGS, SCHEMA):
                 raise ValueError(f"{path} was written by another version of ropex")
             about, strategies = content.pop("about"), content.pop("strategies")
@@ -189,12 +196,10 @@ class Results:
             about["model"] | about["data"] | about["protocol"] | about["versions"] | strategies
             if schema != SCHEMA and content.pop("verdicts", ()):
                 about["warnings"] = [*about.get("warnings", ()), _LEFT_OUT]
-            parts = {name: _rows(_ROWS[name], rows) for name, rows in content.items()}
+            parts = {name: read_rows(_ROWS[name], rows) for name, rows in content.items()}
             return cls(about, strategies, **parts)
-        except (
-            json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError,
-        ) as error:  # fmt: skip
-            raise ValueError(f"{path} is not a run's results, or damaged ({error})") from None
+        except (AttributeError, LookupError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path} {_DAMAGED} ({error})") from None
 
     def of(self, definition: str) -> dict[str, dict[int, Result]]:
         """The results of one definition: strategy to length to result."""
@@ -213,7 +218,7 @@ class Results:
         """Everything, as a file holds it."""
         parts = {name: [json_safe(asdict(row)) for row in getattr(self, name)] for name in _ROWS}
         content = {"schema": SCHEMA, "about": self.about, "strategies": self.strategies, **parts}
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps({**content, "sha256": seal(content)}, indent=2) + "\n"
 
     def flat(self) -> list[dict[str, Any]]:
         """Every perplexity with the share of documents that are hurt, where it was compared."""
@@ -259,7 +264,16 @@ _ROWS: dict[str, type[Any]] = {
     "curve": Point,
     "retrieval": Retrieval,
 }
-_Row = TypeVar("_Row")
+
+
+_DAMAGED = "is not a run's results, or damaged"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} {_DAMAGED} ({error})") from None
 
 
 def write(path: Path, text: str) -> None:
@@ -275,18 +289,3 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_safe(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rows(kind: type[_Row], rows: list[dict[str, Any]]) -> tuple[_Row, ...]:
-    return tuple(_row(kind, values) for values in rows)
-
-
-def _row(kind: type[_Row], values: dict[str, Any]) -> _Row:
-    numbers: dict[str, Any] = {
-        key: float(value) if value in ("inf", "-inf", "nan") else value
-        for key, value in values.items()
-        if key != "steps"
-    }
-    if "steps" in values:
-        numbers["steps"] = _rows(Step, values["steps"])
-    return kind(**numbers)

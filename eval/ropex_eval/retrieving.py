@@ -198,7 +198,7 @@ def _read(path: Path) -> list[Sample] | None:
         if content["sha256"] != _digest(content["answers"]):
             return None
         return [Sample(**each) for each in content["answers"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -1,7 +1,8 @@
 """Find what is wrong with the rotary part of a checkpoint, a GGUF file or an adapter, and fix it.
 
 Only JSON, the headers of safetensors files and the metadata of GGUF files are read: no model is
-built, no pickle is opened, and no code of a checkpoint runs.
+built, no pickle is opened, and no code of a checkpoint runs. Before a config is replaced,
+transformers makes a model of it without weights and memory: what loaded before loads after.
 """
 
 from ropex.doctor.diagnosis import ENGINES, RULES, diagnose, examine

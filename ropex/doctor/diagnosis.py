@@ -10,16 +10,19 @@ from ropex.doctor.family_rules import FAMILY_RULES
 from ropex.doctor.file_rules import ADAPTER_RULES, FILE_RULES
 from ropex.doctor.findings import Finding
 from ropex.doctor.gguf_rules import GGUF_RULES
+from ropex.doctor.layer_rules import LAYER_RULES
 from ropex.doctor.length_rules import LENGTH_RULES
 from ropex.doctor.notation_rules import NOTATION_RULES
 from ropex.doctor.number_rules import NUMBER_RULES
+from ropex.doctor.published_rules import PUBLISHED_RULES
 from ropex.doctor.reading import Checkpoint, read
 from ropex.doctor.type_rules import TYPE_RULES
 from ropex.doctor.version_rules import VERSION_RULES
 
 RULES = (
-    *NOTATION_RULES, *NUMBER_RULES, *TYPE_RULES, *FAMILY_RULES, *LENGTH_RULES, *ATTENTION_RULES,
-    *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES, *GGUF_RULES,
+    *NOTATION_RULES, *NUMBER_RULES, *LAYER_RULES, *TYPE_RULES, *FAMILY_RULES,
+    *PUBLISHED_RULES, *LENGTH_RULES, *ATTENTION_RULES, *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES,
+    *GGUF_RULES,
 )  # fmt: skip
 """In the order of mending: spelling and numbers first, then what compares them."""
 

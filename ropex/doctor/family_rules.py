@@ -79,7 +79,7 @@ def _family_base(part: Part) -> Iterator[Problem]:
     family = _family(part)
     if family is None or part.remote:
         return
-    stated = _stated(part)
+    stated = stated_bases(part)
     low = [path for path, base in stated.items() if base < family.base]
     if stated and not low:
         return
@@ -89,7 +89,7 @@ def _family_base(part: Part) -> Iterator[Problem]:
             f"rope_theta is {stated[low[0]]:g}; {family.name} has {family.base:g} or more",
             tuple(part.set(*path, to=family.base) for path in low),
         )
-    elif not _written(part) and not family.unsaid:
+    elif not base_written(part) and not family.unsaid:
         yield Problem(
             part.where(),
             f"rope_theta is missing; {family.name} has {family.base:g} or more, and engines take "
@@ -103,7 +103,7 @@ def _family(part: Part) -> Family | None:
     return family_of(part.model_type, *sizes)
 
 
-def _stated(part: Part) -> dict[Path, float]:
+def stated_bases(part: Part) -> dict[Path, float]:
     """Every base in a config that is a number, by its place."""
     places: list[tuple[Path, float | None]] = [(("rope_theta",), positive(part.raw, "rope_theta"))]
     places += [((*e.path, "rope_theta"), positive(e.raw, "rope_theta")) for e in _full(part)]
@@ -115,7 +115,7 @@ def _full(part: Part) -> list[Entry]:
     return [entry for entry in part.entries if entry.path[-1] != "sliding_attention"]
 
 
-def _written(part: Part) -> bool:
+def base_written(part: Part) -> bool:
     """Whether there is a base at all, be it no number, which another rule tells."""
     raws = [part.raw, *(entry.raw for entry in part.entries)]
     return any(raw.get("rope_theta") is not None for raw in raws)
@@ -133,7 +133,7 @@ def _family_scaling(part: Part) -> Iterator[Problem]:
         return
     if part.trained == _LLAMA_31_MAX or positive(part.raw, MAX) != _LLAMA_31_MAX:
         return
-    if set(_stated(part).values()) == {_LLAMA_3.base}:
+    if set(stated_bases(part).values()) == {_LLAMA_3.base}:
         yield Problem(
             part.where(),
             f"{MAX} is {_LLAMA_31_MAX}, as in Llama 3.1 to 3.3, without their scaling; with the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ropex.doctor.findings import Edit, Problem, Rule
+from ropex.doctor.findings import Edit, Problem, Rule, shown
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts, parts
 from ropex.doctor.values import MAX, ORIGINAL, close, positive
 from ropex.engines import ENGINES
@@ -183,6 +183,15 @@ def _tokenizer_limit(checkpoint: Checkpoint) -> Iterator[Problem]:
     """The tokenizer lets the scaled length pass."""
     settings = checkpoint.documents.get("tokenizer_config.json", {})
     limit = positive(settings, "model_max_length")
+    said = settings.get("model_max_length")
+    if said is not None and (isinstance(said, bool) or not isinstance(said, (int, float))):
+        yield Problem(
+            "tokenizer_config.json: model_max_length",
+            f"model_max_length is {shown(said)}, which is no number, so no text can be read",
+            advice="write how many tokens the model reads",
+            severity="error",
+            engines=ENGINES,
+        )
     entries = [entry for part in parts(checkpoint) for entry in _scaled(part)]
     lengths = [positive(part.raw, MAX) or 0 for part in parts(checkpoint)]
     promised = checkpoint.target or max([*lengths, *map(_promised, entries)], default=0)
@@ -224,7 +233,9 @@ def _head_dim_null(part: Part) -> Iterator[Problem]:
     if not any(entry.kind in _TRIPPED for entry in part.entries):
         return
     hidden, heads = positive(part.raw, "hidden_size"), positive(part.raw, "num_attention_heads")
-    edits = (part.set("head_dim", to=int(hidden // heads)),) if hidden and heads else ()
+    edits = (
+        (part.set("head_dim", to=int(hidden // heads)),) if hidden and heads and heads >= 1 else ()
+    )
     yield Problem(
         part.where("head_dim"),
         "head_dim is null, which transformers multiplies by for this type, and stops",

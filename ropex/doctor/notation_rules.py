@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ropex.doctor.findings import Problem, Rule, shown
 from ropex.doctor.parts import NOTATIONS, Entry, Part, on_entries, on_parts
-from ropex.doctor.values import ORIGINAL, TYPES
+from ropex.doctor.values import MAX, ORIGINAL, TYPES
 from ropex.engines import ENGINES
 
 # Of some families: mrope of Qwen-VL, axial of vision towers, ntk_alpha of HunYuan.
@@ -20,6 +20,21 @@ _KEYS = (
     "short_mscale", "long_mscale", "alpha",
 )
 # fmt: on
+_AT_ROOT = (
+    "rope_theta",
+    *NOTATIONS,
+    MAX,
+    ORIGINAL,
+    "partial_rotary_factor",
+    "rope_local_base_freq",
+    "rotary_pct",
+    "rotary_emb_base",
+)  # fmt: skip
+# Keys of other meanings that some config of transformers 4.57 or 5.23 has.
+_RESEMBLING = frozenset({
+    "left_max_position_embeddings", "t2u_max_position_embeddings", "max_2d_position_embeddings",
+    "num_position_embeddings",
+})  # fmt: skip
 _WITHOUT_TYPE = ("factor", "short_factor", "long_factor", "low_freq_factor", "beta_fast")
 
 
@@ -114,17 +129,44 @@ def _misspelt_key(entry: Entry) -> Iterator[Problem]:
     """Keys are spelled as engines read them."""
     taken = set(entry.raw)
     for key in entry.raw:
-        folded = key[:60].casefold().replace("-", "_")
-        near = difflib.get_close_matches(folded, _KEYS, 1, cutoff=0.9)
-        if key in _KEYS or not near or near[0] in taken or entry.part.remote:
+        meant = _meant(key, _KEYS)
+        if meant is None or meant in taken or entry.part.remote:
             continue
-        taken.add(near[0])
+        taken.add(meant)
         value = entry.raw[key]
         yield Problem(
             entry.where,
-            f"no engine reads {shown(key)}; {near[0]} is meant, it seems",
-            (entry.remove(key), entry.set(near[0], value)),
+            f"no engine reads {shown(key)}; {meant} is meant, it seems",
+            (entry.remove(key), entry.set(meant, value)),
         )
+
+
+def _meant(key: str, known: tuple[str, ...]) -> str | None:
+    """The known key that one which is none resembles; None if there is none."""
+    folded = key[:60].casefold().replace("-", "_")
+    near = difflib.get_close_matches(folded, known, 1, cutoff=0.9)
+    return near[0] if near and key not in known else None
+
+
+@on_parts
+def _misspelt_root_key(part: Part) -> Iterator[Problem]:
+    """Keys beside the entry are spelled as engines read them."""
+    taken = {key for key in part.raw if part.raw[key] is not None}
+    for key, value in part.raw.items():
+        meant = _meant(key, _AT_ROOT)
+        if meant is None or value is None or key in _RESEMBLING or part.remote:
+            continue
+        free = meant not in taken
+        taken.add(meant)
+        if free or value != part.raw.get(meant):
+            yield Problem(
+                part.where(key),
+                f"no engine reads {shown(key)}; {meant} is meant, it seems"
+                + ("" if free else ", which is there as well and says something else"),
+                (part.remove(key), part.set(meant, to=value)) if free else (),
+                f"remove it, or write what is meant as {meant}",
+                severity=None if free else "warning",
+            )
 
 
 NOTATION_RULES = (
@@ -134,4 +176,5 @@ NOTATION_RULES = (
     Rule("type-keys-disagree", "error", ENGINES, _type_keys_disagree),
     Rule("two-type-keys", "note", ("transformers",), _two_type_keys),
     Rule("misspelt-key", "warning", ENGINES, _misspelt_key),
+    Rule("misspelt-root-key", "error", ENGINES, _misspelt_root_key),
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ropex.doctor.findings import Edit, Path, Problem, dotted
+from ropex.doctor.layer_types import by_layer
 from ropex.doctor.values import MAX, ORIGINAL, positive
 from ropex.notations import is_nested
 
@@ -61,7 +62,8 @@ class Part:
             raw = self.raw.get(key)
             if not isinstance(raw, dict):
                 continue
-            if not is_nested(raw) or {"rope_type", "type"} & raw.keys():
+            typed = {"rope_type", "type"} & raw.keys() and not by_layer(self.model_type)
+            if typed or not is_nested(raw):
                 yield Entry(self, (key,), raw)
                 continue
             for layer_type, entry in raw.items():
@@ -143,13 +145,22 @@ class Entry:
 def parts(checkpoint: Checkpoint) -> Iterator[Part]:
     """The config, and the parts of it that describe a language model."""
     config = checkpoint.documents.get("config.json")
-    waiting: list[tuple[Path, dict[str, Any]]] = [((), config)] if config is not None else []
-    remote = "auto_map" in (config or {})
+    if config is None:
+        return
+    waiting = [Part((), config, "auto_map" in config, checkpoint.trained, checkpoint.target)]
     while waiting:
-        path, raw = waiting.pop(0)
-        yield Part(path, raw, remote or "auto_map" in raw, checkpoint.trained, checkpoint.target)
-        inner = [((*path, key), raw.get(key)) for key in _LANGUAGE]
-        waiting += [(p, r) for p, r in inner if isinstance(r, dict) and len(p) <= _DEEPEST]
+        part = waiting.pop(0)
+        yield part
+        waiting += inner_parts(part)
+
+
+def inner_parts(part: Part) -> Iterator[Part]:
+    """The parts right inside one that describe a language model."""
+    for key in _LANGUAGE:
+        raw = part.raw.get(key)
+        if isinstance(raw, dict) and len(part.path) < _DEEPEST:
+            remote = part.remote or "auto_map" in raw
+            yield replace(part, path=(*part.path, key), raw=raw, remote=remote)
 
 
 def on_parts(

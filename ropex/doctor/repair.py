@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ropex.doctor.diagnosis import examine
-from ropex.doctor.findings import Edit, Finding
+from ropex.doctor.findings import Edit, Finding, shown
+from ropex.doctor.loads import why_not
 from ropex.doctor.reading import CONFIG, TOKENIZER, Checkpoint, read
 
 _MOST = 100  # rounds, each of which mends what one rule finds
@@ -39,12 +40,17 @@ def repair(
 ) -> Repair:
     """Mend a checkpoint in place; what was there is kept as `config.json.bak`, or with a number.
 
-    Nothing but config.json and tokenizer_config.json is ever changed.
+    Nothing but config.json and tokenizer_config.json is ever changed. What the installed
+    transformers made a model of before, it makes a model of after.
 
     Args:
         path: As for `diagnose`.
         engine: Only what goes wrong there.
         trained_length: As for `diagnose`; it is written where it is missing.
+
+    Raises:
+        ValueError: As for `diagnose`; or the fixes do not come to rest, or would keep transformers
+            from loading the model. Nothing is changed then.
     """
     path = Path(path)
     before = read(path, trained_length=trained_length)
@@ -52,8 +58,22 @@ def repair(
     folder = path if path.is_dir() else path.parent
     old, new = before.documents, after.documents
     changed = [name for name in (CONFIG, TOKENIZER) if _text(new.get(name)) != _text(old.get(name))]
+    if CONFIG in changed:
+        _check_loading(old[CONFIG], new[CONFIG], mended)
     backups = tuple(_rewrite(folder / name, after.documents[name]) for name in changed)
     return Repair(mended, examine(after, engine=engine), backups)
+
+
+def _check_loading(old: dict[str, Any], new: dict[str, Any], mended: tuple[Finding, ...]) -> None:
+    """Raise a ValueError where a model is made of the old config, and none of the new one."""
+    reason = why_not(new)
+    if reason is None or why_not(old) is not None:
+        return
+    rules = ", ".join(dict.fromkeys(finding.rule for finding in mended))
+    raise ValueError(
+        f"the installed transformers loads this {CONFIG}, and would not once {rules} are fixed "
+        f"({shown(reason)}), so nothing was changed; mend it by hand"
+    )
 
 
 def repaired(

@@ -30,6 +30,20 @@ def _swapped_betas(entry: Entry) -> Iterator[Problem]:
 
 
 @on_entries
+def _no_ramp(entry: Entry) -> Iterator[Problem]:
+    """YaRN's beta_fast is not its beta_slow."""
+    fast = positive(entry.raw, "beta_fast")
+    published = entry.part.latent or entry.part.remote  # Kimi K2 was trained with 1 and 1
+    if entry.kind == "yarn" and fast == (positive(entry.raw, "beta_slow") or 1.0) and not published:
+        yield Problem(
+            entry.where,
+            f"beta_fast and beta_slow are both {fast:g}: YaRN then has no ramp, and steps from "
+            "pairs that it keeps to pairs that it divides by the whole factor",
+            advice="write turns per trained length, more for beta_fast (usually 32 and 1)",
+        )
+
+
+@on_entries
 def _llama3_bands(entry: Entry) -> Iterator[Problem]:
     """A llama3 entry has both bounds of its ramp, in order."""
     if entry.kind != "llama3":
@@ -95,6 +109,23 @@ def _swapped_lists(entry: Entry) -> Iterator[Problem]:
         )
 
 
+@on_entries
+def _idle_lists(entry: Entry) -> Iterator[Problem]:
+    """The lists of a longrope entry divide, where it is to reach further."""
+    original, longest = entry.original, entry.longest
+    further = (original and longest and longest > original) or (entry.factor or 1) > 1
+    if entry.kind != "longrope" or not further or entry.part.remote:
+        return
+    lists = [entry.raw.get(key) for key in ("short_factor", "long_factor")]
+    divisors = [each for found in lists for each in (found if isinstance(found, list) else [0])]
+    if all(number(each) == 1 for each in divisors):
+        yield Problem(
+            entry.where,
+            "short_factor and long_factor are all ones, so nothing is scaled",
+            advice="copy the lists from the model that the config is of",
+        )
+
+
 def _total(divisors: list[float | None]) -> float:
     """Their sum; not a number, which is neither more nor less, if one of them is none above 0."""
     found = [each for each in divisors if each is not None and each > 0]
@@ -109,7 +140,7 @@ def _pairs(entry: Entry) -> int | None:
     head = positive(raw, "head_dim")
     if head is None:
         hidden, heads = positive(raw, "hidden_size"), positive(raw, "num_attention_heads")
-        if hidden is None or heads is None or entry.part.remote:
+        if hidden is None or heads is None or heads < 1 or entry.part.remote:
             return None
         head = hidden // heads
     share = positive(entry.raw, "partial_rotary_factor") or positive(raw, "partial_rotary_factor")
@@ -133,8 +164,10 @@ def _longrope_factor(entry: Entry) -> Iterator[Problem]:
 
 TYPE_RULES = (
     Rule("swapped-betas", "error", ENGINES, _swapped_betas),
+    Rule("no-ramp", "warning", ENGINES, _no_ramp),
     Rule("llama3-bands", "error", ENGINES, _llama3_bands),
     Rule("longrope-lists", "error", ENGINES, _longrope_lists),
     Rule("swapped-lists", "error", ENGINES, _swapped_lists),
+    Rule("idle-lists", "error", ENGINES, _idle_lists),
     Rule("longrope-factor", "warning", ("transformers",), _longrope_factor),
 )

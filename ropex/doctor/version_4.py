@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ropex.doctor.layer_types import by_layer
 from ropex.doctor.parts import Part
 from ropex.doctor.values import positive
 from ropex.notations import is_nested, written
@@ -59,6 +60,8 @@ def keys_in_4(part: Part) -> dict[str, Any] | None:
     """
     entries = part.raw.get("rope_parameters")
     if part.model_type not in BASE_IN_4 or not isinstance(entries, dict) or part.remote:
+        return None
+    if is_nested(entries) != by_layer(part.model_type):  # which is another rule's
         return None
     entries = _filled(part, entries)
     each = entries.values() if is_nested(entries) else [entries]

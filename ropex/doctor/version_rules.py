@@ -21,7 +21,7 @@ _ONLY_KEYS = {"phi3": _LISTS, "phi4_multimodal": _LISTS, "olmo": _PLAIN, "olmo2"
 def _one_notation(part: Part) -> Iterator[Problem]:
     """A family that transformers 4 knows is written in its notation as well."""
     wanted = keys_in_4(part)
-    if wanted is None or any(_contradicts(part, key, wanted[key]) for key in wanted):
+    if wanted is None or any(contradicts(part, key, wanted[key]) for key in wanted):
         return
     taken = defaults_in_4(part.model_type)
     lost = [
@@ -45,7 +45,7 @@ def _notations_disagree(part: Part) -> Iterator[Problem]:
     wanted = keys_in_4(part)
     if wanted is None or not isinstance(new, dict):
         return
-    wrong = sorted(key for key, value in wanted.items() if _contradicts(part, key, value))
+    wrong = sorted(key for key, value in wanted.items() if contradicts(part, key, value))
     if not wrong:
         return
     edits: tuple[Edit, ...] = ()
@@ -68,7 +68,7 @@ def _notations_disagree(part: Part) -> Iterator[Problem]:
     )
 
 
-def _contradicts(part: Part, key: str, wanted: Any) -> bool:
+def contradicts(part: Part, key: str, wanted: Any) -> bool:
     """Whether a key of transformers 4 is there and says something else than version 5 reads."""
     if key not in part.raw:
         return False
@@ -96,7 +96,8 @@ def _refused_by_4(part: Part) -> Iterator[Problem]:
     for entry in part.entries:
         if not entry.scaled or part.remote:
             continue
-        plain = {**entry.raw, "rope_type": entry.kind, "rope_theta": 1.0}
+        numbers = {key: value for key, value in entry.raw.items() if not isinstance(value, dict)}
+        plain = {**numbers, "rope_type": entry.kind, "rope_theta": 1.0}
         if said := misread_by_4(plain, part.model_type):
             yield Problem(
                 entry.where,
@@ -136,7 +137,7 @@ def _needless(entry: Entry, key: str) -> bool:
     root, longest = positive(entry.part.raw, ORIGINAL), positive(entry.part.raw, MAX)
     if key == ORIGINAL:
         return root is not None and root == positive(entry.raw, ORIGINAL)
-    if key == "factor" and root and longest and entry.factor:
+    if key == "factor" and entry.kind == "longrope" and root and longest and entry.factor:
         return close(entry.factor, longest / root)
     return key == "rope_theta" and bool(entry.raw[key] == entry.part.raw.get(key))
 

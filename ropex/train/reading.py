@@ -15,6 +15,7 @@ from ropex.shipped import recipes_dir
 from ropex.train.recipe import Recipe, Stage
 from ropex.train.schema import build
 
+_LONGEST_SHOWN = 60
 _OF_A_STAGE = ("strategy", "data", "training", "positions")
 
 
@@ -67,8 +68,10 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # endless digits, or depth
-        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read") from None
+    except (yaml.YAMLError, ValueError) as error:  # no text in UTF-8, endless digits
+        raise ValueError(f"{path} is no YAML ({_cut(' '.join(str(error).split()))})") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds no keys and values, so it is no recipe")
     for change in changes:
@@ -109,7 +112,12 @@ def _read(change: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ValueError(f"{change[:60]}: {text[:60]!r} is no value of YAML") from None
+        raise ValueError(f"{_cut(change)}: {_cut(text)!r} is no value of YAML") from None
+
+
+def _cut(text: str) -> str:
+    """A text short enough for a message."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
 
 
 def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in raw.items() if key not in _OF_A_STAGE}
     stages = raw.get("stages", [{}])
     if not isinstance(stages, list):
-        raise ValueError(f"stages is {stages!r}; it must be a list")
+        raise ValueError(f"stages is {_cut(repr(stages))}; it must be a list")
     rest["stages"] = [_merged(common, stage, f"stages.{i}") for i, stage in enumerate(stages)]
     if "stages" not in raw:  # messages then speak of keys that are there
         build(Stage, rest["stages"][0])
@@ -128,7 +136,7 @@ def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:
 def _merged(common: Any, own: Any, place: str) -> Any:
     """Mappings, the second over the first, key by key; other values replace."""
     if not isinstance(own, dict):
-        raise ValueError(f"{place} is {own!r}; it must be keys and values")
+        raise ValueError(f"{place} is {_cut(repr(own))}; it must be keys and values")
     merged = copy.deepcopy(common)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -11,6 +11,9 @@ from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, 
 
 from ropex.sizes import parse_size
 
+_LARGEST = 10**18
+_LONGEST_SHOWN = 60
+
 Value = TypeVar("Value")
 Size = NewType("Size", int)
 """A number of tokens, which may be written as `32k`."""
@@ -53,7 +56,7 @@ def check_numbers(values: Any) -> None:
         numbers = given if isinstance(given, tuple) else () if given is None else (given,)
         for bounds in bounds_in(hint):
             if wrong := [number for number in numbers if not bounds.hold(number)]:
-                raise ValueError(f"{name} is {_short(str(wrong[0]))}; it must be {bounds}")
+                raise ValueError(f"{name} is {_shown(wrong[0])}; it must be {bounds}")
 
 
 def bounds_in(hint: Any) -> Iterator[Bounds]:
@@ -75,7 +78,7 @@ def build(kind: type[Value], given: Any, place: str = "") -> Value:
         ValueError: A key is unknown or missing, or a value is not of its type.
     """
     if not isinstance(given, Mapping):
-        raise ValueError(f"{place or 'the recipe'} is {given!r}; it must be keys and values")
+        raise ValueError(f"{place or 'the recipe'} is {_shown(given)}; it must be keys and values")
     hints = get_type_hints(kind)
     known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
     for key in given:
@@ -108,11 +111,11 @@ def convert(wanted: Any, value: Any, place: str) -> Any:
         return convert(next(each for each in inner if each is not type(None)), value, place)
     if origin is Literal:
         if value not in inner:
-            raise ValueError(f"{place} is {value!r}; choose {_list(inner)}")
+            raise ValueError(f"{place} is {_shown(value)}; choose {_list(inner)}")
         return value
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(f"{place} is {value!r}; it must be a list")
+            raise ValueError(f"{place} is {_shown(value)}; it must be a list")
         return tuple(convert(inner[0], each, f"{place}.{i}") for i, each in enumerate(value))
     if isinstance(wanted, type) and is_dataclass(wanted):
         return build(wanted, value, place)
@@ -133,19 +136,31 @@ def _plain(wanted: Any, value: Any, place: str) -> Any:
             return float(value)
         except (TypeError, ValueError, OverflowError):
             pass
-    elif type(value) is wanted:
+    elif type(value) is wanted and _sound(value):
         return value
-    raise ValueError(f"{place} is {_short(repr(value))}; it must be {names[wanted]}")
+    raise ValueError(f"{place} is {_shown(value)}; it must be {names[wanted]}")
+
+
+def _sound(value: Any) -> bool:
+    """Whether a value is neither an absurd number nor a text that no file can hold."""
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return not isinstance(value, int) or abs(value) <= _LARGEST
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number too long to print"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
 
 
 def _unknown(place: str, key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {_list(known)}"
     return f"{place} is no key of a recipe; {hint}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _list(names: Sequence[Any]) -> str:
