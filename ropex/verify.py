@@ -67,7 +67,7 @@ def verify(patch: Patch) -> Verification:
         raise RuntimeError(f"{patch.strategy}: the logits of position 0 moved by {first}")
     reached = length if free else _PROBES
     changes = any(
-        not each.kept and patch.strategy.plan(each.rope, reached).changes(each.rope)
+        not each.kept and patch.strategy.plan(each.rope, reached).changes(each.rope, reached)
         for each in patch.planned
     )
     if changes:
@@ -108,9 +108,9 @@ def same_unrotated(patch: Patch, rotated: Tensor) -> bool:
 
     Args:
         patch: A patch with un-rotated keys.
-        rotated: What `probe_logits` gives over the trained length with rotated keys.
+        rotated: What `probe_logits` gives with rotated keys, where all lengths are planned alike.
     """
-    logits = probe_logits(patch.model, probe_at(patch.rope.trained_length))
+    logits = probe_logits(patch.model, probe_at(patch.shares_a_plan))
     half = patch.model.dtype in (torch.float16, torch.bfloat16)
     rounding = (5e-2 if half else 1e-3) * float(rotated.abs().max())
     return float((logits - rotated).abs().max()) <= rounding

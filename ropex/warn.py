@@ -34,15 +34,25 @@ def _window(patch: Patch) -> str | None:
 
 def _scaling(patch: Patch) -> str | None:
     """Where the checkpoint itself was scaled, and not by an earlier patch."""
-    static = patch.strategy.length_class == "static"
-    scales = not static or any(each.changes for each in patch.planned)
+    by_length = patch.length_class != "static" and patch.changes_rope
+    scales = by_length or any(each.changes for each in patch.planned)
     if patch.scaled_by is None or not scales or len(stack(patch.sites)) > 1:
         return None
-    how = "takes its place" if patch.rope.by_length else "comes on top"
     return (
-        f"the checkpoint is scaled already ({patch.scaled_by}); {patch.strategy} {how}, counted "
-        f"from {format_size(patch.rope.trained_length)} tokens"
+        f"the checkpoint is scaled already ({patch.scaled_by}); {patch.strategy} {_place(patch)}, "
+        f"counted from {format_size(patch.rope.trained_length)} tokens"
     )
+
+
+def _place(patch: Patch) -> str:
+    """What a strategy does with the checkpoint's own scaling."""
+    lists, at = patch.rope.lists, patch.rope.trained_length
+    if lists is None:
+        return "takes its place" if patch.rope.by_length else "comes on top"
+    if patch.strategy.keeps_lists:
+        return "comes on top of both its lists"
+    which = "long" if at > lists.length else "short"
+    return f"starts from its {which} list and gives all sequences what it makes of that"
 
 
 def _lost(patch: Patch) -> str | None:

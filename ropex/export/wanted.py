@@ -222,7 +222,7 @@ def _refusal(site: Site, handle: Patch | None) -> str | None:
                 f"{handle.strategy} scales each query by its position, which no config can say; "
                 "apply it with ropex.patch after loading"
             )
-        if handle.strategy.length_class != "static":
+        if handle.length_class != "static":
             return (
                 f"{handle.strategy} goes by the length of each text, which no config can say; "
                 "give it one, as in dynamic_yarn:length=32k"

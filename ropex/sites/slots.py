@@ -50,6 +50,13 @@ class Slot:
         """What cos and sin are multiplied by."""
         return float(getattr(module, self.name("attention_scaling"), 1.0))
 
+    def at(self, module: Any, length: int) -> tuple[Tensor, float]:
+        """What the module computes with for a sequence of `length` tokens."""
+        x = torch.zeros(1, 1, 1, device=self.table(module).device)
+        self.ask(module, x, length)
+        # transformers 5 writes the next one of a longrope entry into the same tensor.
+        return self.table(module).detach().clone(), self.scale(module)
+
     def rope_type(self, module: Any) -> str:
         """The type that the module goes by."""
         kind: Any = getattr(module, "rope_type", "default")
@@ -129,6 +136,15 @@ class FunctionSlot(Slot):
         if entry["rope_type"] != "default":
             return float(entry["long_mscale"])
         return float(module.rope_init_fn(module.config)[1])
+
+    def at(self, module: Any, length: int) -> tuple[Tensor, float]:
+        """What the function gives, and the factor beside its list."""
+        entry, told = read_entry(module.config), () if self.by_positions else (length,)
+        table: Tensor = module.rope_init_fn(module.config, None, *told)[0]
+        if entry["rope_type"] == "default":
+            return table, self.scale(module)
+        long = length > entry["original_max_position_embeddings"]
+        return table, float(entry["long_mscale" if long else "short_mscale"])
 
     def attributes(self, module: Any, native: Native, table: Tensor, length: int) -> dict[str, Any]:
         """A function in the place of the module's own, and no factors of its lists."""
