@@ -50,6 +50,7 @@ def _suggest(arguments: argparse.Namespace) -> None:
         "model_type": model.config.model_type,
         **_bounds(rope, arguments.length),
         "own_scaling": site.scaled_by(),
+        "switches_at": rope.lists.length if rope.lists else None,
         "sliding_window": window if window is not None and window < arguments.length else None,
         "candidates": [_describe(candidate) for candidate in ranked],
         "left_out": left_out,

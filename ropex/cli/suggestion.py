@@ -49,6 +49,12 @@ def _theory(about: dict[str, Any]) -> str:
             f"own scaling: the checkpoint is scaled already ({about['own_scaling']}); what follows "
             "comes on top of it."
         )
+    if about["switches_at"]:
+        lines.append(
+            f"own switch: beyond {format_size(about['switches_at'])} tokens the checkpoint takes "
+            "its other list. Strategies that go by the length keep both lists within the trained "
+            "length; the others start from the one at that length, for sequences of all lengths."
+        )
     if about["sliding_window"]:
         lines.append(
             f"sliding window: attention sees the last {format_size(about['sliding_window'])} "

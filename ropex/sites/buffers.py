@@ -124,6 +124,7 @@ class BufferSite(Site):
     ) -> bool:
         """Write the entry into the config that the module reads, and those that are saved."""
         if native.entry is None:
+            self.slot.settle(self.config, native)
             return False
         for config in {id(c): c for c in (self.config, *homes)}.values():
             target = strategy.target_length(rope)
