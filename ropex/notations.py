@@ -65,7 +65,8 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     kind = entry.get("rope_type", "default")
     if _fits_keys(entry, model_type):
         scaling = {"type": kind, **{key: entry[key] for key in _KEYS_IN_4[model_type][1]}}
-    unscaled = kind == "default"
+    # There the axes of positions (Qwen2-VL) are said beside the scaling, or what would be one.
+    unscaled = kind == "default" and not any(key.startswith("mrope_") for key in scaling)
     return {**root, "rope_scaling": None if unscaled else scaling}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,24 +21,31 @@ from cases import (
     tokens,
 )
 from torch import nn
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 import ropex
+from ropex.notations import version_5
 
 IDS = tokens()
 LAYER_TYPES = ["sliding_attention", "full_attention"]
 
 
-def tiny_multimodal() -> Any:
+def tiny_multimodal(kind: str = "qwen2_vl") -> Any:
     """A model of pictures and text, whose tokens have positions in time, height and width."""
-    text = {**tiny_config("qwen2").to_dict(), "model_type": "qwen2_vl_text"}
+    text = {**tiny_config("qwen2").to_dict(), "model_type": f"{kind}_text"}
     entry = {"rope_type": "default", "mrope_section": [2, 3, 3]}
     key = "rope_parameters" if hasattr(tiny_config(), "rope_parameters") else "rope_scaling"
     text = {**text, key: {**text.get("rope_parameters", {}), **entry}}
     sight = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
-    config = Qwen2VLConfig(text_config=text, vision_config=sight, image_token_id=3)
+    config: Any = AutoConfig.for_model(
+        kind, text_config=text, vision_config=sight, image_token_id=3
+    )
     torch.manual_seed(0)
-    return Qwen2VLForConditionalGeneration(config).eval()
+    auto: Any = AutoModelForImageTextToText
+    return auto.from_config(config).eval()
+
+
+THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -419,3 +428,18 @@ def test_llama3_is_how_a_model_was_trained() -> None:
     model = tiny_model("llama", **settings)
     assert ropex.rope_of(model).trained_length == TRAINED
     ropex.patch(model, "ntk:2")
+
+
+@pytest.mark.parametrize("kind", THREE_AXES)
+def test_positions_with_three_axes_outlive_a_new_base(kind: str, tmp_path: Path) -> None:
+    model, mask = tiny_multimodal(kind), torch.ones_like(IDS)
+    with ropex.patch(model, "ntk:4") as patch:
+        patch.verify()
+        assert ropex.rope_of(model).inv_freq.shape == (8,)
+        wanted = logits(model, IDS, attention_mask=mask)
+        model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, IDS, attention_mask=mask), wanted)
+    said = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert said["rope_scaling"]["mrope_section"] == [2, 3, 3]  # what transformers 4 reads
+    assert said["rope_parameters"]["mrope_section"] == [2, 3, 3] or not version_5()
