@@ -221,7 +221,7 @@ class Patch:
     @property
     def shares_a_plan(self) -> int:
         """Tokens up to which sequences of all lengths are planned alike; as trained, or fewer."""
-        return min((self.rope.trained_length, *self.strategy.bounds(self.rope)))
+        return min((self.rope.trained_length, *self.strategy.shared_up_to(self.rope)))
 
     @property
     def configs(self) -> tuple[Any, ...]:

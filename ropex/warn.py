@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from ropex.nesting import stack
 from ropex.sizes import format_size
-from ropex.window import window_of
+from ropex.window import near_only, window_of
 
 if TYPE_CHECKING:
     from ropex.patching import Patch
 
 
 def warn(patch: Patch, lifted: bool) -> None:
-    """Warn of a sliding window, unless it is lifted, and of a checkpoint that is scaled already."""
-    for message in (None if lifted else _window(patch), _scaling(patch), _lost(patch)):
+    """Warn of windows that hide what a strategy does, and of a checkpoint's own scaling."""
+    messages = (None if lifted else _window(patch), _near(patch), _scaling(patch), _lost(patch))
+    for message in messages:
         if message is not None:
             warnings.warn(message, stacklevel=3)
 
@@ -29,6 +30,20 @@ def _window(patch: Patch) -> str | None:
         f"attention sees only the last {format_size(window)} tokens (sliding_window), less than "
         f"the target of {format_size(patch.target_length)}; lift_sliding_window=True "
         "(--lift-sliding-window) lifts it"
+    )
+
+
+def _near(patch: Patch) -> str | None:
+    """Where no layer that rotates sees a distance which is new to it."""
+    if not any(each.changes for each in patch.planned):
+        return None
+    near = near_only(patch.model, patch.sites, patch.rope.trained_length)
+    if near is None:
+        return None
+    return (
+        f"every layer that rotates sees only the last {format_size(near)} tokens, within the "
+        f"trained length, so {patch.strategy} changes what they know and extends nothing; longer "
+        "texts are read by layers without rotation, which no strategy reaches"
     )
 
 

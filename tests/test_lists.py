@@ -131,17 +131,17 @@ def test_a_temperature_applies_to_both_lists(llama: Any) -> None:
 @pytest.mark.filterwarnings("error:the checkpoint is scaled already")
 def test_other_strategies_start_from_the_long_list_and_say_so(llama: Any) -> None:
     said = r"\(longrope\); linear:2 starts from its long list .* counted from 128 tokens"
-    with pytest.warns(UserWarning, match=said), ropex.patch(llama, "linear:2") as patch:
+    with pytest.warns(UserWarning, match=said):
+        patch = ropex.patch(llama, "linear:2")
+    with patch:
         patch.verify()
         assert (patch.target_length, patch.length_class) == (2 * TRAINED, "static")
         wanted = unscaled() / torch.tensor(LONG) / 2
         torch.testing.assert_close(patch.plan.inv_freq, wanted, rtol=1e-6, atol=0)
         for length in (20, 100):
-            assert llama.model.rotary_emb.inv_freq is not None
             logits(llama, IDS[:, :length])
-            torch.testing.assert_close(
-                llama.model.rotary_emb.inv_freq.double(), wanted, rtol=1e-6, atol=0
-            )
+            live = llama.model.rotary_emb.inv_freq.double()
+            torch.testing.assert_close(live, wanted, rtol=1e-6, atol=0)
 
 
 @torch.no_grad()

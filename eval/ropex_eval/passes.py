@@ -75,7 +75,7 @@ def length_classes(strategy: Strategy, rope: Rope, lengths: Iterable[int]) -> di
 
 def shared_by(strategy: Strategy, rope: Rope, length: int) -> tuple[int, int | None]:
     """The first and the last of the lengths that have the plan of one; None if there is no last."""
-    bounds = strategy.bounds(rope)
+    bounds = strategy.shared_up_to(rope)
     first = 1 + max((bound for bound in bounds if bound < length), default=0)
     last = min((bound for bound in bounds if bound >= length), default=None)
     if last is None and strategy.class_on(rope) == "per_length":

@@ -20,6 +20,8 @@ SOURCES = {
 
 def render(about: dict[str, Any]) -> str:
     """The advice that `ropex suggest --json` prints, for a person."""
+    if about["rotates_within"]:
+        return "\n\n".join([_head(about), _needs_none(about), "  " + about["next"][0]])
     parts = [_head(about), _theory(about), _candidates(about), _engines(about)]
     steps = "\n".join(f"  {command}" for command in about["next"])
     parts.append(
@@ -33,6 +35,16 @@ def _head(about: dict[str, Any]) -> str:
     return (
         f"{about['model']}: {about['model_type']}, trained at {trained} tokens, to read {length}; "
         f"rope_theta {about['rope_theta']:g}, {count(about['rotary_dim'] // 2, 'rotated pair')}"
+    )
+
+
+def _needs_none(about: dict[str, Any]) -> str:
+    """Why no strategy is suggested."""
+    return _wrapped(
+        "no scaling is needed: every layer that rotates sees only the last "
+        f"{format_size(about['rotates_within'])} tokens, within the trained length, so no distance "
+        "is new to it at any length. What limits the model are its layers without rotation, which "
+        "see the whole text and which no strategy reaches: measure how far they hold."
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.errors import UnsupportedModel
 from ropex.install import Options, set_attribute
 from ropex.native import Native, realise
 from ropex.notations import is_nested

@@ -66,7 +66,7 @@ class Strategy(ABC):
         switches = rope.lists is not None and self.keeps_lists
         return "two" if switches and self.length_class == "static" else self.length_class
 
-    def bounds(self, rope: Rope) -> tuple[int, ...]:
+    def shared_up_to(self, rope: Rope) -> tuple[int, ...]:
         """Lengths, ascending, up to each of which sequences share one plan."""
         kind, own = self.class_on(rope), rope.lists if self.keeps_lists else None
         if kind == "static":
