@@ -454,6 +454,17 @@ def test_local_layers_of_modernbert_are_left_alone_in_both_versions(tmp_path: Pa
         wanted = model(IDS).logits
         model.save_pretrained(tmp_path)
     assert torch.equal(auto.from_pretrained(tmp_path).eval()(IDS).logits, wanted)
+    said = json.loads((tmp_path / "config.json").read_text())
+    read_by_4 = [said["global_rope_theta"], said["local_rope_theta"]]
+    assert read_by_4 == pytest.approx([bases[False], 10000], rel=1e-5)
+    if version_5():
+        entries = [said["rope_parameters"][f"{kind}_attention"] for kind in ("full", "sliding")]
+        assert [each["rope_theta"] for each in entries] == pytest.approx(read_by_4)
+    with ropex.patch(model, "linear:2") as patch:  # transformers 4 scales all layers or none
+        assert patch.in_config == version_5()
+        if patch.in_config:
+            with pytest.warns(UserWarning, match="has one scaling for all layers of modernbert"):
+                model.save_pretrained(tmp_path)
 
 
 # Checkpoints that are scaled already.
