@@ -65,7 +65,7 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     root = {key: entry[key] for key in separate if key in entry}
     names = _NAMES_IN_4.get(model_type, {})
     root.update({names[key]: value for key, value in root.items() if key in names})
-    # 5 would scale all layers of these by it, as 4 does with the one, and 4 reads none in the other.
+    # 5 would scale all layers of these by it, as 4 does in the one; 4 reads none in the other.
     if model_type in ("modernbert", "modernbert-decoder"):
         return root
     scaling = {key: value for key, value in entry.items() if key not in separate}

@@ -83,7 +83,7 @@ _CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     *((kind, "yarn:4", "written", {}) for kind in _OTHERS),
     *(("gpt_neox", "yarn:4", way, {"rotary_pct": 0.5}) for way in ("written", "saved")),
     *(("llama", text, "saved", {}) for text in _SAVED),
-    *(("llama", text, "written", _LISTS) for text in ("none", "linear:2")),
+    ("llama", "none", "written", _LISTS),
     *((kind, text, way, {}) for kind in _LAYERED for text in _BY_LAYER for way in _WAYS),
 ]
 
