@@ -42,7 +42,8 @@ def check_start(patch: Patch) -> None:
         ValueError: Options for a checkpoint whose own frequencies would be lost by them, or a
             patch over one that leaves no table to start from.
     """
-    if patch.rope.by_length and not patch.changes_rope and patch.options != Options():
+    dynamic = patch.rope.by_length and patch.rope.lists is None
+    if dynamic and not patch.changes_rope and patch.options != Options():
         raise ValueError(
             f"the checkpoint changes its frequencies with the length, and {patch.strategy} "
             "leaves them alone; precision and cache need a strategy that replaces them"
@@ -79,11 +80,6 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
     by_length = made[0][1].table_at if made else None
     if patch.options.cache == "unrotated":
         _keep_unrotated(patch, tables, by_length, undo)
-    elif by_length is not None:
-        switches = patch.strategy.length_class == "two"
-        by_row = all(each.site.any_position for each, _ in made)
-        guard = CacheGuard(str(patch.strategy), patch.rope.trained_length, switches, by_row)
-        _hook(patch, guard, undo)
     kept = any(each.kept for each in patch.planned)
     one_entry = kept and any(hasattr(each.site.config, "layer_rope_theta") for each, _ in made)
     return all(said) and not patch.reads_token_by_token and not one_entry  # Granite scales all
@@ -100,6 +96,16 @@ def apply_batching(patch: Patch, undo: ExitStack) -> None:
     refuse.install(patch.model, undo)
     for decoder in _decoders(patch):
         undo.callback(decoder.register_forward_pre_hook(refuse.before, with_kwargs=True).remove)
+
+
+def guard_caches(patch: Patch, undo: ExitStack) -> None:
+    """Refuse rotated keys of another length, by which the strategy or the model itself goes."""
+    if patch.length_class == "static" or patch.options.cache == "unrotated":
+        return
+    switches = patch.length_class == "two"
+    by_row = all(each.site.any_position for each in patch.planned if not each.kept)
+    guard = CacheGuard(str(patch.strategy), patch.shares_a_plan, switches, by_row)
+    _hook(patch, guard, undo)
 
 
 def apply_attention(patch: Patch, undo: ExitStack) -> bool:
@@ -124,7 +130,7 @@ def apply_attention(patch: Patch, undo: ExitStack) -> bool:
 
 def _install(patch: Patch, each: Planned, native: Native, undo: ExitStack) -> Tables | None:
     exact_at: TableAt = PlannedTable(patch.strategy, each.rope, torch.float64)
-    fixed = each.kept or patch.strategy.length_class == "static"
+    fixed = each.kept or patch.length_class == "static"
     if fixed:  # no need to plan it again in each forward
         exact_at = OneTable(each.plan)
     each.site.fill_later(each.rope, undo)

@@ -55,7 +55,7 @@ def refused_batching(patch: Patch) -> str | None:
     Its requests stand in one row and its cache is a part of attention, so neither a length of each
     sequence nor an attention of ropex's own has a place in it.
     """
-    if patch.strategy.length_class != "static":
+    if patch.length_class != "static":
         reason = (
             "puts requests of different lengths into one row, and all of them would get the "
             "frequencies of the longest; call generate(), or fix the length (dynamic:length=32k)"

@@ -137,7 +137,7 @@ def _check_written(built: Path, patch: Patch) -> None:
     """Raise a ValueError unless the written config builds what the patched model computes."""
     remote = type(patch.model).__module__.startswith("transformers_modules")
     written = load_skeleton(built, trust_remote_code=remote)
-    static = patch.strategy.length_class == "static"
+    static = patch.length_class == "static"
     pairs = zip(patch.sites, sites(written), strict=True)
     other = [str(ours) for ours, theirs in pairs if not ours.same(theirs, tables=static)]
     for name, module in written.named_modules():  # attention that scales its logits

@@ -61,7 +61,8 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
                 "knows: it wants 1-dimensional `inv_freq` buffers that forward(x, position_ids) "
                 "turns into cos and sin"
             )
-        found += here
+        holder = model.get_submodule(name.rpartition(".")[0])
+        found += [replace(site, layer=holder) for site in here]
     if not found:
         raise UnsupportedModel(
             f"{family} has no rotary embedding that ropex knows: looked for a module with an "

@@ -63,7 +63,7 @@ def realise(site: BufferSite, strategy: Strategy, rope: Rope) -> Native:
     plan = strategy.plan(rope)
     if isinstance(strategy, Frozen):
         return _held(realise(site, strategy.strategy, rope), strategy.at)
-    if strategy.length_class != "static":
+    if strategy.class_on(rope) != "static":
         return _by_length(site, strategy, rope, plan)
     for entry in _candidates(site, strategy, rope, plan):
         config = _reloaded(site, entry, strategy, rope)
@@ -89,7 +89,7 @@ def _held(native: Native, length: int) -> Native:
 def outside_config(strategy: Strategy, rope: Rope) -> Native:
     """The plan itself, where no config entry stands for it."""
     plan = strategy.plan(rope)
-    if strategy.length_class == "static":
+    if strategy.class_on(rope) == "static":
         return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
     return Native(None, None, PlannedTable(strategy, rope), plan.attention_scale)
 
@@ -130,7 +130,7 @@ def _by_length(site: BufferSite, strategy: Strategy, rope: Rope, plan: Plan) -> 
         return outside_config(strategy, rope)
     table_at = made(config, rope.trained_length, site.layer_type)
     planned = PlannedTable(strategy, rope)
-    for tokens in (rope.trained_length, rope.trained_length + 1, 5 * rope.trained_length):
+    for tokens in (2, rope.trained_length, rope.trained_length + 1, 5 * rope.trained_length):
         (table, scale), (wanted, factor) = (at(torch.tensor(tokens)) for at in (table_at, planned))
         if not close(table, wanted.double()) or abs(scale - factor) > 1e-9:
             return outside_config(strategy, rope)

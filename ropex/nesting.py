@@ -35,7 +35,7 @@ class Applied:
     def of(cls, patch: Patch) -> Applied:
         """What to keep of `patch`."""
         unrotated = patch.options.cache == "unrotated"
-        by_length = patch.strategy.length_class != "static" or unrotated
+        by_length = unrotated or (patch.changes_rope and patch.length_class != "static")
         scales = patch.plan.query_scale is not None
         return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config, patch)
 

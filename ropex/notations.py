@@ -9,6 +9,7 @@ from typing import Any
 _NAMES_IN_4 = {
     "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "modernbert": {"rope_theta": "global_rope_theta"},
     "modernbert-decoder": {"rope_theta": "global_rope_theta"},
 }
 # Families with an entry per layer type in transformers 5, which 4 knows as well: how 4 calls the
@@ -16,6 +17,7 @@ _NAMES_IN_4 = {
 _LOCAL_BASE_IN_4 = {
     "gemma3_text": "rope_local_base_freq",
     "gemma3n_text": "rope_local_base_freq",
+    "modernbert": "local_rope_theta",
     "modernbert-decoder": "local_rope_theta",
     "olmo3": None,
 }
@@ -30,8 +32,12 @@ _KEYS_IN_4 = {
 }
 # Families whose rotary module reads no scaling in transformers 4.
 _UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma", "modernbert-decoder"})
+# One that reads a scaling there for all layers, those with a window included; none is written.
+_SCALED_ALIKE_IN_4 = frozenset({"modernbert"})
 # Types that families refuse there.
 _REFUSED_IN_4 = {"hunyuan_v1_dense": ("dynamic",), "hunyuan_v1_moe": ("dynamic",)}
+# Families that read any scaling as one of this type, and fail where its parameters are not there.
+_ONE_TYPE_IN_4 = {"llama4_text": "llama3"}
 
 
 def version_5() -> bool:
@@ -59,13 +65,15 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     root = {key: entry[key] for key in separate if key in entry}
     names = _NAMES_IN_4.get(model_type, {})
     root.update({names[key]: value for key, value in root.items() if key in names})
-    if model_type == "modernbert-decoder":  # 5 would scale all layers by it, and 4 reads none
+    # 5 would scale all layers of these by it, as 4 does in the one; 4 reads none in the other.
+    if model_type in ("modernbert", "modernbert-decoder"):
         return root
     scaling = {key: value for key, value in entry.items() if key not in separate}
     kind = entry.get("rope_type", "default")
     if _fits_keys(entry, model_type):
         scaling = {"type": kind, **{key: entry[key] for key in _KEYS_IN_4[model_type][1]}}
-    unscaled = kind == "default"
+    # There the axes of positions (Qwen2-VL) are said beside the scaling, or what would be one.
+    unscaled = kind == "default" and not any(key.startswith("mrope_") for key in scaling)
     return {**root, "rope_scaling": None if unscaled else scaling}
 
 
@@ -77,6 +85,10 @@ def misread_by_4(entries: dict[str, Any], model_type: str) -> str | None:
             continue
         if model_type in _UNSCALED_IN_4:
             return f"ignores any scaling of {model_type}, without a word"
+        if model_type in _SCALED_ALIKE_IN_4:
+            return f"has one scaling for all layers of {model_type}, and reads none of this file"
+        if kind != _ONE_TYPE_IN_4.get(model_type, kind):
+            return f"cannot build {model_type} with this {kind} entry"
         misfit = model_type in _KEYS_IN_4 and not _fits_keys(entry, model_type)
         if misfit or kind in _REFUSED_IN_4.get(model_type, ()):
             return f"refuses to load {model_type} with this {kind} entry"
@@ -118,7 +130,7 @@ def by_layer_type(entry: dict[str, Any], config: Any) -> dict[str, Any]:
     if is_nested(entry) or kind not in _LOCAL_BASE_IN_4:
         return entry
     name = None if one_base_in_4(kind) else _LOCAL_BASE_IN_4[kind]
-    base = getattr(config, name) if name else entry["rope_theta"]
+    base = (name and getattr(config, name)) or entry["rope_theta"]
     local = {"rope_type": "default", "rope_theta": base}
     return {"full_attention": entry, "sliding_attention": local}
 

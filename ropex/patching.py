@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ropex.applying import apply_attention, apply_batching, apply_rope, check_start
+from ropex.applying import (
+    apply_attention,
+    apply_batching,
+    apply_rope,
+    check_start,
+    guard_caches,
+)
 from ropex.errors import UnsupportedModel
 from ropex.install import Options
 from ropex.models import sites
@@ -22,7 +28,7 @@ from ropex.rope import Plan, Rope
 from ropex.saving import install_saving
 from ropex.sites.base import Site
 from ropex.sizes import format_size
-from ropex.strategies.base import Strategy
+from ropex.strategies.base import LengthClass, Strategy
 from ropex.verify import Verification, has_weights, same_unrotated, verify, within_trained
 from ropex.warn import warn
 from ropex.window import lift_window
@@ -132,6 +138,8 @@ class Patch:
     def changes_rope(self) -> bool:
         """Whether the frequencies or the attention scale change, at this length or at another."""
         changed = self.rebuilds or self._goes_on or any(each.changes for each in self.planned)
+        if self.rope.lists is not None and self.strategy.native(self.rope) != {}:
+            return True  # at one length or the other
         return changed or self.strategy.length_class != "static"
 
     def verify(self) -> Verification:
@@ -210,7 +218,7 @@ class Patch:
         trained, target = map(format_size, (self.rope.trained_length, self.target_length))
         lines = [f"Patch({self.strategy}): trained at {trained} tokens, target {target}"]
         for each in self.planned:
-            site, shown = each.site, each.describe(self.strategy.length_class != "static")
+            site, shown = each.site, each.describe(self.length_class != "static")
             about = [shown] if each.kept else [shown, *parts]
             lines.append(f"  {site} ({type(site.module).__name__}): {', '.join(about)}")
         return "\n".join(lines)
@@ -224,7 +232,17 @@ class Patch:
     @property
     def reads_token_by_token(self) -> bool:
         """Whether each token has a length of its own, which no config can say."""
-        return self.options.cache == "unrotated" and self.strategy.length_class != "static"
+        return self.options.cache == "unrotated" and self.length_class != "static"
+
+    @property
+    def length_class(self) -> LengthClass:
+        """Which lengths share one plan, the model's own switch included."""
+        return self.strategy.class_on(self.rope)
+
+    @property
+    def shares_a_plan(self) -> int:
+        """Tokens up to which sequences of all lengths are planned alike; as trained, or fewer."""
+        return min((self.rope.trained_length, *self.strategy.shared_up_to(self.rope)))
 
     @property
     def configs(self) -> tuple[Any, ...]:
@@ -257,6 +275,7 @@ class Patch:
                 refused = None if self.in_config else str(self.strategy)
                 install_saving(self.model, self.configs, refused, write_record, undo)
                 keep_edits(copies, undo)
+            guard_caches(self, undo)
             patches = stack(self.sites)
             patches.append(Applied.of(self))
             undo.callback(patches.pop)

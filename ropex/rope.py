@@ -20,7 +20,9 @@ class Rope:
         inv_freq: Radians per position of each pair of dimensions, `(dim // 2,)`, float64.
         attention_scale: What cos and sin are already multiplied by; 1 unless YaRN was used.
         by_length: Whether the checkpoint itself changes its frequencies with the length (the
-            `dynamic` type of transformers); `inv_freq` are those within the trained length.
+            `dynamic` and `longrope` types of transformers); `inv_freq` are those at the trained
+            length.
+        lists: What it goes by, where these are two lists.
     """
 
     dim: int
@@ -29,6 +31,7 @@ class Rope:
     inv_freq: Tensor
     attention_scale: float = 1.0
     by_length: bool = False
+    lists: Lists | None = None
 
     @property
     def pairs(self) -> Tensor:
@@ -46,6 +49,38 @@ class Rope:
             raise ValueError(f"dim is {dim}, it must be even and at least 2: pairs rotate")
         exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
         return cls(dim, base, trained_length, base**-exponents)
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """Frequencies of a checkpoint with one list for short sequences and one for long (`longrope`).
+
+    Such a checkpoint was trained at both, and its trained length is the longer one. A strategy that
+    changes no frequency within the trained length (`none`, `logn`, `dynamic`) starts from the list
+    which a sequence of that length has, and so keeps the switch. Any other takes its place: it
+    starts from the list at the trained length, which is that of the lengths it continues, and
+    gives every sequence what it makes of that.
+
+    Attributes:
+        length: Tokens up to which sequences have the short list.
+        short: That of short sequences.
+        long: That of all others.
+    """
+
+    length: int
+    short: Plan
+    long: Plan
+
+    def at(self, length: int | Tensor) -> Plan:
+        """The list that a sequence of `length` tokens has."""
+        if not isinstance(length, Tensor):
+            return self.long if length > self.length else self.short
+        beyond = length > self.length
+        short, long = (each.inv_freq.to(length.device) for each in (self.short, self.long))
+        scale: Any = self.long.attention_scale
+        if scale != self.short.attention_scale:
+            scale = torch.where(beyond, scale, self.short.attention_scale)
+        return Plan(torch.where(beyond, long, short), scale)
 
 
 class QueryScale(Protocol):
@@ -78,14 +113,17 @@ class Plan:
     query_scale: QueryScale | None = None
 
     @classmethod
-    def unchanged(cls, rope: Rope) -> Plan:
-        """The plan that leaves `rope` as it is."""
+    def unchanged(cls, rope: Rope, length: int | Tensor | None = None) -> Plan:
+        """The plan that leaves `rope` as it is, at `length` tokens (by default as trained)."""
+        if rope.lists is not None and length is not None:
+            return rope.lists.at(length)
         return cls(rope.inv_freq, rope.attention_scale)
 
-    def changes(self, rope: Rope) -> bool:
-        """Whether any part of the plan differs from `rope`."""
+    def changes(self, rope: Rope, length: int | None = None) -> bool:
+        """Whether any part of the plan differs from what `rope` is at `length` tokens."""
+        own = Plan.unchanged(rope, length)
         return (
-            not torch.equal(self.inv_freq, rope.inv_freq)
-            or self.attention_scale != rope.attention_scale
+            not torch.equal(self.inv_freq, own.inv_freq)
+            or self.attention_scale != own.attention_scale
             or self.query_scale is not None
         )

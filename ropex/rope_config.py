@@ -73,7 +73,7 @@ def reach(config: Any, entry: dict[str, Any]) -> int | None:
     """Tokens that a model is made for by its config, its own scaling included; None if unsaid.
 
     `max_position_embeddings` stays at the length before scaling in the `linear` type, and in many
-    files of the `yarn` type, as model cards and engines read them.
+    files of the `yarn` and `longrope` types, as model cards and engines read them.
     """
     length: int | None = getattr(config, "max_position_embeddings", None)
     if length is None:
@@ -81,10 +81,18 @@ def reach(config: Any, entry: dict[str, Any]) -> int | None:
     factor = float(entry.get("factor") or 1)
     if entry["rope_type"] == "linear":
         return round(length * factor)
-    if entry["rope_type"] == "yarn":
+    if entry["rope_type"] in ("yarn", "longrope"):
         original = entry.get("original_max_position_embeddings") or length
         return max(length, round(original * factor))
     return length
+
+
+def switch_of(config: Any, entry: dict[str, Any]) -> int:
+    """Tokens up to which a model with a `longrope` entry takes its short list."""
+    said = getattr(config, "original_max_position_embeddings", None)
+    if version_5():
+        said = entry.get("original_max_position_embeddings") or said
+    return int(said or config.max_position_embeddings)
 
 
 def scaling_of(entry: dict[str, Any]) -> str | None:

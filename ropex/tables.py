@@ -26,7 +26,7 @@ class PlannedTable:
 
     def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
         """Frequencies, `(dim // 2,)`, and the attention scale, where `length` is."""
-        rope = replace(self.rope, inv_freq=self.rope.inv_freq.to(length.device))
+        rope = replace(self.rope, inv_freq=self.rope.inv_freq.to(length.device))  # lists follow it
         plan = self.strategy.plan(rope, length)
         return plan.inv_freq.to(self.dtype), plan.attention_scale
 
@@ -109,7 +109,7 @@ class Rows:
     @classmethod
     def of(cls, strategy: Strategy, rope: Rope, plan: Plan, target: int) -> Rows:
         """The rows of a strategy."""
-        if strategy.length_class == "static":
+        if strategy.class_on(rope) == "static":
             return cls(OneTable(plan), False, target, not plan.changes(rope))
         return cls(PlannedTable(strategy, rope, torch.float64), True, target)
 

@@ -107,7 +107,7 @@ def _changes(patch: Patch, reached: int) -> bool:
         for each in patch.planned
         if not each.kept
     ]
-    tables = any(Plan(it.inv_freq, it.attention_scale).changes(rope) for it, rope in plans)
+    tables = any(Plan(it.inv_freq, it.attention_scale).changes(rope, reached) for it, rope in plans)
     scale = patch.plan.query_scale
     return tables or (scale is not None and _scaled(scale, reached))
 
@@ -138,10 +138,10 @@ def _is_causal(model: nn.Module, places: dict[str, Tensor], plain: Tensor, count
 
 
 def within_trained(patch: Patch) -> Tensor:
-    """Logits of the model as it is patched now, on tokens spread over the trained length."""
-    trained = patch.rope.trained_length
-    count = min(probe_size(*patch.configs), trained)
-    return probe_logits(patch.model, probe_at(trained, count), count)
+    """Logits of the model as it is patched now, where all lengths are planned alike."""
+    length = patch.shares_a_plan
+    count = min(probe_size(*patch.configs), length)
+    return probe_logits(patch.model, probe_at(length, count), count)
 
 
 def same_unrotated(patch: Patch, rotated: Tensor) -> bool:

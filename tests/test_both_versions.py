@@ -69,11 +69,21 @@ _TEXTS = (
 _OTHERS = ("mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "stablelm", "glm", "mixtral")
 _SAVED = ("proportional", "clip:4", "yarn:4", "linear:1.7", "ntk:4", "linear:2+yarn:2")
 _WAYS = ("written", "saved", "converted", "converted and saved")
+_LISTS = {
+    "max_position_embeddings": 4 * TRAINED,
+    "original_max_position_embeddings": TRAINED,
+    "rope_scaling": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 7 + [1.25],
+        "long_factor": [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 4.0],
+    },
+}
 _CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     *(("llama", text, "written", {}) for text in _TEXTS),
     *((kind, "yarn:4", "written", {}) for kind in _OTHERS),
     *(("gpt_neox", "yarn:4", way, {"rotary_pct": 0.5}) for way in ("written", "saved")),
     *(("llama", text, "saved", {}) for text in _SAVED),
+    ("llama", "none", "written", _LISTS),
     *((kind, text, way, {}) for kind in _LAYERED for text in _BY_LAYER for way in _WAYS),
 ]
 

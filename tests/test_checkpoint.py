@@ -218,6 +218,36 @@ def test_two_bases_where_transformers_4_has_one_are_a_warning(kind: str, local: 
     assert misread_by_4(entries, kind) == (None if local == 1e4 else said)
 
 
+@pytest.mark.parametrize(
+    ("kind", "rope_type", "said"),
+    [
+        ("llama4_text", "yarn", "cannot build llama4_text with this yarn entry"),
+        ("llama4_text", "linear", "cannot build llama4_text with this linear entry"),
+        ("llama4_text", "llama3", None),
+        ("llama4_text", "default", None),
+        ("llama", "yarn", None),
+    ],
+)
+def test_what_transformers_4_takes_for_another_type_is_a_warning(
+    kind: str, rope_type: str, said: str | None
+) -> None:
+    assert misread_by_4({"rope_type": rope_type, "rope_theta": 1e4}, kind) == said
+
+
+def test_llama_4_is_saved_with_that_warning_or_not_at_all(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "num_local_experts": 2, "intermediate_size_mlp": 64, "attention_chunk_size": None,
+    }  # fmt: skip
+    model = tiny_model("llama4_text", **settings)
+    with warnings.catch_warnings(), ropex.patch(model, "yarn:4"):
+        if not version_5():
+            with pytest.raises(ValueError, match="cannot be written into a config"):
+                model.save_pretrained(tmp_path)
+            return
+        with pytest.warns(UserWarning, match="transformers 4 cannot build llama4_text"):
+            model.save_pretrained(tmp_path)
+
+
 def test_a_part_of_a_model_is_saved_in_both_notations(tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText, LlavaConfig
 

@@ -88,6 +88,7 @@ def test_layers_that_rotate_otherwise_are_not_guessed(tmp_path: Path) -> None:
 
 
 @only_5
+@pytest.mark.filterwarnings("ignore:every layer that rotates")
 def test_the_text_part_of_a_larger_model_is_named(tmp_path: Path) -> None:
     wanted = read(saved(tmp_path, tiny.tiny_config("llama4")), "yarn:4")
     found = by_engine(wanted)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,24 +22,33 @@ from cases import (
     tokens,
 )
 from torch import nn
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMaskedLM
 
 import ropex
+from ropex.models import sites
+from ropex.notations import version_5
+from ropex.window import near_only
 
 IDS = tokens()
 LAYER_TYPES = ["sliding_attention", "full_attention"]
 
 
-def tiny_multimodal() -> Any:
+def tiny_multimodal(kind: str = "qwen2_vl") -> Any:
     """A model of pictures and text, whose tokens have positions in time, height and width."""
-    text = {**tiny_config("qwen2").to_dict(), "model_type": "qwen2_vl_text"}
+    text = {**tiny_config("qwen2").to_dict(), "model_type": f"{kind}_text"}
     entry = {"rope_type": "default", "mrope_section": [2, 3, 3]}
     key = "rope_parameters" if hasattr(tiny_config(), "rope_parameters") else "rope_scaling"
     text = {**text, key: {**text.get("rope_parameters", {}), **entry}}
     sight = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
-    config = Qwen2VLConfig(text_config=text, vision_config=sight, image_token_id=3)
+    config: Any = AutoConfig.for_model(
+        kind, text_config=text, vision_config=sight, image_token_id=3
+    )
     torch.manual_seed(0)
-    return Qwen2VLForConditionalGeneration(config).eval()
+    auto: Any = AutoModelForImageTextToText
+    return auto.from_config(config).eval()
+
+
+THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -369,6 +381,92 @@ def test_lifting_what_is_not_there_is_an_error() -> None:
         ropex.patch(tiny_model("llama"), "yarn:4", lift_sliding_window=True)
 
 
+NEAR: list[tuple[str, dict[str, Any]]] = [
+    ("cohere2", {"sliding_window": 16, "layer_types": LAYER_TYPES}),
+    ("exaone4", {"sliding_window": 16, "layer_types": LAYER_TYPES}),
+    (
+        "llama4_text",
+        {
+            "attention_chunk_size": 16, "layer_types": ["chunked_attention", "full_attention"],
+            "no_rope_layers": [1, 0], "num_local_experts": 2, "intermediate_size_mlp": 64,
+        },
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "settings"), NEAR)
+def test_a_model_whose_rotated_layers_see_no_new_distance_is_warned_of(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    model = tiny_model(kind, **settings)
+    said = "every layer that rotates sees only the last 16 tokens, .* yarn:4 changes .* nothing"
+    with pytest.warns(UserWarning, match=said), ropex.patch(model, "yarn:4"):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ropex.patch(model, "none").remove()
+        ropex.patch(model, "logn").remove()
+    assert near_only(model, sites(model), 8) is None  # 16 tokens are more than it was trained at
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *((kind, {"sliding_window": 16, "layer_types": LAYER_TYPES}) for kind in ("gemma2",)),
+        ("gemma3_text", {"sliding_window": 16, "layer_types": LAYER_TYPES}),
+        ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+        ("smollm3", {"no_rope_layers": [1, 0], "layer_types": ["full_attention"] * 2}),
+        ("llama4_text", {**NEAR[2][1], "no_rope_layers": [1, 1]}),
+    ],
+)
+def test_a_model_with_a_rotated_layer_that_sees_all_is_not(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    model = tiny_model(kind, **settings)
+    assert near_only(model, sites(model), TRAINED) is None
+
+
+def test_what_rotates_is_found_without_weights() -> None:
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = tiny_model("cohere2", **NEAR[0][1])
+    assert near_only(model, sites(model), TRAINED) == 16
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch.compile imports it
+def test_local_layers_of_modernbert_are_left_alone_in_both_versions(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "modernbert", vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=TRAINED, local_attention=16, pad_token_id=0,
+        reference_compile=False,
+    )  # fmt: skip
+    auto: Any = AutoModelForMaskedLM
+    model = auto.from_config(config).eval()
+    with ropex.patch(model, "ntk:4") as patch:
+        patch.verify()
+        bases = {
+            each.kept: float(each.plan.inv_freq[1]) ** (-each.rope.dim / 2)
+            for each in patch.planned
+        }
+        # Layers that see all have a base of 160000, of 8 pairs; those with a window one of 10000.
+        assert bases == pytest.approx({False: 160000 * 4 ** (16 / 14), True: 10000}, rel=1e-5)
+        wanted = model(IDS).logits
+        model.save_pretrained(tmp_path)
+    assert torch.equal(auto.from_pretrained(tmp_path).eval()(IDS).logits, wanted)
+    said = json.loads((tmp_path / "config.json").read_text())
+    read_by_4 = [said["global_rope_theta"], said["local_rope_theta"]]
+    assert read_by_4 == pytest.approx([bases[False], 10000], rel=1e-5)
+    if version_5():
+        entries = [said["rope_parameters"][f"{kind}_attention"] for kind in ("full", "sliding")]
+        assert [each["rope_theta"] for each in entries] == pytest.approx(read_by_4)
+    with ropex.patch(model, "linear:2") as patch:  # transformers 4 scales all layers or none
+        assert patch.in_config == version_5()
+        if patch.in_config:
+            with pytest.warns(UserWarning, match="has one scaling for all layers of modernbert"):
+                model.save_pretrained(tmp_path)
+
+
 # Checkpoints that are scaled already.
 
 
@@ -419,3 +517,18 @@ def test_llama3_is_how_a_model_was_trained() -> None:
     model = tiny_model("llama", **settings)
     assert ropex.rope_of(model).trained_length == TRAINED
     ropex.patch(model, "ntk:2")
+
+
+@pytest.mark.parametrize("kind", THREE_AXES)
+def test_positions_with_three_axes_outlive_a_new_base(kind: str, tmp_path: Path) -> None:
+    model, mask = tiny_multimodal(kind), torch.ones_like(IDS)
+    with ropex.patch(model, "ntk:4") as patch:
+        patch.verify()
+        assert ropex.rope_of(model).inv_freq.shape == (8,)
+        wanted = logits(model, IDS, attention_mask=mask)
+        model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, IDS, attention_mask=mask), wanted)
+    said = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert said["rope_scaling"]["mrope_section"] == [2, 3, 3]  # what transformers 4 reads
+    assert said["rope_parameters"]["mrope_section"] == [2, 3, 3] or not version_5()

@@ -200,6 +200,22 @@ def test_window_and_own_scaling_are_told(
     assert "scaled already (linear, factor 2)" in out
 
 
+def test_no_scaling_is_suggested_where_what_rotates_sees_no_new_distance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    types = ["sliding_attention", "full_attention"]
+    model = tiny_causal("cohere2", sliding_window=16, layer_types=types)
+    model.save_pretrained(tmp_path / "near")
+    out = " ".join(told(capsys, str(tmp_path / "near"), "--length", "128")[1].split())
+    assert "no scaling is needed: every layer that rotates sees only the last 16 tokens" in out
+    assert "What limits the model are its layers without rotation" in out
+    assert "yarn" not in out
+    told_json = told(capsys, str(tmp_path / "near"), "--length", "128", "--json")[1]
+    about = json.loads(told_json)
+    assert (about["rotates_within"], about["candidates"]) == (16, [])
+    assert [command.split()[1] for command in about["next"]] == ["eval"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

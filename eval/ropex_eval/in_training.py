@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import fsdp
 
-from ropex.errors import UnsupportedModel
 from ropex.models import main_site, sites
 from ropex.nesting import stack
 from ropex.registry import strategy
@@ -126,10 +125,7 @@ def _is_by_length(found: tuple[Site, ...]) -> bool:
     """Whether the model rotates by length, of itself or by a patch."""
     if any(applied.by_length for applied in stack(found)):
         return True
-    try:
-        return any(site.rope(2).by_length for site in found)
-    except UnsupportedModel:  # lists of longrope
-        return True
+    return any(site.rope(2).by_length for site in found)
 
 
 def trained_length(found: tuple[Site, ...]) -> int | None:

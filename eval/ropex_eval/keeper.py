@@ -125,7 +125,7 @@ def _about(study: Study, text: str, table: Table) -> dict[str, Any]:
     plan = strategy.plan(study.rope, study.protocol.lengths[-1])
     wavelengths = (2 * math.pi / plan.inv_freq).tolist()
     return {
-        "length_class": strategy.length_class,
+        "length_class": strategy.class_on(study.rope),
         "attention_scale": float(plan.attention_scale),
         "inv_freq_sha256": hashlib.sha256(plan.inv_freq.float().numpy().tobytes()).hexdigest(),
         "wavelengths": [each if math.isfinite(each) else None for each in wavelengths],

@@ -69,7 +69,7 @@ def scores(
     path = out / "lm_eval" / f"{key[:32]}.json"
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8"))["results"])
-    cache = "rotated" if strategy.length_class == "static" else "unrotated"
+    cache = "rotated" if strategy.class_on(study.rope) == "static" else "unrotated"
     model = study.load()
     with ropex.patch(
         model,

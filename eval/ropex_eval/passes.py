@@ -55,28 +55,32 @@ def length_classes(strategy: Strategy, rope: Rope, lengths: Iterable[int]) -> di
 
     Args:
         strategy: Its `length_class` decides.
-        rope: Up to whose trained length every strategy has one plan.
+        rope: What the model was trained with.
         lengths: Lengths of passes.
 
     Raises:
         ValueError: The model would scale by length in its own way, which depends on what it saw
             before, so that no pass could be repeated.
     """
-    if rope.by_length and strategy.native(rope) == {}:
+    if rope.by_length and rope.lists is None and strategy.native(rope) == {}:
         raise ValueError(
             f"{strategy}: the model's own config scales by length (rope_type dynamic), and its "
             "results depend on earlier texts; take that out of the config and measure the strategy "
             "dynamic, which computes what a fresh model would"
         )
-    ordered = sorted(set(lengths))
-    if strategy.length_class == "static":
-        return dict.fromkeys(ordered, max(ordered, default=0))
-    short = [length for length in ordered if length <= rope.trained_length]
-    long = [length for length in ordered if length > rope.trained_length]
-    shared = dict.fromkeys(short, max(short, default=0))
-    if strategy.length_class == "two":
-        return shared | dict.fromkeys(long, max(long, default=0))
-    return shared | {length: length for length in long}
+    shared = {length: shared_by(strategy, rope, length) for length in sorted(set(lengths))}
+    longest = {group: length for length, group in shared.items()}
+    return {length: longest[group] for length, group in shared.items()}
+
+
+def shared_by(strategy: Strategy, rope: Rope, length: int) -> tuple[int, int | None]:
+    """The first and the last of the lengths that have the plan of one; None if there is no last."""
+    bounds = strategy.shared_up_to(rope)
+    first = 1 + max((bound for bound in bounds if bound < length), default=0)
+    last = min((bound for bound in bounds if bound >= length), default=None)
+    if last is None and strategy.class_on(rope) == "per_length":
+        return length, length
+    return first, last
 
 
 def passes(corpus: Corpus, protocol: Protocol, strategy: Strategy, rope: Rope) -> list[Pass]:

@@ -22,7 +22,7 @@ from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
 from ropex.tokens import require_embedded
 from ropex_eval.corpus import Corpus
-from ropex_eval.passes import length_classes, wanted
+from ropex_eval.passes import length_classes, shared_by, wanted
 from ropex_eval.protocol import Protocol
 from ropex_eval.table import Keys
 
@@ -110,7 +110,7 @@ class Study:
     @contextmanager
     def patched(self, model: Any, strategy: Strategy, at: int) -> Iterator[Patch]:
         """The model under a strategy, held at what it does for sequences of `at` tokens."""
-        held = strategy if strategy.length_class == "static" else Frozen(strategy, at)
+        held = strategy if strategy.class_on(self.rope) == "static" else Frozen(strategy, at)
         with ropex.patch(
             model,
             held,
@@ -128,14 +128,9 @@ class Study:
         spans = wanted(self.corpus.text, self.protocol)
         lengths = [*self.protocol.lengths, *(span.length for span in spans)]
         classes = length_classes(strategy, self.rope, lengths)
-        if strategy.length_class == "static":
-            return Keys(((1, None, self._key(strategy, max(lengths))),))
-        trained = self.rope.trained_length
         ranges: dict[int, tuple[int, int | None, str]] = {}
         for length, at in sorted(classes.items()):
-            first, last = (length, length) if length > trained else (1, trained)
-            if length > trained and strategy.length_class == "two":
-                first, last = trained + 1, None  # type: ignore[assignment]
+            first, last = shared_by(strategy, self.rope, length)
             if first not in ranges:
                 ranges[first] = (first, last, self._key(strategy, at))
         return Keys(tuple(ranges.values()))

@@ -97,14 +97,14 @@ def _describe(patched: Patch, wanted: int | None) -> dict[str, Any]:
 
     rope, strategy = patched.rope, patched.strategy
     length = max(patched.target_length, rope.trained_length)
-    if strategy.length_class != "static":
+    if patched.length_class != "static":
         beyond = length if length > rope.trained_length else 4 * rope.trained_length
         length = wanted or beyond
     plan = strategy.plan(rope, length)
     pairs = list(zip(rope.inv_freq.tolist(), plan.inv_freq.tolist(), strict=True))
     return {
         "strategy": str(strategy),
-        "length_class": strategy.length_class,
+        "length_class": patched.length_class,
         "target_length": patched.target_length,
         "at_length": length,
         "attention_scale": float(plan.attention_scale),

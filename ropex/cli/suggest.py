@@ -35,22 +35,28 @@ def add_verbs(verbs: Verbs) -> None:
 def _suggest(arguments: argparse.Namespace) -> None:
     from ropex.advice import candidates, require_beyond
     from ropex.models import main_site, sites
-    from ropex.window import window_of
+    from ropex.window import near_only, window_of
 
     quiet()
     _, model, rope = read_model(arguments, weights=False)
     require_beyond(rope, arguments.length)
-    site = main_site(sites(model))
-    ranked, left_out = candidates(
-        rope, arguments.length, lambda strategy: site.realise(strategy, rope).entry
-    )
+    found = sites(model)
+    site, near = main_site(found), near_only(model, found, rope.trained_length)
+    ranked: list[Candidate] = []
+    left_out: dict[str, str] = {}
+    if near is None:  # else no distance is new to what rotates
+        ranked, left_out = candidates(
+            rope, arguments.length, lambda strategy: site.realise(strategy, rope).entry
+        )
     window = window_of(model.config)
     about = {
         "model": arguments.model,
         "model_type": model.config.model_type,
         **_bounds(rope, arguments.length),
         "own_scaling": site.scaled_by(),
+        "switches_at": rope.lists.length if rope.lists else None,
         "sliding_window": window if window is not None and window < arguments.length else None,
+        "rotates_within": near,
         "candidates": [_describe(candidate) for candidate in ranked],
         "left_out": left_out,
         "sources": SOURCES,

@@ -20,6 +20,8 @@ SOURCES = {
 
 def render(about: dict[str, Any]) -> str:
     """The advice that `ropex suggest --json` prints, for a person."""
+    if about["rotates_within"]:
+        return "\n\n".join([_head(about), _needs_none(about), "  " + about["next"][0]])
     parts = [_head(about), _theory(about), _candidates(about), _engines(about)]
     steps = "\n".join(f"  {command}" for command in about["next"])
     parts.append(
@@ -36,6 +38,16 @@ def _head(about: dict[str, Any]) -> str:
     )
 
 
+def _needs_none(about: dict[str, Any]) -> str:
+    """Why no strategy is suggested."""
+    return _wrapped(
+        "no scaling is needed: every layer that rotates sees only the last "
+        f"{format_size(about['rotates_within'])} tokens, within the trained length, so no distance "
+        "is new to it at any length. What limits the model are its layers without rotation, which "
+        "see the whole text and which no strategy reaches: measure how far they hold."
+    )
+
+
 def _theory(about: dict[str, Any]) -> str:
     lines = [
         f"critical dimension: {_of_turns(about)} ({SOURCES['critical']})",
@@ -48,6 +60,12 @@ def _theory(about: dict[str, Any]) -> str:
         lines.append(
             f"own scaling: the checkpoint is scaled already ({about['own_scaling']}); what follows "
             "comes on top of it."
+        )
+    if about["switches_at"]:
+        lines.append(
+            f"own switch: beyond {format_size(about['switches_at'])} tokens the checkpoint takes "
+            "its other list. Strategies that go by the length keep both lists within the trained "
+            "length; the others start from the one at that length, for sequences of all lengths."
         )
     if about["sliding_window"]:
         lines.append(

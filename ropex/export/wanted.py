@@ -222,7 +222,7 @@ def _refusal(site: Site, handle: Patch | None) -> str | None:
                 f"{handle.strategy} scales each query by its position, which no config can say; "
                 "apply it with ropex.patch after loading"
             )
-        if handle.strategy.length_class != "static":
+        if handle.length_class != "static":
             return (
                 f"{handle.strategy} goes by the length of each text, which no config can say; "
                 "give it one, as in dynamic_yarn:length=32k"
@@ -250,7 +250,7 @@ def _numbers(
     if entry["rope_type"] not in formulas.KNOWN:
         return dim, table.double(), table.double(), scale
     short, long = (formulas.frequencies(entry, dim, trained, n) for n in (trained, target))
-    if not close(table, short):
+    if not close(table, formulas.frequencies(entry, dim, trained, 2)):  # none is read yet
         raise UnsupportedModel(
             f"{site.config.model_type} computes other frequencies than its {entry['rope_type']} "
             "entry says, so ropex does not know what an engine would"

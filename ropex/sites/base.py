@@ -32,12 +32,14 @@ class Site(ABC):
         module: The module that computes or keeps the table.
         owner: The module whose config describes it.
         latent: Attention modules whose logits are scaled by the same config entry.
+        layer: What holds the module: attention, where each layer has a table of its own.
     """
 
     name: str
     module: Any
     owner: Any
     latent: tuple[Any, ...] = field(default=(), kw_only=True)
+    layer: Any = field(default=None, kw_only=True)
 
     @property
     def config(self) -> Any:

@@ -12,12 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.errors import UnsupportedModel
 from ropex.install import Options, set_attribute
 from ropex.native import Native, realise
 from ropex.notations import is_nested
-from ropex.rope import Rope
-from ropex.rope_config import reach, read_entries, read_entry, scaling_of, write_entry
+from ropex.rope import Lists, Plan, Rope
+from ropex.rope_config import (
+    reach,
+    read_entries,
+    read_entry,
+    scaling_of,
+    switch_of,
+    write_entry,
+)
 from ropex.sites.base import Site, checked_length
 from ropex.sites.exact import ExactTables, layout_of
 from ropex.sites.hooks import FixedTable, LengthTable, Rotation, Tables, protected
@@ -62,22 +68,42 @@ class BufferSite(Site):
 
     def rope(self, trained_length: int | None = None) -> Rope:
         """What it was trained with; see `Site.rope`."""
-        entry = self.entry()
-        # Equal lists are how any static vector is carried; unequal ones switch by length.
-        if entry.get("short_factor") != entry.get("long_factor"):
-            raise UnsupportedModel(
-                f"{self.config.model_type} switches its frequencies by length (longrope); "
-                "a strategy needs one set to start from"
-            )
-        inv_freq = self.frequencies().double()
+        entry, lists = self.entry(), self.lists()
+        length = checked_length(self.config, self.said_length(), trained_length)
+        start = Plan(self.frequencies().double(), self.slot.scale(self.module))
+        if lists is not None:
+            start = lists.at(length)
         return Rope(
-            dim=2 * len(inv_freq),
+            dim=2 * len(start.inv_freq),
             base=float(entry["rope_theta"]),
-            trained_length=checked_length(self.config, self.said_length(), trained_length),
-            inv_freq=inv_freq,
-            attention_scale=self.slot.scale(self.module),
-            by_length=entry["rope_type"] == "dynamic",
+            trained_length=length,
+            inv_freq=start.inv_freq,
+            attention_scale=start.attention_scale,
+            by_length=entry["rope_type"] == "dynamic" or lists is not None,
+            lists=lists,
         )
+
+    def lists(self) -> Lists | None:
+        """The two lists by which the model itself switches; None if it does not.
+
+        Equal ones are how any static vector is carried, and a patch leaves a module that does not
+        go by those of its config.
+        """
+        if not self._switches():
+            return None
+        switch = switch_of(self.config, self.entry())
+        fresh = self._built(self.config)
+        with torch.no_grad():
+            (short, low), (long, high) = (self.slot.at(fresh, switch + more) for more in (0, 1))
+        if torch.equal(short, long) and low == high:
+            return None
+        return Lists(switch, Plan(short.double(), low), Plan(long.double(), high))
+
+    def _switches(self) -> bool:
+        """Whether the module goes by the two lists of its config, if it goes by the length."""
+        entry = self.entry()
+        unequal = entry.get("short_factor") != entry.get("long_factor")
+        return unequal and self.slot.rope_type(self.module) == "longrope"
 
     def scaled_by(self) -> str | None:
         """How the checkpoint itself was scaled, in words; None if it was not."""
@@ -97,6 +123,7 @@ class BufferSite(Site):
     ) -> bool:
         """Write the entry into the config that the module reads, and those that are saved."""
         if native.entry is None:
+            self.slot.settle(self.config, native)
             return False
         for config in {id(c): c for c in (self.config, *homes)}.values():
             target = strategy.target_length(rope)
@@ -173,7 +200,8 @@ class BufferSite(Site):
         live = self.slot.table(self.module)
         if self.entry()["rope_type"] == "dynamic":  # the live one depends on what was seen last
             live = getattr(self.module, self.slot.name("original_inv_freq"))
-        if live.is_meta or live.dtype != torch.float32:  # not there yet, or rounded
+        # Not there yet, or rounded, or what was seen last.
+        if live.is_meta or live.dtype != torch.float32 or self._switches():
             return self.built(self.config)[0]
         return torch.as_tensor(live).detach().cpu()
 

@@ -178,7 +178,7 @@ class ComputedSite(Site):
 
     def realise(self, strategy: Strategy, rope: Rope) -> Native:
         """The planned table, which no config entry says."""
-        if strategy.length_class != "static" and not self.layout.told_length:
+        if strategy.class_on(rope) != "static" and not self.layout.told_length:
             raise UnsupportedModel(
                 f"{self.config.model_type}: {self.name} is not told the length of a sequence, "
                 f"which {strategy} goes by; fix it (dynamic:length=32k)"

@@ -61,10 +61,10 @@ def layout_of(module: Any, slot: Slot) -> str:
         UnsupportedModel: In no way that ropex knows.
     """
     if slot.by_positions and not has_axes(module):
-        table = slot.table(module)
-        positions = torch.arange(3, device=table.device)[None]
-        output = slot.call(module, torch.zeros(1, 3, 1, device=table.device), positions)
-        phases = positions[..., None] * table.float()
+        device = slot.table(module).device
+        positions = torch.arange(3, device=device)[None]
+        output = slot.call(module, torch.zeros(1, 3, 1, device=device), positions)
+        phases = positions[..., None] * slot.table(module).float()  # as of this call
         for name, arrange in LAYOUTS.items():
             wanted = arrange(phases).cos() * slot.scale(module)
             fits = isinstance(output, tuple) and wanted.shape == output[0].shape

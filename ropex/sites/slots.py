@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ropex.notations import each_entry
+from ropex.notations import each_entry, version_5
 from ropex.rope_config import read_entries, read_entry
 
 if TYPE_CHECKING:
@@ -50,6 +50,13 @@ class Slot:
         """What cos and sin are multiplied by."""
         return float(getattr(module, self.name("attention_scaling"), 1.0))
 
+    def at(self, module: Any, length: int) -> tuple[Tensor, float]:
+        """What the module computes with for a sequence of `length` tokens."""
+        x = torch.zeros(1, 1, 1, device=self.table(module).device)
+        self.ask(module, x, length)
+        # transformers 5 writes the next one of a longrope entry into the same tensor.
+        return self.table(module).detach().clone(), self.scale(module)
+
     def rope_type(self, module: Any) -> str:
         """The type that the module goes by."""
         kind: Any = getattr(module, "rope_type", "default")
@@ -86,6 +93,10 @@ class Slot:
         kind: str = "longrope" if native.entry is None else native.entry["rope_type"]
         return "default" if kind == "longrope" else kind
 
+    def settle(self, config: Any, native: Native) -> None:
+        """Leave no number in a patch's own config that the module would read against `native`."""
+        return
+
     def beside_lists(self, scale: float) -> dict[str, Any]:
         """Keys that the module wants in a `longrope` entry."""
         return {}
@@ -120,7 +131,7 @@ class FunctionSlot(Slot):
 
     def table(self, module: Any) -> Tensor:
         """What the function gives."""
-        table: Tensor = module.rope_init_fn(module.config)[0]
+        table: Tensor = module.rope_init_fn(module.config, device=None)[0]
         return table
 
     def scale(self, module: Any) -> float:
@@ -128,13 +139,36 @@ class FunctionSlot(Slot):
         entry = read_entry(module.config)
         if entry["rope_type"] != "default":
             return float(entry["long_mscale"])
-        return float(module.rope_init_fn(module.config)[1])
+        return float(module.rope_init_fn(module.config, device=None)[1])
+
+    def at(self, module: Any, length: int) -> tuple[Tensor, float]:
+        """What the function gives, and the factor beside its list."""
+        entry, told = read_entry(module.config), {} if self.by_positions else {"seq_len": length}
+        table: Tensor = module.rope_init_fn(module.config, device=None, **told)[0]
+        if entry["rope_type"] == "default":
+            return table, self.scale(module)
+        long = length > entry["original_max_position_embeddings"]
+        return table, float(entry["long_mscale" if long else "short_mscale"])
 
     def attributes(self, module: Any, native: Native, table: Tensor, length: int) -> dict[str, Any]:
         """A function in the place of the module's own, and no factors of its lists."""
-        scale = native.attention_scale
-        given = {"rope_init_fn": Given(table, scale), "short_mscale": scale, "long_mscale": scale}
-        return {**given, "rope_type": self.settled_type(module, native)}
+        given = {"rope_init_fn": Given(table, native.attention_scale)}
+        factors = self.factors(read_entry(module.config), native)
+        return {**given, **factors, "rope_type": self.settled_type(module, native)}
+
+    def settle(self, config: Any, native: Native) -> None:
+        """The factors of `native` in a config with lists, where transformers 5 reads them."""
+        entry = read_entry(config)
+        if entry["rope_type"] != "default" and version_5():
+            config.rope_parameters = {**entry, **self.factors(entry, native)}
+
+    def factors(self, entry: dict[str, Any], native: Native) -> dict[str, Any]:
+        """What cos and sin are multiplied by, on both sides of the switch in the config."""
+        short = long = native.attention_scale
+        switch = entry.get("original_max_position_embeddings")
+        if native.table_at is not None and switch:
+            short, long = (float(native.table_at(torch.tensor(switch + i))[1]) for i in (0, 1))
+        return {"short_mscale": short, "long_mscale": long}
 
     def beside_lists(self, scale: float) -> dict[str, Any]:
         """The factors that it reads instead of `attention_factor`."""

@@ -61,11 +61,32 @@ class Strategy(ABC):
         """Which sequence lengths share one plan."""
         return "static"
 
+    @property
+    def keeps_lists(self) -> bool:
+        """Whether it leaves a checkpoint's own switch between two lists; see `ropex.rope.Lists`."""
+        return not self.changes_frequencies or self.length_class == "per_length"
+
+    def class_on(self, rope: Rope) -> LengthClass:
+        """Which sequence lengths share one plan in a model that may switch by length itself."""
+        switches = rope.lists is not None and self.keeps_lists
+        return "two" if switches and self.length_class == "static" else self.length_class
+
+    def shared_up_to(self, rope: Rope) -> tuple[int, ...]:
+        """Lengths, ascending, up to each of which sequences share one plan."""
+        kind, own = self.class_on(rope), rope.lists if self.keeps_lists else None
+        if kind == "static":
+            return ()
+        if own is None:
+            return (rope.trained_length,)
+        if kind == "two":
+            return (own.length,)
+        return tuple(sorted({min(own.length, rope.trained_length), rope.trained_length}))
+
     def plan(self, rope: Rope, length: Length | None = None) -> Plan:
         """The plan for sequences of `length` tokens (by default `rope.trained_length`)."""
-        return self.apply(
-            Plan.unchanged(rope), rope, rope.trained_length if length is None else length
-        )
+        tokens = rope.trained_length if length is None else length
+        start = Plan.unchanged(rope, tokens if self.keeps_lists else None)
+        return self.apply(start, rope, tokens)
 
     def scale(self, rope: Rope) -> float:
         """How many times the trained length this strategy is meant to reach; 1 if unstated."""

@@ -48,6 +48,11 @@ class Composed(Strategy):
         classes: tuple[LengthClass, ...] = ("static", "two", "per_length")
         return max((part.length_class for part in self.parts), key=classes.index)
 
+    @property
+    def keeps_lists(self) -> bool:
+        """Whether all parts do."""
+        return all(part.keeps_lists for part in self.parts)
+
     def scale(self, rope: Rope) -> float:
         """The product of the parts' scales."""
         return math.prod(part.scale(rope) for part in self.parts)

@@ -28,13 +28,17 @@ class Frozen(Strategy):
         """The plan for sequences of `at` tokens."""
         return self.strategy.apply(plan, rope, self.at)
 
+    def plan(self, rope: Rope, length: Length | None = None) -> Plan:
+        """The plan for sequences of `at` tokens, whatever the length."""
+        return self.strategy.plan(rope, self.at)
+
     def target_length(self, rope: Rope) -> int:
         """That of the strategy."""
         return self.strategy.target_length(rope)
 
     def native(self, rope: Rope) -> dict[str, Any] | None:
         """That of the strategy where it is static; else transformers has no such type."""
-        return self.strategy.native(rope) if self.strategy.length_class == "static" else None
+        return self.strategy.native(rope) if self.strategy.class_on(rope) == "static" else None
 
     def __str__(self) -> str:
         return str(self.strategy)

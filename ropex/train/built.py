@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,9 +31,8 @@ def asked(site: BufferSite, module: Any, length: int) -> tuple[Tensor, float]:
         length: Tokens.
     """
     with torch.no_grad():
-        table = replace(site, module=module).live(length)
-    # transformers 5 writes the next one of a longrope entry into the same tensor.
-    return table.clone(), site.slot.scale(module)
+        table, scale = site.slot.at(module, length)
+    return table.cpu(), scale
 
 
 def built(site: BufferSite, config: Any, lengths: tuple[int, ...]) -> Tables:
