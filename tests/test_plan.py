@@ -100,7 +100,7 @@ def test_plan_reads_no_weights_and_no_text_and_writes_nothing(
     before = sorted(shell.folder.rglob("*"))
     told = shell.done("plan", "tiny", "--data", "nowhere.txt")
     assert "trained at 32 tokens, float32" in told
-    assert "16 excerpts of 128 tokens" in told
+    assert "32 excerpts of 128 tokens" in told
     assert list(rows(told)) == ["none", "yarn:length=128"]
     assert sorted(shell.folder.rglob("*")) == before
 
@@ -174,7 +174,7 @@ def test_plan_of_llama_fits_a_card_of_32_gigabytes_at_once(shell: Shell) -> None
     assert f"memory  {total:.1f} GiB at most: {WEIGHTS / 2**30:.1f} GiB of weights" in told
     assert "a pass of 128k tokens, read at once" in told
     # Seven lengths; fixed targets want a start of their own for all but the longest.
-    assert rows(told)["yarn:16"] == (7 * 16, 16 * (2**18 - 2**11))
+    assert rows(told)["yarn:16"] == (7 * 32, 32 * (2**18 - 2**11))
 
 
 def test_plan_that_does_not_fit_is_refused_with_what_would(shell: Shell) -> None:

@@ -223,7 +223,7 @@ def test_what_yaml_cannot_hold_is_one_sentence(tmp_path: Path, text: str) -> Non
         read_recipe(write(tmp_path), [f"seed={text}"])
     path = tmp_path / "other.yaml"
     path.write_text(f"seed: {text}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"other\.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"other\.yaml is (no YAML|nested too deeply)"):
         read_recipe(path)
 
 

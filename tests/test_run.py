@@ -51,7 +51,7 @@ def out(tmp_path: Path) -> Path:
 def test_run_writes_its_files_and_nothing_else(study: Study, out: Path) -> None:
     start(study, out, "none", "yarn:4", "linear:2+ntk:1.7")
     names = [name for name in tree(out) if not name.startswith("nll/")]
-    assert names == ["excerpts.safetensors", "nll", "results.csv", "results.json"]
+    assert names == [".lock", "excerpts.safetensors", "nll", "results.csv", "results.json"]
     stored = [path.suffix for path in (out / "nll").iterdir()]
     assert stored == [".safetensors"] * 6  # a pass of 8 and one of 48 tokens for each
 

@@ -71,7 +71,8 @@ class SharedScorer(Scorer):
         mine = functional.pad(ids, padding)[:, here].to(self.device)
         wanted = functional.pad(goals, padding)[:, here].to(self.device)
         places = torch.arange(begin, begin + size, device=self.device)[None]
-        states = self.decoder(mine, position_ids=places, use_cache=False)[0]
+        ones = torch.ones_like(mine)  # without it, transformers 4 masks as if texts were packed
+        states = self.decoder(mine, attention_mask=ones, position_ids=places, use_cache=False)[0]
         scored = torch.zeros(ids.shape[0], size)
         for first, last in within(rows, begin, size):
             part = slice(first - begin, last - begin)

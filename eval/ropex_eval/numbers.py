@@ -195,9 +195,9 @@ class Numbers:
             means = (self.result(strategy, name, n).nll for name in asked[0] for n in asked[1])
             if not all(map(math.isfinite, means)):
                 found.append(
-                    f"{strategy}: some losses are no finite numbers, so that it has no verdict; "
-                    "with logits that are none, a number type with a wider range (--dtype bfloat16 "
-                    "or float32) may help, and longppl without key tokens wants another --evaluator"
+                    f"{strategy}: some losses are not finite, so it gets no verdict; if logits "
+                    "overflow, a number type with a wider range may help (--dtype bfloat16 or "
+                    "float32), and longppl without key tokens needs another --evaluator"
                 )
         if "fixed" in self.protocol.definitions and BASELINE in self.tables:
             found += self._against()
