@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from doctor_configs import GOOD, NOTED, Config, mutated
+from doctor_configs import GOOD, NOTED, Config, mutated, scaled
 from doctor_fixed import FIXED
 from doctor_mutations import BAD
 from doctor_published import PUBLISHED
@@ -112,6 +112,18 @@ def test_engines_are_those_that_go_wrong(name: str, engines: tuple[str, ...]) ->
     assert finding.engines == engines
     assert examine(checkpoint(config), engine=engines[0]) == (finding,)
     assert examine(checkpoint(config), engine="exllamav3") == ()
+
+
+def test_nothing_is_fixed_by_a_guess_at_which_of_two_types_is_meant() -> None:
+    entry = {"type": "linear", "rope_type": "yarn", "factr": 4.0, ORIGINAL: 4096}
+    config = scaled(**entry) | {"max_position_embeddings": 16384, "rope_theta": "1e4"}
+    found = examine(checkpoint(config))
+    assert "type-keys-disagree" in {finding.rule for finding in found}
+    assert any("settle type-keys-disagree first" in finding.fix for finding in found)
+    after, mended = repaired(checkpoint(config))
+    assert (after.documents["config.json"], mended) == (config, ())
+    del config["rope_scaling"]["type"]
+    assert repaired(checkpoint(config))[1]
 
 
 def test_integer_factor_of_yarn_is_a_note_that_is_fixed() -> None:

@@ -19,7 +19,7 @@ from ropex.cli import main
 from ropex_eval.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = int(os.environ.get("ROPEX_KILLS", "3"))
+KILLS = int(os.environ.get("ROPEX_KILLS", "2"))
 """How often a run is killed; each costs a start of Python."""
 STARTS = int(os.environ.get("ROPEX_STARTS", "2"))
 """How often two runs are started at once, on one model and on two."""

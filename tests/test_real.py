@@ -155,11 +155,13 @@ def test_perplexity_collapses_far_beyond_and_two_methods_prevent_it(local: Local
 
 def test_a_context_is_granted_only_where_it_is_shown(scorer: Scorer, tmp_path: Path) -> None:
     """Two excerpts grant nothing; 32 show that `none` ends where it was trained."""
-    lengths = [TRAINED, 2 * TRAINED, 4 * TRAINED]
-    protocol, model = Protocol.of(lengths, 64, ("fixed",)), scorer.model
-    for excerpts in (2, 32):
-        corpus = corpus_of(lengths[-1], excerpts)
+    protocol = Protocol.of([TRAINED, 2 * TRAINED], 64, ("fixed",))
+
+    def verdicts(excerpts: int, *strategies: str) -> list[tuple[int | None, bool]]:
+        corpus, model = corpus_of(2 * TRAINED, excerpts), scorer.model
         study = Study("stories", STORIES, model, lambda: model, corpus, protocol)
-        found = start(study, tmp_path / f"out{excerpts}", "none", "linear:16").verdicts
-        assert [each.safe for each in found] == [TRAINED, None]
-        assert excerpts == 2 or found[0].safe_decided
+        found = start(study, tmp_path / f"out{excerpts}", *strategies).verdicts
+        return [(each.safe, each.safe_decided) for each in found]
+
+    assert verdicts(2, "none", "linear:16") == [(TRAINED, False), (None, True)]
+    assert verdicts(32, "none") == [(TRAINED, True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ropex import engines
@@ -30,6 +31,10 @@ ENGINES = (*engines.ENGINES, "mlx-lm", "exllamav3", "TensorRT-LLM")
 """Whatever a finding may be about."""
 
 
+_OPEN = "type-keys-disagree"
+"""Says that it is not known what the entry means; whatever goes by its meaning waits for that."""
+
+
 def diagnose(
     path: Path | str, *, engine: str | None = None, trained_length: int | None = None
 ) -> tuple[Finding, ...]:
@@ -52,4 +57,13 @@ def examine(checkpoint: Checkpoint, *, engine: str | None = None) -> tuple[Findi
     if engine is not None and engine not in ENGINES:
         raise ValueError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
     found = [finding for rule in RULES for finding in rule.findings(checkpoint)]
+    if any(each.rule == _OPEN for each in found):
+        found = [_waiting(each) for each in found]
     return tuple(each for each in found if engine is None or engine in each.engines)
+
+
+def _waiting(finding: Finding) -> Finding:
+    """The finding without its edits, which rest on a guess."""
+    if not finding.fixable:
+        return finding
+    return replace(finding, edits=(), fix=f"settle {_OPEN} first, on which this depends")
