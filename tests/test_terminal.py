@@ -92,7 +92,8 @@ def test_few_documents_grant_nothing_and_that_is_told(documents: int, told: str)
     verdict = Verdict("a", None, False, None, False, None, (open_at(64),))
     lines = render(dataclasses.replace(results, verdicts=(verdict,))).splitlines()
     assert lines[-2:] == [
-        f"fewer than 29 documents show nothing but identical numbers; {documents} were read",
+        "with fewer than 29 documents only numbers equal to those of none are safe; "
+        f"{documents} were read",
         told,
     ]
 
@@ -106,6 +107,10 @@ def test_few_documents_grant_nothing_and_that_is_told(documents: int, told: str)
             "be chance",
         ),
         (Winner(64, "a", "b", -0.01, None, None, None), "best at 64: a, before b"),
+        (
+            Winner(64, "a", "b", -0.0004, 0.0001, -0.0006, -0.0002),
+            "best at 64: a and b, which are alike there",
+        ),
         (Winner(32, "a", "b", -0.01, None, None, None), ""),  # not at the longest length
     ],
 )

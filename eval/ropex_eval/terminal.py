@@ -90,7 +90,8 @@ def _notes(results: Results) -> list[str]:
         notes.append(f"no verdict, as losses are NaN or infinite: {', '.join(lost)}")
     if count and count < FEWEST and not all(map(decided, judged)):
         notes.append(
-            f"fewer than {FEWEST} {noun} show nothing but identical numbers; {count} were read"
+            f"with fewer than {FEWEST} {noun} only numbers equal to those of none are safe; "
+            f"{count} were read"
         )
     opened = [told_open(each, results.about) for each in judged if not decided(each)]
     if opened:
@@ -114,7 +115,8 @@ def told_needed(verdict: Verdict, about: Mapping[str, Any]) -> str:
     """How much text would tell of what is open."""
     noun, count = unit(about), clusters(about)
     if verdict.clusters_needed is not None:
-        return f"about {verdict.clusters_needed} {noun} would tell"
+        told = "tell" if verdict.clusters_needed >= FEWEST else "show that it is not safe"
+        return f"about {verdict.clusters_needed} {noun} would {told}"
     if count and count < TELLING:
         return f"too few {noun} to say how many would tell"
     return "too close to call"
@@ -123,6 +125,8 @@ def told_needed(verdict: Verdict, about: Mapping[str, Any]) -> str:
 def _winner(winner: Winner) -> str:
     """Which strategy is best, and how sure that is."""
     at = f"at {format_size(winner.length)}"
+    if f"{abs(winner.nll):.3f}" == "0.000":
+        return f"best {at}: {winner.strategy} and {winner.second}, which are alike there"
     if winner.low is None or winner.high is None:
         return f"best {at}: {winner.strategy}, before {winner.second}"
     sure, half = "" if winner.high < 0 else ", which may be chance", (winner.high - winner.low) / 2
