@@ -58,7 +58,9 @@ def provide(pairs: Sequence[Pair], room: Path, *, link: bool = False, more: int 
         for source, target in left:
             with naming(target):
                 _copy(source, target, bar.update)
-    return "linked" if link else "copied" if left else "cloned"
+    if left or not pairs:  # of no pairs, all that there is was written anew
+        return "copied"
+    return "linked" if link else "cloned"
 
 
 def _link(source: Path, target: Path) -> None:

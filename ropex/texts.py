@@ -56,6 +56,8 @@ def read_texts(source: str, *, split: str = "test") -> Iterator[Text]:
 
 
 def _read(path: Path) -> str:
+    if not path.is_file():  # a pipe may never end
+        raise ValueError(f"{path} is not a regular file; write the text to one, and name that")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

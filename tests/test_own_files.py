@@ -165,6 +165,14 @@ def test_what_a_link_means_is_said(folder: Path, shell: Shell) -> None:
     assert "what writes into one writes into both" in " ".join(shell.done("patch", "-h").split())
 
 
+def test_weights_that_are_written_anew_are_not_called_links(folder: Path, shell: Shell) -> None:
+    options = ("--link", "--fold-temperature")
+    status, _, err = shell("patch", folder, "-s", "yarn:4", "-o", "folded", *options)
+    assert status == 0
+    assert "written to folded, weights copied" in err
+    assert "hard links" not in err
+
+
 def test_a_link_that_cannot_be_made_is_refused(
     folder: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,13 +217,15 @@ def test_rows_beyond_counting_are_refused(tmp_path: Path) -> None:
         read_recipe(write(tmp_path), changes)
 
 
-@pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000])
-def test_what_yaml_cannot_hold_is_one_sentence(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"), [("9" * 5000, "is no YAML"), ("[" * 5000, "is nested too deeply")]
+)
+def test_what_yaml_cannot_hold_is_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(ValueError, match="is no value of YAML"):
         read_recipe(write(tmp_path), [f"seed={text}"])
     path = tmp_path / "other.yaml"
     path.write_text(f"seed: {text}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"other\.yaml is (no YAML|nested too deeply)"):
+    with pytest.raises(ValueError, match=rf"other\.yaml {reason}"):
         read_recipe(path)
 
 
@@ -235,7 +237,7 @@ def test_what_yaml_cannot_hold_is_one_sentence(tmp_path: Path, text: str) -> Non
         ("data.sources.7.text=x", "there is no 7"),
         ("model.name=x", "there is no name"),
         ("seeed=1", "did you mean seed?"),
-        ("seed=" + "9" * 400, "it must be a whole number"),
+        ("seed=" + "9" * 400, "it must be a whole number of at most 1e+18"),
         ("seed=" + "9" * 5000, "is no value of YAML"),
         ("training.learning_rate=" + "9" * 400, "learning_rate is 9"),
         ("training.steps=" + "[" * 5000, "is no value of YAML"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,9 @@ def test_bad_split_or_field_of_a_dataset_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         list(read_texts(f"hf:{dataset}{suffix}"))
+
+
+def test_a_pipe_is_refused_as_nobody_may_write_to_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is not a regular file"):
+        list(read_texts(str(tmp_path / "pipe")))

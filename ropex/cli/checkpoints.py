@@ -77,5 +77,5 @@ def _patch(arguments: argparse.Namespace) -> None:
         link=arguments.link,
     )
     say(f"{patched}\nwritten to {arguments.out}, weights {kind}")
-    if arguments.link:
+    if kind == "linked":
         say(f"ropex: warning: {LINKED}")

@@ -13,9 +13,8 @@ import yaml
 
 from ropex.shipped import recipes_dir
 from ropex.train.recipe import Recipe, Stage
-from ropex.train.schema import build
+from ropex.train.schema import build, cut, shown
 
-_LONGEST_SHOWN = 60
 _OF_A_STAGE = ("strategy", "data", "training", "positions")
 
 
@@ -71,7 +70,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read") from None
     except (yaml.YAMLError, ValueError) as error:  # no text in UTF-8, endless digits
-        raise ValueError(f"{path} is no YAML ({_cut(' '.join(str(error).split()))})") from None
+        raise ValueError(f"{path} is no YAML ({cut(' '.join(str(error).split()))})") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds no keys and values, so it is no recipe")
     for change in changes:
@@ -112,12 +111,7 @@ def _read(change: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ValueError(f"{_cut(change)}: {_cut(text)!r} is no value of YAML") from None
-
-
-def _cut(text: str) -> str:
-    """A text short enough for a message."""
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
+        raise ValueError(f"{cut(change)}: {cut(text)!r} is no value of YAML") from None
 
 
 def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +120,7 @@ def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in raw.items() if key not in _OF_A_STAGE}
     stages = raw.get("stages", [{}])
     if not isinstance(stages, list):
-        raise ValueError(f"stages is {_cut(repr(stages))}; it must be a list")
+        raise ValueError(f"stages is {shown(stages)}; it must be a list")
     rest["stages"] = [_merged(common, stage, f"stages.{i}") for i, stage in enumerate(stages)]
     if "stages" not in raw:  # messages then speak of keys that are there
         build(Stage, rest["stages"][0])
@@ -136,7 +130,7 @@ def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:
 def _merged(common: Any, own: Any, place: str) -> Any:
     """Mappings, the second over the first, key by key; other values replace."""
     if not isinstance(own, dict):
-        raise ValueError(f"{place} is {_cut(repr(own))}; it must be keys and values")
+        raise ValueError(f"{place} is {shown(own)}; it must be keys and values")
     merged = copy.deepcopy(common)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -56,7 +56,7 @@ def check_numbers(values: Any) -> None:
         numbers = given if isinstance(given, tuple) else () if given is None else (given,)
         for bounds in bounds_in(hint):
             if wrong := [number for number in numbers if not bounds.hold(number)]:
-                raise ValueError(f"{name} is {_shown(wrong[0])}; it must be {bounds}")
+                raise ValueError(f"{name} is {shown(wrong[0])}; it must be {bounds}")
 
 
 def bounds_in(hint: Any) -> Iterator[Bounds]:
@@ -78,7 +78,7 @@ def build(kind: type[Value], given: Any, place: str = "") -> Value:
         ValueError: A key is unknown or missing, or a value is not of its type.
     """
     if not isinstance(given, Mapping):
-        raise ValueError(f"{place or 'the recipe'} is {_shown(given)}; it must be keys and values")
+        raise ValueError(f"{place or 'the recipe'} is {shown(given)}; it must be keys and values")
     hints = get_type_hints(kind)
     known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
     for key in given:
@@ -111,11 +111,11 @@ def convert(wanted: Any, value: Any, place: str) -> Any:
         return convert(next(each for each in inner if each is not type(None)), value, place)
     if origin is Literal:
         if value not in inner:
-            raise ValueError(f"{place} is {_shown(value)}; choose {_list(inner)}")
+            raise ValueError(f"{place} is {shown(value)}; choose {_list(inner)}")
         return value
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(f"{place} is {_shown(value)}; it must be a list")
+            raise ValueError(f"{place} is {shown(value)}; it must be a list")
         return tuple(convert(inner[0], each, f"{place}.{i}") for i, each in enumerate(value))
     if isinstance(wanted, type) and is_dataclass(wanted):
         return build(wanted, value, place)
@@ -138,7 +138,8 @@ def _plain(wanted: Any, value: Any, place: str) -> Any:
             pass
     elif type(value) is wanted and _sound(value):
         return value
-    raise ValueError(f"{place} is {_shown(value)}; it must be {names[wanted]}")
+    limit = f" of at most {_LARGEST:.0e}" if type(value) is int and wanted is int else ""
+    raise ValueError(f"{place} is {shown(value)}; it must be {names[wanted]}{limit}")
 
 
 def _sound(value: Any) -> bool:
@@ -148,12 +149,16 @@ def _sound(value: Any) -> bool:
     return not isinstance(value, int) or abs(value) <= _LARGEST
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a message, cut where it is long."""
     try:
-        text = repr(value)
+        return cut(repr(value))
     except ValueError:  # an integer of thousands of digits
-        text = "a number too long to print"
+        return "a number too long to print"
+
+
+def cut(text: str) -> str:
+    """A text short enough for a message."""
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
 
 
