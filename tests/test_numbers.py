@@ -175,7 +175,7 @@ def test_weights_that_are_no_numbers_give_no_verdict_and_no_best(
     told = render(results)
     assert "no verdict, as losses are NaN or infinite: none, yarn:4, dynamic" in told
     assert "best" not in told
-    assert any("has no verdict" in text for text in results.about["warnings"])
+    assert any("gets no verdict" in text for text in results.about["warnings"])
     page = page_of(results, {})
     assert "No verdict, as losses are NaN or infinite: none, yarn:4 and dynamic." in page
     assert "safe up to" not in page.partition("Safe context:")[0]
