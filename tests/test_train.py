@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
     assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 0
     [told] = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert told.startswith(f"parts/stage-1/checkpoint-2 is damaged ({name} ")
-    assert told.endswith("and parts/stage-1/checkpoint-1 is gone on from")
+    assert told.endswith("and training continues from parts/stage-1/checkpoint-1")
     assert same(Path("parts"), Path("whole"))
 
 

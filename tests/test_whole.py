@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole as their checksums say, or not gone on from."""
+"""Checkpoints of a training: whole as their checksums say, or not continued."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def test_the_last_whole_one_is_used_and_damaged_ones_are_put_aside(tmp_path: Pat
     assert last_whole(tmp_path, told.append) == whole
     assert told == [
         f"{second} is damaged (scheduler.pt is missing); it is now damaged-checkpoint-100, and "
-        f"{whole} is gone on from",
+        f"training continues from {whole}",
         f"{first} is damaged (optimizer.pt is not what was written); it is now "
-        f"damaged-checkpoint-10, and {whole} is gone on from",
+        f"damaged-checkpoint-10, and training continues from {whole}",
     ]
     assert tree(tmp_path / "damaged-checkpoint-10") == left
     assert last_whole(tmp_path, pytest.fail) == newest(tmp_path) == whole
@@ -152,8 +152,8 @@ def test_one_without_checksums_is_used_if_all_is_there_and_that_is_told(tmp_path
     folder = old(tmp_path / "checkpoint-2")
     assert last_whole(tmp_path, told.append) == folder
     assert told == [
-        f"{folder} is of an earlier version of ropex and has no checksums; it is gone on from, "
-        "since all files that this takes are there"
+        f"{folder} is of an earlier version of ropex and has no checksums; training continues "
+        "from it, as every file that this needs is there"
     ]
 
 

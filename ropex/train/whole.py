@@ -1,4 +1,4 @@
-"""Checkpoints of a training, which are whole as their checksums say, or are not gone on from."""
+"""Checkpoints of a training, which are whole as their checksums say, or are not continued."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def last_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
             _put_aside(damaged, path, tell)
             if not (path / SUMS).is_file():
                 tell(
-                    f"{path} is of an earlier version of ropex and has no checksums; it is gone on "
-                    "from, since all files that this takes are there"
+                    f"{path} is of an earlier version of ropex and has no checksums; training "
+                    "continues from it, as every file that this needs is there"
                 )
             return path
         damaged.append((path, fault))
@@ -127,7 +127,10 @@ def _put_aside(damaged: list[tuple[Path, str]], instead: Path, tell: Callable[[s
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        tell(f"{path} is damaged ({fault}); it is now {aside.name}, and {instead} is gone on from")
+        tell(
+            f"{path} is damaged ({fault}); it is now {aside.name}, and training continues from "
+            f"{instead}"
+        )
 
 
 def _checkpoints(folder: Path) -> list[Path]:
