@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,20 @@ def stack(found: tuple[Site, ...]) -> list[Applied]:
         module.ropex_patches = []
     patches: list[Applied] = module.ropex_patches
     return patches
+
+
+def check_below(strategy: object, wanted: Sequence[Applied], found: Sequence[Applied]) -> None:
+    """See to it that the patches in place are those that a strategy was planned over.
+
+    Raises:
+        RuntimeError: They are not.
+    """
+    if [each.identity for each in found] != [each.identity for each in wanted]:
+        was, there = (" then ".join(map(str, those)) or "no patch" for those in (wanted, found))
+        raise RuntimeError(
+            f"{strategy} was made for the model with {was} and cannot be applied to it with "
+            f"{there}; remove that or patch anew"
+        )
 
 
 def unwind(found: tuple[Site, ...], below: int) -> None:

@@ -19,7 +19,7 @@ from ropex.applying import (
 from ropex.errors import UnsupportedModel
 from ropex.install import Options
 from ropex.models import sites
-from ropex.nesting import Applied, stack, unwind
+from ropex.nesting import Applied, check_below, stack, unwind
 from ropex.own_config import keep_edits, own_configs
 from ropex.planning import Planned, plan_sites
 from ropex.record import write_record
@@ -194,7 +194,7 @@ class Patch:
         """
         within = bool(self._blocks) and self._undo is not None
         if self._undo is None:
-            self._check_below()
+            check_below(self.strategy, self._below, stack(self.sites))
             self._apply()
         self._blocks.append(len(stack(self.sites) if within else self._below))
         return self
@@ -248,17 +248,6 @@ class Patch:
     def configs(self) -> tuple[Any, ...]:
         """The configs that the rotary modules read: one, but for an encoder and a decoder."""
         return tuple({id(site.config): site.config for site in self.sites}.values())
-
-    def _check_below(self) -> None:
-        now = stack(self.sites)
-        if [each.identity for each in now] != [each.identity for each in self._below]:
-            was, there = (
-                " then ".join(map(str, those)) or "no patch" for those in (self._below, now)
-            )
-            raise RuntimeError(
-                f"{self.strategy} was made for the model with {was} and cannot be applied to it "
-                f"with {there}; remove that or patch anew"
-            )
 
     def _apply(self) -> None:
         with ExitStack() as undo:
