@@ -62,7 +62,7 @@ def _refuse_file(path: Path, model: str) -> None:
     gguf = path.suffix.lower() == ".gguf"
     if path.is_file():
         if gguf:
-            raise ValueError(f"{model} is a GGUF file, and checkpoints are read: {_GGUF}")
+            raise ValueError(f"{model} is a GGUF file, and ropex reads checkpoints: {_GGUF}")
         raise ValueError(f"{model} is a file; name the folder of a checkpoint")
     if gguf:
         raise FileNotFoundError(f"no such file: {model!r}; and {_GGUF}")
