@@ -40,6 +40,12 @@ def scorer() -> Scorer:
     return Scorer(load_model(STORIES, dtype="float32").double())
 
 
+@pytest.fixture(scope="module")
+def rough() -> Scorer:
+    """In float32, for what is wrong by far if it is wrong."""
+    return Scorer(load_model(STORIES, dtype="float32"))
+
+
 def rounding(scores: Tensor) -> float:
     """What the loss alone, which is taken in float32, may be off: roundings of its largest."""
     return 16 * torch.finfo(torch.float32).eps * float(scores.max())
@@ -127,11 +133,11 @@ def test_strategy_held_at_a_length_scores_as_the_live_one_does(scorer: Scorer, l
 
 
 @pytest.fixture
-def local(scorer: Scorer, tmp_path: Path) -> Local:
+def local(rough: Scorer, tmp_path: Path) -> Local:
     """Perplexity of the last 256 of the first L tokens, for each length L."""
 
     def measured(text: str, lengths: tuple[int, ...], excerpts: int) -> list[float]:
-        protocol, model = Protocol.of(lengths, 256, ("local",)), scorer.model
+        protocol, model = Protocol.of(lengths, 256, ("local",)), rough.model
         corpus = corpus_of(lengths[-1], excerpts)
         study = Study("stories", STORIES, model, lambda: model, corpus, protocol)
         found = start(study, tmp_path / "out", text).of("local")[text]
@@ -141,7 +147,7 @@ def local(scorer: Scorer, tmp_path: Path) -> Local:
 
 
 def test_perplexity_grows_beyond_the_trained_length(local: Local) -> None:
-    trained, beyond = local("none", (TRAINED, 4 * TRAINED), 8)
+    trained, beyond = local("none", (TRAINED, 4 * TRAINED), 4)
     assert 3 < trained < 6
     assert beyond > 1.7 * trained
 
@@ -153,12 +159,12 @@ def test_perplexity_collapses_far_beyond_and_two_methods_prevent_it(local: Local
     assert far["ntk:8"] < 60
 
 
-def test_a_context_is_granted_only_where_it_is_shown(scorer: Scorer, tmp_path: Path) -> None:
+def test_a_context_is_granted_only_where_it_is_shown(rough: Scorer, tmp_path: Path) -> None:
     """Two excerpts grant nothing; 32 show that `none` ends where it was trained."""
     protocol = Protocol.of([TRAINED, 2 * TRAINED], 64, ("fixed",))
 
     def verdicts(excerpts: int, *strategies: str) -> list[tuple[int | None, bool]]:
-        corpus, model = corpus_of(2 * TRAINED, excerpts), scorer.model
+        corpus, model = corpus_of(2 * TRAINED, excerpts), rough.model
         study = Study("stories", STORIES, model, lambda: model, corpus, protocol)
         found = start(study, tmp_path / f"out{excerpts}", *strategies).verdicts
         return [(each.safe, each.safe_decided) for each in found]
