@@ -143,6 +143,10 @@ class Spent:
         del self.ropex_keys
         return self.update(*args, **kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy is spent as well."""
+        return _spent_anew, (type(self).__mro__[2],), vars(self)
+
     def ropex_revive(self) -> None:
         """Be the cache that it was."""
         self.__class__ = type(self).__mro__[2]
@@ -151,6 +155,11 @@ class Spent:
 @functools.cache
 def _spent(cls: Any) -> Any:
     return type(cls.__name__, (Spent, cls), {"__module__": cls.__module__})
+
+
+def _spent_anew(cls: Any) -> Any:
+    spent = _spent(cls)
+    return spent.__new__(spent)
 
 
 def tokens_in(cache: Any) -> int:

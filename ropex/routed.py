@@ -51,13 +51,13 @@ def route(module: nn.Module, step: Step, undo: ExitStack) -> None:
             f"the forward of {type(module).__name__} was replaced, so its attention cannot be "
             "reached; patch the model before that"
         )
+    if any(step in vars(each).get("ropex_steps", ()) for each in type(module).__mro__):
+        return  # it stayed below a class that someone made of the module since
     _become(module, (*_steps(module), step))
 
     def leave() -> None:
-        if "ropex_steps" in vars(type(module)):  # else someone made it one of a further class
-            steps = list(_steps(module))
-            steps.remove(step)
-            _become(module, tuple(steps))
+        if step in _steps(module):  # else someone made it one of a further class
+            _become(module, tuple(each for each in _steps(module) if each is not step))
 
     undo.callback(leave)
 
@@ -84,7 +84,9 @@ def _through(function: Any, steps: tuple[Step, ...]) -> Any:
 
 
 def _steps(module: nn.Module) -> tuple[Step, ...]:
-    return getattr(type(module), "ropex_steps", ())
+    """Those of the module's very class; a class that it was made from may have more."""
+    steps: tuple[Step, ...] = vars(type(module)).get("ropex_steps", ())
+    return steps
 
 
 def _become(module: nn.Module, steps: tuple[Step, ...]) -> None:

@@ -227,6 +227,17 @@ def test_a_patched_model_is_copied_with_its_guard(llama: Any) -> None:
             read(twin, IDS[:, 10:11], read(llama, IDS[:, :10]))
 
 
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_spent_cache_is_copied_as_spent(llama: Any, twin: Callable[[Any], Any]) -> None:
+    with ropex.patch(llama, "yarn:4"):
+        cache = read(llama, IDS[:, :10])
+    copied = twin(cache)
+    assert copied.get_seq_length() == 10
+    for each in (cache, copied):
+        with pytest.raises(RuntimeError, match=AFTER):
+            read(llama, IDS[:, 10:12], each)
+
+
 def test_no_cache_is_kept_alive(llama: Any) -> None:
     import gc
     import weakref

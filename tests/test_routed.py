@@ -345,3 +345,16 @@ def test_attention_with_a_mask_of_its_own_is_not_split_over_processes() -> None:
 def test_layers_of_other_kinds_are_not_split_over_processes(family: str, words: str) -> None:
     with pytest.raises(ropex.UnsupportedModel, match=words):
         _gather(tiny_model(family))
+
+
+def test_attention_below_a_class_of_others_is_routed_once(llama: Any, plain: Tensor) -> None:
+    patch = ropex.patch(llama, "logn")
+    wanted = logits(llama, IDS)
+    for module in attention_of(llama):  # as fully_shard of torch does
+        module.__class__ = type(f"FSDP{type(module).__name__}", (type(module),), {})
+    assert torch.equal(logits(llama, IDS), wanted)
+    patch.remove()
+    assert torch.equal(logits(llama, IDS), plain)
+    with patch:
+        assert torch.equal(logits(llama, IDS), wanted)
+    assert torch.equal(logits(llama, IDS), plain)
