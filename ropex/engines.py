@@ -205,8 +205,13 @@ USUAL_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 def has_ramp(entry: dict[str, Any]) -> bool:
     """Whether a `yarn` entry has a ramp of its own: other bounds, or such that are not rounded."""
+    return bool(own_betas(entry)) or entry.get("truncate", True) is False
+
+
+def own_betas(entry: dict[str, Any]) -> dict[str, float]:
+    """The bounds of a `yarn` entry's ramp that are not the usual ones."""
     told = {name: float(entry.get(name) or usual) for name, usual in USUAL_BETAS.items()}
-    return told != USUAL_BETAS or entry.get("truncate", True) is False
+    return {name: value for name, value in told.items() if value != USUAL_BETAS[name]}
 
 
 def _kind(entry: dict[str, Any]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_HALF = ".tmp"
 
 
 @contextmanager
@@ -17,13 +19,23 @@ def atomically(path: Path) -> Iterator[Path]:
     Processes that write the same file have paths of their own. What was at `path`, a link to
     another file included, is replaced and not written to.
     """
-    temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
+    temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}{_HALF}")
     try:
         with naming(path):
             yield temporary
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # of a full disk
+
+
+def half_written(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """What `atomically` had not finished when a run was killed.
+
+    Args:
+        folder: Where to look.
+        patterns: Of the files that it wrote there, each with a star behind the name's first part.
+    """
+    return [path for pattern in patterns for path in folder.glob(pattern + _HALF)]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ropex.files import half_written
 from ropex.locks import locked
 from ropex_eval.results import Results
 from ropex_eval.study import Study, versions
@@ -18,10 +19,10 @@ from ropex_eval.study import Study, versions
 LOCKS = "locks"
 """Folder of locks on parts of the work; it is there while somebody is at work."""
 
-_HALF = tuple(f"{name}.tmp" for name in (
+_WRITTEN = (
     "results.*", "excerpts.*", "report.*", "ppl.*", "nll/*", "answers/*", "samples/*", "lm_eval/*",
-))  # fmt: skip
-"""Files that `ropex.files.atomically` had not finished."""
+)  # fmt: skip
+"""What `ropex.files.atomically` writes here."""
 
 _AT_WORK = ".at-work"
 _WAIT = 600  # seconds that others may take to write their results
@@ -153,7 +154,7 @@ class Claim:
 
     def _clear(self) -> None:
         """Remove what runs that were killed have left half written."""
-        left = [path for half in _HALF for path in self.out.glob(half)]
+        left = half_written(self.out, _WRITTEN)
         for path in left:
             path.unlink(missing_ok=True)
         if left:

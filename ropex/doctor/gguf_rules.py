@@ -10,7 +10,7 @@ from ropex.doctor.family_rules import family_of
 from ropex.doctor.findings import Problem, Rule, shown
 from ropex.doctor.gguf import Gguf
 from ropex.doctor.values import number, positive
-from ropex.engines import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP
+from ropex.engines import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP, USUAL_BETAS
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FREQS = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 # What llama.cpp takes for keys that its loaders do not read.
-_RAMP = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_ext_factor": 1.0}
+_RAMP = {f"yarn_{name}": value for name, value in (USUAL_BETAS | {"ext_factor": 1.0}).items()}
 _NUMBERS = (
     "context_length", "rope.freq_base", "rope.dimension_count", "rope.scaling.factor",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor",

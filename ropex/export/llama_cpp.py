@@ -12,6 +12,7 @@ from ropex.engines import (
     LLAMA_CPP_RAMP,
     LLAMA_CPP_SLIDING,
     USUAL_BETAS,
+    own_betas,
 )
 from ropex.export import formulas
 from ropex.export.choose import compare
@@ -151,10 +152,7 @@ def _linear(wanted: Wanted) -> float | None:
 
 def _ramp(wanted: Wanted) -> dict[str, float]:
     """The bounds of YaRN's ramp that are not the usual ones."""
-    if wanted.entry["rope_type"] != "yarn":
-        return {}
-    told = {name: float(wanted.entry.get(name) or usual) for name, usual in USUAL_BETAS.items()}
-    return {name: value for name, value in told.items() if value != USUAL_BETAS[name]}
+    return own_betas(wanted.entry) if wanted.entry["rope_type"] == "yarn" else {}
 
 
 def _yarn(wanted: Wanted, in_keys: dict[str, float], in_flags: dict[str, float]) -> Form:

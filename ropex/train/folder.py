@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from ropex.files import atomically
+from ropex.files import atomically, half_written
 from ropex.locks import NAME as LOCK
 from ropex.locks import locked
 from ropex.places import BUILT, put, workplace
@@ -20,8 +20,8 @@ from ropex.train.recipe import Recipe
 from ropex.train.whole import is_changed
 
 RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
-_HALF = ("recipe.*", "log.*", "untouched.*", "rows/*", "stage-*/perplexity-by-length.*")
-"""What `ropex.files.atomically` writes here, each beside a `.tmp` of its name meanwhile."""
+_WRITTEN = ("recipe.*", "log.*", "untouched.*", "rows/*", "stage-*/perplexity-by-length.*")
+"""What `ropex.files.atomically` writes here."""
 
 
 @contextmanager
@@ -66,8 +66,7 @@ def _check(content: dict[str, Any], out: Path) -> None:
 
 def _clear(out: Path, tell: Callable[[str], None]) -> None:
     """Remove what a run that was killed has left half written, and rows that were damaged."""
-    left = [path for half in _HALF for path in out.glob(f"{half}.tmp")]
-    for path in left:
+    for path in half_written(out, _WRITTEN):
         path.unlink()
         tell(f"{path} was half written when a run was killed, and is removed")
     for path in filter(is_changed, out.glob("rows/*.arrow")):
