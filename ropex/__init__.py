@@ -5,33 +5,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ropex.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ropex.checkpoints.load_save import load as load
+    from ropex.checkpoints.load_save import save as save
     from ropex.errors import UnsupportedModel as UnsupportedModel
-    from ropex.models import rope_of as rope_of
-    from ropex.patching import Patch as Patch
-    from ropex.patching import patch as patch
-    from ropex.registry import list_strategies as list_strategies
-    from ropex.registry import strategy as strategy
+    from ropex.model.rotary import rope_of as rope_of
+    from ropex.patching.handle import Patch as Patch
+    from ropex.patching.handle import patch as patch
     from ropex.rope import Plan as Plan
     from ropex.rope import Rope as Rope
-    from ropex.storage import load as load
-    from ropex.storage import save as save
     from ropex.strategies.base import Strategy as Strategy
+    from ropex.strategies.registry import list_strategies as list_strategies
+    from ropex.strategies.registry import strategy as strategy
 
 _HOMES = {
     "UnsupportedModel": "errors",
-    "rope_of": "models",
-    "Patch": "patching",
-    "patch": "patching",
-    "list_strategies": "registry",
-    "strategy": "registry",
+    "rope_of": "model.rotary",
+    "Patch": "patching.handle",
+    "patch": "patching.handle",
+    "list_strategies": "strategies.registry",
+    "strategy": "strategies.registry",
     "Plan": "rope",
     "Rope": "rope",
     "Strategy": "strategies.base",
-    "load": "storage",
-    "save": "storage",
+    "load": "checkpoints.load_save",
+    "save": "checkpoints.load_save",
 }
 __all__ = sorted(_HOMES)
 

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from cli_world import World
-    from shell import Shell
-    from tiny_eval import Watch
-
-    from ropex_eval.nll import Scorer
+    from ropex_eval.measure.losses import Scorer
+    from tests.support.cli_world import World
+    from tests.support.shell import Shell
+    from tests.support.tiny_eval import Watch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and that stays true
 torch.set_num_threads(1)
@@ -43,7 +42,7 @@ def _own_precision() -> Iterator[None]:
 
 @pytest.fixture
 def llama() -> Any:
-    from cases import tiny_model
+    from tests.support.cases import tiny_model
 
     return tiny_model("llama")
 
@@ -51,14 +50,14 @@ def llama() -> Any:
 @pytest.fixture(scope="module")
 def causal() -> Any:
     """In float64: two ways to a number round differently, and each processor in its own way."""
-    from tiny_eval import tiny_causal
+    from tests.support.tiny_eval import tiny_causal
 
     return tiny_causal().double()
 
 
 @pytest.fixture(scope="module")
 def scorer(causal: Any) -> Scorer:
-    from ropex_eval.nll import Scorer
+    from ropex_eval.measure.losses import Scorer
 
     return Scorer(causal)
 
@@ -68,7 +67,7 @@ def shell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Shell:
     """The command line in an empty folder."""
-    from shell import Shell
+    from tests.support.shell import Shell
 
     return Shell.at(tmp_path, capsys, monkeypatch)
 
@@ -76,7 +75,7 @@ def shell(
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Watch:
     """The batches that are measured from now on."""
-    from tiny_eval import watch_measuring
+    from tests.support.tiny_eval import watch_measuring
 
     return watch_measuring(monkeypatch)
 
@@ -84,7 +83,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Watch:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny Llama and its tokenizer; nobody changes it."""
-    from tiny_eval import save_checkpoint
+    from tests.support.tiny_eval import save_checkpoint
 
     return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
@@ -96,8 +95,8 @@ def world(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> World:
-    from cli_world import World
-    from tiny_eval import words
+    from tests.support.cli_world import World
+    from tests.support.tiny_eval import words
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # verbs replace it

@@ -1,4 +1,4 @@
-"""Data flows one way: each module imports only what stands to its left."""
+"""Data flows one way: each package imports only from those that stand before it."""
 
 from __future__ import annotations
 
@@ -9,64 +9,65 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+GROUND = ("errors", "sizes", "version", "rope", "files", "shipped")
 ORDER = (
-    "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens",
-    "headers", "limits", "rope", "strategies",
-    "registry", "migration", "bounds", "engines", "advice", "pictures", "notations", "rope_config",
-    "tables", "window", "reach", "routed", "attention", "install", "own_config", "softmax",
-    "native", "sites", "models", "keys", "cache", "batching", "saving", "planning", "nesting",
-    "record", "applying", "verify", "warn", "patching", "shipped", "loading", "head", "shape",
-    "folding", "checkpoint", "storage", "same", "served", "export", "doctor", "page", "compat",
-    "families", "locks", "train", "cli", "__main__",
+    *GROUND, "texts", "strategies", "config", "model", "attention", "patching", "checkpoints",
+    "parity", "engines", "advice", "doctor", "train", "families",
+    "scores", "study", "measure", "tasks", "running", "report", "training", "cli",
 )  # fmt: skip
-NO_TRANSFORMERS = (
-    "errors", "sizes", "files", "copies", "places", "members", "stdlib", "texts", "tokens", "rope",
-    "strategies", "registry", "migration", "bounds", "engines", "advice", "pictures", "shipped",
-)  # fmt: skip
-MODULES = sorted((ROOT / "ropex").rglob("*.py"))
+ROOT_FILES = {"__init__", "__main__", "errors", "rope", "shipped", "sizes", "version"}
+WITHOUT_TRANSFORMERS = {"texts", "strategies", "advice", "files"}
+FACADE = ORDER.index("parity")  # from here on `import ropex` is allowed
+FILES = {
+    path.relative_to(base).with_suffix(""): path
+    for base in (ROOT, ROOT / "eval")
+    for path in sorted((base / ("ropex" if base == ROOT else "ropex_eval")).rglob("*.py"))
+}
+MODULES = {
+    ".".join(name.parts[:-1] if name.name == "__init__" else name.parts): path
+    for name, path in FILES.items()
+}
 
 
-def layer_of(path: Path) -> str:
-    return path.relative_to(ROOT / "ropex").parts[0].removesuffix(".py")
-
-
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports, but for what only type checkers see."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    hidden = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in hidden:
-            continue
+def imports(name: str) -> set[str]:
+    """The modules of ropex that a module imports, for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {each if each in MODULES else node.module for each in inner}
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
-def test_imports_point_one_way(path: Path) -> None:
-    layer = layer_of(path)
-    if layer == "__init__":
-        return
-    for name in imports(path):
-        if name.startswith("ropex."):
-            assert ORDER.index(name.split(".")[1]) <= ORDER.index(layer), name
-        if layer in NO_TRANSFORMERS:
-            assert not name.startswith(("transformers", "accelerate")), name
-        if layer != "cli":
-            assert not name.startswith("ropex_eval"), name
+def package_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else name
 
 
-def test_every_module_has_its_place() -> None:
-    assert {layer_of(path) for path in MODULES} == {*ORDER, "__init__"}
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"ropex", "ropex.__main__", "ropex_eval"}))
+def test_imports_point_one_way(name: str) -> None:
+    package = package_of(name)
+    for imported in sorted(imports(name)):
+        if imported == "ropex":
+            assert ORDER.index(package) >= FACADE, "the facade stands above"
+        elif imported in MODULES:
+            assert ORDER.index(package_of(imported)) <= ORDER.index(package), imported
+        elif package in WITHOUT_TRANSFORMERS | {*GROUND}:
+            assert not imported.startswith(("transformers", "accelerate")), imported
+
+
+def test_no_circle() -> None:
+    below = {name: imports(name) & set(MODULES) - {name} for name in MODULES}
+    while leaves := {name for name, needs in below.items() if not needs}:
+        below = {name: needs - leaves for name, needs in below.items() if name not in leaves}
+    assert sorted(below) == []
+
+
+def test_the_ground_floor_is_frozen() -> None:
+    assert {path.stem for path in (ROOT / "ropex").glob("*.py")} == ROOT_FILES
+    assert {package_of(name) for name in MODULES} <= {*ORDER, "ropex", "ropex_eval", "__main__"}
 
 
 @pytest.mark.parametrize("module", ["ropex", "ropex.cli"])
@@ -79,14 +80,16 @@ def test_importing_is_light(module: str) -> None:
 
 
 def test_importing_everything_changes_nothing_in_transformers() -> None:
-    code = """
+    code = f"""
+import importlib
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 tables = (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS, ROPE_INIT_FUNCTIONS)
 before = [dict(table) for table in tables]
-import ropex.patching, ropex.checkpoint, ropex_eval.run
+for name in {sorted(set(MODULES) - {"ropex.__main__"})}:
+    importlib.import_module(name)
 assert before == [dict(table) for table in tables]
 """
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'eval'}", "PATH": "/usr/bin:/bin"}

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 import ropex
-from ropex.loading import load_model, load_tokenizer
-from ropex.stdlib import held_out_files
+from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.texts.standard_library import held_out_files
 from rows import RowSampler
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)

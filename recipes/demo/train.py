@@ -23,8 +23,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muon import Muon
-from ropex.saving import both_notations
-from ropex.stdlib import training_texts
+from ropex.patching.saving import both_notations
+from ropex.texts.standard_library import training_texts
 from rows import FILLER, NAMES, RowSampler
 
 PIECE = 4096  # documents are cut into pieces of this many tokens, so that each weighs the same

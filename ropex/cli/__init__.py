@@ -7,26 +7,36 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import ropex
 from ropex.cli import (
     check,
-    checkpoints,
     doctor,
-    evaluate,
     export,
     families,
-    listing,
     plan,
-    reports,
     show,
     suggest,
     tasks,
     train,
-    verifying,
+)
+from ropex.cli import (
+    eval as evaluate,
+)
+from ropex.cli import (
+    patch as checkpoints,
+)
+from ropex.cli import (
+    report as reports,
+)
+from ropex.cli import (
+    strategies as listing,
+)
+from ropex.cli import (
+    verify as verifying,
 )
 from ropex.cli.common import add_traceback
 from ropex.cli.terminal import STDOUT, drop_stdout, escaping
 from ropex.errors import UnsupportedModel
+from ropex.version import __version__
 
 _VERBS = (
     evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, export, doctor,
@@ -43,8 +53,10 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = _Parser(prog="ropex", description=ropex.__doc__)
-    parser.add_argument("--version", action="version", version=f"ropex {ropex.__version__}")
+    parser = _Parser(
+        prog="ropex", description="Make Hugging Face models read further than they were trained to."
+    )
+    parser.add_argument("--version", action="version", version=f"ropex {__version__}")
     add_traceback(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     for module in _VERBS:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, size
-from ropex.cli.evaluate import study_of
-from ropex.cli.evaluating import add_device, add_text
+from ropex.cli.eval import study_of
+from ropex.cli.eval_arguments import add_device, add_text
 
 _LONGEST = 8192
 
@@ -32,13 +32,13 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from ropex.migration import read_strategy
+    from ropex.config.from_file import read_strategy
 
     chosen = [read_strategy(text) for text in arguments.strategy or ("none", "yarn:4")]
     quiet()
-    from ropex_eval.check import Checker, described
-    from ropex_eval.nll import Scorer
-    from ropex_eval.protocol import Protocol
+    from ropex_eval.measure.losses import Scorer
+    from ropex_eval.running.check import Checker, described
+    from ropex_eval.study.protocol import Protocol
 
     if not 32 <= arguments.length <= _LONGEST:
         raise ValueError(

@@ -79,16 +79,16 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
 
     Args:
         arguments: What `add_model` added.
-        weights: As for `ropex.loading.find`.
+        weights: As for `ropex.checkpoints.find.find`.
 
     Raises:
         UnsupportedModel: It has no rotary embedding that ropex can patch.
         ValueError: Neither its config nor the user says the trained length, or the strategy of a
             file scales another base.
     """
-    from ropex.loading import find, load_skeleton
-    from ropex.migration import require_base
-    from ropex.models import main_site, sites
+    from ropex.checkpoints.find import find, load_skeleton
+    from ropex.config.from_file import require_base
+    from ropex.model.rotary import main_site, sites
 
     folder = find(arguments.model, weights=weights)
     model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)

@@ -69,7 +69,7 @@ def _find(model: str, fix: bool) -> Path:
         return Path(model)
     if fix:
         raise FileNotFoundError(f"no such folder: {model!r}; only files of your own are fixed")
-    from ropex.loading import find
+    from ropex.checkpoints.find import find
 
     return find(model, weights=False)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ropex.cli.common import Verbs, add_model, add_verb, quiet
 
 if TYPE_CHECKING:
-    from ropex.export import Export
-    from ropex.export.wanted import Wanted
+    from ropex.engines import Export
+    from ropex.engines.wanted import Wanted
 
 # What stands before and after the checkpoint and the flags of an engine.
 _COMMANDS = {
@@ -55,10 +55,10 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ropex.export import exports
-    from ropex.export.exports import named
-    from ropex.export.wanted import read
-    from ropex.loading import find
+    from ropex.checkpoints.find import find
+    from ropex.engines import exports
+    from ropex.engines.ask import named
+    from ropex.engines.wanted import read
 
     _check(arguments)
     quiet()
@@ -90,7 +90,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _write(arguments: argparse.Namespace, wanted: Wanted) -> Export:
-    from ropex.export import write_gguf
+    from ropex.engines import write_gguf
 
     return write_gguf(wanted, arguments.gguf, arguments.out, force=arguments.force)
 

@@ -86,7 +86,7 @@ def _known(types: list[str]) -> list[str]:
 
 def render(families: list[Family]) -> str:
     """What was found, as text."""
-    from ropex_eval.terminal import align
+    from ropex_eval.report.terminal import align
 
     rotary = [family for family in families if family.status == "rotary"]
     clauses = list(rotary[0].outcomes) if rotary else []

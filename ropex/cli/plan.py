@@ -6,15 +6,15 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, count, quiet, read_model
-from ropex.cli.evaluate import own_dtype, placement, protocol_of, with_baseline
-from ropex.cli.evaluating import add_arguments
+from ropex.cli.eval import own_dtype, placement, protocol_of, with_baseline
+from ropex.cli.eval_arguments import add_arguments
 from ropex.sizes import format_size
 
 if TYPE_CHECKING:
     from ropex.rope import Rope
     from ropex.strategies.base import Strategy
-    from ropex_eval.plan import Cost
-    from ropex_eval.protocol import Protocol
+    from ropex_eval.running.cost import Cost
+    from ropex_eval.study.protocol import Protocol
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -30,16 +30,16 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from ropex.migration import read_strategy
+    from ropex.config.from_file import read_strategy
 
     chosen = [read_strategy(text) for text in arguments.strategy]
     quiet()
     import torch
 
     from ropex.sizes import gib
-    from ropex_eval.memory import Shape
-    from ropex_eval.plan import cost, in_words, speed
-    from ropex_eval.terminal import align
+    from ropex_eval.measure.memory import Shape
+    from ropex_eval.report.terminal import align
+    from ropex_eval.running.cost import cost, in_words, speed
 
     _, skeleton, rope = read_model(arguments, weights=False)
     protocol = protocol_of(arguments, rope.trained_length)
@@ -77,8 +77,8 @@ def _passes(
     """The passes of each strategy, on texts that are not read."""
     import torch
 
-    from ropex_eval.corpus import Corpus, Excerpt
-    from ropex_eval.passes import passes
+    from ropex_eval.study.corpus import Corpus, Excerpt
+    from ropex_eval.study.passes import passes
 
     bos = None if arguments.bos == "none" else 0
     ids = torch.zeros(1, dtype=torch.long).expand(protocol.excerpt - (bos is not None))

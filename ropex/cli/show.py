@@ -12,7 +12,7 @@ from ropex.cli.common import Verbs, add_model, add_verb, count, quiet, read_mode
 from ropex.sizes import format_size
 
 if TYPE_CHECKING:
-    from ropex.patching import Patch
+    from ropex.patching.handle import Patch
     from ropex.rope import Rope
 
 
@@ -41,8 +41,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from ropex.migration import read_strategy
-    from ropex.patching import patch
+    from ropex.config.from_file import read_strategy
+    from ropex.patching.handle import patch
 
     strategies = [read_strategy(text) for text in arguments.strategy]
     _check_png(arguments.png, arguments.force)
@@ -54,7 +54,7 @@ def _show(arguments: argparse.Namespace) -> None:
             shown.append(_describe(patched, arguments.length))
     about = _about(arguments.model, model.config.model_type, rope, shown)
     if arguments.png:
-        from ropex.pictures import compare
+        from ropex.advice.pictures import compare
 
         compare(about, arguments.png)
     print(json.dumps(about, indent=2) if arguments.json else _table(about))
@@ -75,7 +75,7 @@ def _check_png(path: Path | None, force: bool) -> None:
 def _about(
     name: str, model_type: str, rope: Rope, strategies: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    from ropex.bounds import critical_dimension, critical_pair, turns
+    from ropex.advice.bounds import critical_dimension, critical_pair, turns
 
     return {
         "model": name,
@@ -93,7 +93,7 @@ def _about(
 
 def _describe(patched: Patch, wanted: int | None) -> dict[str, Any]:
     """What a patch changes, at the length that it is meant for or that is asked for."""
-    from ropex.bounds import inside
+    from ropex.advice.bounds import inside
 
     rope, strategy = patched.rope, patched.strategy
     length = max(patched.target_length, rope.trained_length)
@@ -122,7 +122,7 @@ def _wavelength(inv_freq: float) -> float | None:
 
 
 def _table(about: dict[str, Any]) -> str:
-    from ropex_eval.terminal import align
+    from ropex_eval.report.terminal import align
 
     trained, strategies = about["trained_length"], about["strategies"]
     head = (

@@ -12,7 +12,7 @@ from ropex.cli.suggestion import SOURCES, render
 from ropex.sizes import format_size
 
 if TYPE_CHECKING:
-    from ropex.advice import Candidate
+    from ropex.advice.candidates import Candidate
     from ropex.rope import Rope
 
 _COMPARED = 3  # strategies that the command for `ropex eval` compares with none
@@ -33,9 +33,9 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _suggest(arguments: argparse.Namespace) -> None:
-    from ropex.advice import candidates, require_beyond
-    from ropex.models import main_site, sites
-    from ropex.window import near_only, window_of
+    from ropex.advice.candidates import candidates, require_beyond
+    from ropex.model.rotary import main_site, sites
+    from ropex.model.window import near_only, window_of
 
     quiet()
     _, model, rope = read_model(arguments, weights=False)
@@ -67,7 +67,7 @@ def _suggest(arguments: argparse.Namespace) -> None:
 
 def _bounds(rope: Rope, length: int) -> dict[str, Any]:
     """What the model was trained with, and what theory says of `length` tokens."""
-    from ropex import bounds
+    from ropex.advice import bounds
     from ropex.rope import Plan
 
     return {

@@ -13,7 +13,7 @@ SOURCES = {
     "critical": "arXiv:2310.05209, section 4",
     "factor": "arXiv:2306.15595, section 2; arXiv:2310.05209, section 4",
     "base": "arXiv:2405.14591, theorem 1",
-    "phase": "defined in ropex.bounds.phase_change",
+    "phase": "defined in ropex.advice.bounds.phase_change",
     "logits": "arXiv:2309.00071, section 3.4",
 }
 
@@ -88,7 +88,7 @@ def _of_turns(about: dict[str, Any]) -> str:
 
 
 def _of_base(about: dict[str, Any]) -> str:
-    from ropex.bounds import LONGEST_SEARCH
+    from ropex.advice.bounds import LONGEST_SEARCH
 
     length, found, fit = format_size(about["length"]), about["base_bound"], about["base_bound_fit"]
     rule = "the sum of cos(m theta_i) is then at least 0 at all distances m below the length"
@@ -116,9 +116,9 @@ def _rounded_up(value: float) -> int:
 
 
 def _candidates(about: dict[str, Any]) -> str:
-    from ropex.advice import ORDER
-    from ropex.engines import ENGINES
-    from ropex_eval.terminal import align
+    from ropex.advice.candidates import ORDER
+    from ropex.engines.facts import ENGINES
+    from ropex_eval.report.terminal import align
 
     pairs = about["rotary_dim"] // 2
     rows = [["strategy", "inside", "untrained", "phase", "logits", *ENGINES]]

@@ -28,7 +28,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _tasks(arguments: argparse.Namespace) -> None:
     quiet()
-    from ropex.loading import load_tokenizer
+    from ropex.checkpoints.find import load_tokenizer
     from ropex_eval.tasks import TASKS, Source, show
 
     if arguments.task is None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ropex.files import naming
+from ropex.files.writing import naming
 
 # Control characters but line ends and tabs, those that turn the direction of writing, and halves
 # of surrogate pairs, which no terminal can be sent.

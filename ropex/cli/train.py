@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, quiet, say
-from ropex.files import atomically
+from ropex.files.writing import atomically
 
 if TYPE_CHECKING:
-    from ropex.train.recipe import Recipe
+    from ropex.train.recipes.recipe import Recipe
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -74,7 +74,7 @@ def _add_recipes(verbs: Verbs) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from ropex.train.reading import find_recipe, read_recipe
+    from ropex.train.recipes.reading import find_recipe, read_recipe
 
     path = find_recipe(arguments.recipe)
     recipe = read_recipe(path, arguments.changes)
@@ -85,8 +85,8 @@ def _train(arguments: argparse.Namespace) -> None:
         return
     from accelerate import PartialState
 
-    from ropex.train.run import train
-    from ropex.train.trainer import accelerated
+    from ropex.train.recipes.run import train
+    from ropex.train.recipes.trainer import accelerated
 
     state = PartialState(cpu=not accelerated())
     atexit.register(state.destroy_process_group)  # its threads may abort an interpreter that ends
@@ -99,8 +99,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _plan(recipe: Recipe, watch: Any) -> str:
     """What a recipe would do, and what would be measured meanwhile."""
-    from ropex.loading import find, load_tokenizer
-    from ropex.train.plan import plan
+    from ropex.checkpoints.find import find, load_tokenizer
+    from ropex.train.recipes.plan import plan
 
     if watch is None:
         return plan(recipe)
@@ -113,7 +113,7 @@ def _watch(recipe: Recipe, out: Path) -> Any:
     """What measures perplexity meanwhile; None if the recipe asks for nothing."""
     if recipe.evaluate is None:
         return None
-    from ropex_eval.trained import Watch
+    from ropex_eval.training.trained import Watch
 
     given = recipe.evaluate
     return Watch(
@@ -140,13 +140,13 @@ def _steps(text: str) -> tuple[int, ...]:
 
 
 def _table(folders: list[Path], steps: tuple[int, ...] = (), *, as_markdown: bool) -> str:
-    from ropex_eval.trained import Trained, table
+    from ropex_eval.training.trained import Trained, table
 
     return table([Trained.read(folder) for folder in folders], steps, as_markdown=as_markdown)
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
-    from ropex.train.reading import about, find_shipped, shipped_recipes
+    from ropex.train.recipes.reading import about, find_shipped, shipped_recipes
 
     if arguments.pattern == "copy":
         if arguments.name is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ropex import engines
 from ropex.doctor.attention_rules import ATTENTION_RULES
 from ropex.doctor.family_rules import FAMILY_RULES
 from ropex.doctor.file_rules import ADAPTER_RULES, FILE_RULES
@@ -19,6 +18,7 @@ from ropex.doctor.published_rules import PUBLISHED_RULES
 from ropex.doctor.reading import Checkpoint, read
 from ropex.doctor.type_rules import TYPE_RULES
 from ropex.doctor.version_rules import VERSION_RULES
+from ropex.engines import facts as engines
 
 RULES = (
     *NOTATION_RULES, *NUMBER_RULES, *LAYER_RULES, *TYPE_RULES, *FAMILY_RULES,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ropex.doctor.findings import Edit, Path, Problem, Rule
 from ropex.doctor.parts import NOTATIONS, Entry, Part, on_parts
 from ropex.doctor.values import MAX, positive
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 
 @dataclass(frozen=True)

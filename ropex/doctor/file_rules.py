@@ -10,7 +10,7 @@ from ropex.doctor.parts import NOTATIONS
 from ropex.doctor.reading import ADAPTER, CONFIG, RECORD
 from ropex.doctor.values import MAX, positive
 from ropex.doctor.weights import wanted_tensors
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING
 
+from ropex.checkpoints.gguf import Gguf
 from ropex.doctor.family_rules import family_of
 from ropex.doctor.findings import Problem, Rule, shown
-from ropex.doctor.gguf import Gguf
 from ropex.doctor.values import number, positive
-from ropex.engines import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP, USUAL_BETAS
+from ropex.engines.facts import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP, USUAL_BETAS
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint

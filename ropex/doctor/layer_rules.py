@@ -11,7 +11,7 @@ from ropex.doctor.parts import NOTATIONS, Part, inner_parts, on_parts
 from ropex.doctor.values import positive
 from ropex.doctor.version_4 import BASE_IN_4, keys_in_4
 from ropex.doctor.version_rules import contradicts
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 

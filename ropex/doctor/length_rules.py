@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ropex.doctor.findings import Edit, Problem, Rule, shown
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts, parts
 from ropex.doctor.values import MAX, ORIGINAL, close, positive
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ropex.doctor.findings import Problem, Rule, shown
 from ropex.doctor.parts import NOTATIONS, Entry, Part, on_entries, on_parts
 from ropex.doctor.values import MAX, ORIGINAL, TYPES
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 # Of some families: mrope of Qwen-VL, axial of vision towers, ntk_alpha of HunYuan.
 _TYPES_OF_FAMILIES = ("mrope", "axial", "ntk_alpha")

@@ -8,7 +8,7 @@ from typing import Any
 from ropex.doctor.findings import Edit, Path, Problem, Rule, shown
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts
 from ropex.doctor.values import MAX, ORIGINAL, number, positive, spelled, whole
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 _LENGTHS = (MAX, ORIGINAL)
 _SHARES = ("partial_rotary_factor", "rotary_pct")

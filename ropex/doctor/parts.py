@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from ropex.config.notations import is_nested
 from ropex.doctor.findings import Edit, Path, Problem, dotted
 from ropex.doctor.layer_types import by_layer
 from ropex.doctor.values import MAX, ORIGINAL, positive
-from ropex.notations import is_nested
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint

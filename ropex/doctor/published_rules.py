@@ -12,7 +12,7 @@ from ropex.doctor.family_rules import base_written, stated_bases
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts
 from ropex.doctor.values import MAX, close, positive
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 _USUAL_BASE = 1e4  # what converters and engines write or take where they know no other
 _ROUNDING = 0.01

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ropex.doctor.gguf import Gguf, read_gguf
+from ropex.checkpoints.gguf import Gguf, read_gguf
 from ropex.doctor.values import positive
-from ropex.headers import (
+from ropex.files.untrusted import (
     Tensor,
     absent_tensors,
     check_files,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import Entry, on_entries
 from ropex.doctor.values import MAX, close, number, positive
-from ropex.engines import ENGINES
+from ropex.engines.facts import ENGINES
 
 
 @on_entries

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ropex.config.notations import is_nested, written
 from ropex.doctor.layer_types import by_layer
 from ropex.doctor.parts import Part
 from ropex.doctor.values import positive
-from ropex.notations import is_nested, written
 
 # The base that transformers 4.57 takes for each family that it knows, where a config has none.
 _FAMILIES_BY_BASE = {

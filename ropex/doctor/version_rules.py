@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ropex.config.notations import is_nested, misread_by_4
 from ropex.doctor.findings import Edit, Problem, Rule, shown
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts
 from ropex.doctor.values import MAX, ORIGINAL, TYPES, close, positive
 from ropex.doctor.version_4 import defaults_in_4, keys_in_4
-from ropex.engines import ENGINES
-from ropex.notations import is_nested, misread_by_4
+from ropex.engines.facts import ENGINES
 
 # Families whose config in transformers 4 refuses an entry with other keys than these.
 _LISTS, _PLAIN = ("type", "short_factor", "long_factor"), ("type", "factor")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from ropex.limits import MOST_LAYERS
+from ropex.config.limits import MOST_LAYERS
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 

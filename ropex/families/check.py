@@ -17,8 +17,8 @@ from torch import Tensor
 import ropex
 from ropex.families.settings import TRAINED
 from ropex.families.tiny import tiny_model
-from ropex.models import sites
-from ropex.patching import Patch
+from ropex.model.rotary import sites
+from ropex.patching.handle import Patch
 
 # Both are beyond the windows, chunks and selections of keys of the tiny models.
 LENGTH = 40  # tokens, more than the tiny models were "trained" at

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ropex.families.check import CLAUSES, Family, Outcome
-from ropex.files import write_text
+from ropex.files.writing import write_text
 
 _COLUMNS = {
     "undone": "undone",

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ropex.attention.shifted import shift_attention as shift_attention
     from ropex.train.chunked_loss import chunk_loss as chunk_loss
     from ropex.train.collators import PackedCollator as PackedCollator
     from ropex.train.collators import PlainCollator as PlainCollator
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ropex.train.positions import CREAM as CREAM
     from ropex.train.positions import PoSE as PoSE
     from ropex.train.positions import RandomPositions as RandomPositions
-    from ropex.train.shifted import shift_attention as shift_attention
 
 _HOMES = {
     "chunk_loss": "chunked_loss",

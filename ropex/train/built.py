@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.native import close
+from ropex.model.realise import close
+from ropex.model.sites.base import Site
+from ropex.model.sites.buffers import BufferSite
 from ropex.rope import Plan
-from ropex.sites.base import Site
-from ropex.sites.buffers import BufferSite
 
 Tables = tuple[tuple[int, Plan], ...]
 """Plans by length in tokens: one within the trained length, one far beyond it."""

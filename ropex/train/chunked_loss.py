@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from ropex.errors import UnsupportedModel
-from ropex.install import set_attribute
+from ropex.model.attributes import set_attribute
+from ropex.patching.verify import has_weights
 from ropex.train.loss_pass import Chunks
 from ropex.train.probing import probe_ids, trying
-from ropex.verify import has_weights
 
 
 def chunk_loss(model: nn.Module, rows: int | None = None) -> ChunkedLoss:

@@ -8,17 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ropex.errors import UnsupportedModel
-from ropex.install import Options
-from ropex.models import main_site, sites
-from ropex.nesting import stack
-from ropex.patching import Patch
-from ropex.planning import Planned
-from ropex.registry import strategy as parse_strategy
+from ropex.model.options import Options
+from ropex.model.rotary import main_site, sites
+from ropex.model.sites.base import Site
+from ropex.model.sites.buffers import BufferSite
+from ropex.model.sites.computed import ComputedSite
+from ropex.patching.handle import Patch
+from ropex.patching.plan import Planned
+from ropex.patching.stack import stack
 from ropex.rope import Plan, Rope
-from ropex.sites.base import Site
-from ropex.sites.buffers import BufferSite
-from ropex.sites.computed import ComputedSite
 from ropex.strategies.base import Strategy
+from ropex.strategies.registry import strategy as parse_strategy
 from ropex.train.built import Tables, around, built, has_own_type, same_table
 from ropex.train.misfit import misfit_of
 
@@ -51,7 +51,7 @@ class Expected:
 
     Attributes:
         under: The strategies of its patches, or how its config scales, in words.
-        wanted: For each rotary table, in the order of `ropex.models.sites`.
+        wanted: For each rotary table, in the order of `ropex.model.rotary.sites`.
         patches: Those in place; None for one that came with a copy of a patched model.
         misfit: Why this is not the strategy that was asked for, in one sentence; None if it is.
     """

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ropex.errors import UnsupportedModel
-from ropex.models import sites
-from ropex.nesting import stack
-from ropex.record import Record
+from ropex.model.rotary import sites
+from ropex.model.sites.base import Site
+from ropex.model.sites.buffers import BufferSite
+from ropex.patching.record import Record
+from ropex.patching.stack import stack
 from ropex.rope import Plan
-from ropex.sites.base import Site
-from ropex.sites.buffers import BufferSite
 from ropex.strategies.base import Strategy
 from ropex.train.built import around, asked, built, same_table
 from ropex.train.expected import Expected, Wanted

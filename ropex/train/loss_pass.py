@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ropex.errors import UnsupportedModel
-from ropex.head import Finish, close, finishes
-from ropex.install import set_attribute
+from ropex.model.attributes import set_attribute
+from ropex.model.head import Finish, close, finishes
 from ropex.train.probing import probe_ids, trying
 
 # Logits of one chunk and their gradient, in the model's dtype and in float32, and probabilities.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ropex.config.entry import write_entry
 from ropex.errors import UnsupportedModel
-from ropex.patching import Patch
-from ropex.planning import Planned, plan_sites
-from ropex.record import fingerprint
-from ropex.rope_config import write_entry
-from ropex.sites.base import Site
-from ropex.sites.buffers import BufferSite
+from ropex.model.sites.base import Site
+from ropex.model.sites.buffers import BufferSite
+from ropex.patching.handle import Patch
+from ropex.patching.plan import Planned, plan_sites
+from ropex.patching.record import fingerprint
 from ropex.strategies.base import Strategy
 from ropex.strategies.none import Unscaled
 from ropex.train.built import same_table

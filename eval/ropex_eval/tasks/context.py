@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ropex_eval.answers import Branch, Ids
+from ropex_eval.measure.answers import Branch, Ids
 from ropex_eval.tasks.pieces import Encoder, sentences
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ropex_eval.answers import Ids
+from ropex_eval.measure.answers import Ids
 from ropex_eval.tasks.context import Asked, Context, Setting, about_all, behind
 from ropex_eval.tasks.pieces import code, distinct, word
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ropex_eval.answers import Branch
+from ropex_eval.measure.answers import Branch
 from ropex_eval.tasks.context import Context, Question, Setting
 
 _CUE = 8  # tokens that are given of the second copy; fewer might occur elsewhere by chance

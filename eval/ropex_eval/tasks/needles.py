@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from ropex_eval.answers import Ids
+from ropex_eval.measure.answers import Ids
 from ropex_eval.tasks.context import Asked, Context, Question, Setting, splice
 from ropex_eval.tasks.pieces import CITIES, distinct, number
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import Any
 
-from ropex.tokens import require_embedded
-from ropex_eval.answers import Ids
+from ropex.texts.tokens import require_embedded
+from ropex_eval.measure.answers import Ids
 
 # A tokenizer may treat the beginning of a text as that of a word. No piece is one, so each is
 # encoded behind this letter, whose ids are then taken off.

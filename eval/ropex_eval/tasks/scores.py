@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, mean, median
 from typing import Any
 
-from ropex_eval.answers import AnswerScorer, Ids
+from ropex_eval.measure.answers import AnswerScorer, Ids
 from ropex_eval.tasks.context import Context, Source
 from ropex_eval.tasks.registry import Task, contexts
 

@@ -1,0 +1,1 @@
+"""Forward passes: losses and answers within the memory at hand."""

@@ -1,0 +1,45 @@
+"""The one file of a page: style, script and data stand in it, and it asks for nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from ropex_eval.report.page.data import embed
+from ropex_eval.report.page.markup import Markup, join
+
+SCRIPTS = ("chart.js", "page.js")
+
+
+def document(title: str, body: Markup, data: Mapping[str, Any]) -> str:
+    """A page that can be saved.
+
+    Only the script of this package may run, by its hash, and nothing may be loaded: whatever a
+    model, a text or a strategy is called, a browser neither executes nor fetches it.
+    """
+    script = "".join(_asset(each) for each in SCRIPTS)
+    text = Template(_asset("page.html")).substitute(
+        title=join([title]),
+        policy=_policy(script),
+        style=_asset("page.css"),
+        body=body,
+        data=embed(data),
+        script=script,
+    )
+    return text.encode("utf-8", "replace").decode()  # a file's name may be no valid text
+
+
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _asset(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""A run: its work, its folder and its numbers."""

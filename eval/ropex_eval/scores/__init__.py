@@ -1,0 +1,1 @@
+"""What is computed from losses: definitions, statistics, verdicts, results."""

@@ -1,0 +1,1 @@
+"""What is measured: texts, protocol, passes and the stored table."""

@@ -1,0 +1,175 @@
+"""A study: a model, a text and a protocol, and what identifies the numbers that they give."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import ropex
+from ropex.files.untrusted import read_json
+from ropex.patching.handle import Patch
+from ropex.rope import Rope
+from ropex.strategies.base import Strategy
+from ropex.strategies.frozen import Frozen
+from ropex.texts.tokens import require_embedded
+from ropex_eval.study.corpus import Corpus
+from ropex_eval.study.passes import length_classes, shared_by, wanted
+from ropex_eval.study.protocol import Protocol
+from ropex_eval.study.table import Keys
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything that decides the numbers of a run.
+
+    Attributes:
+        model_id: What the user called the model.
+        folder: Its checkpoint.
+        skeleton: The model, with or without its weights; they are not looked at.
+        load: Loads the model, in the number type and on the device that are named here.
+        corpus: The excerpts.
+        protocol: Lengths and definitions.
+        dtype: Number type of the weights, such as `float32`.
+        device: Type of the device, such as `cpu`.
+        trained_length: Where the config does not say.
+        lift_sliding_window: As for `ropex.patch`.
+        command: The command line that asks for it.
+        warnings: What a reader of the numbers should know of the text.
+        tokenizer: Of the model; only what is asked in words needs it.
+    """
+
+    model_id: str
+    folder: Path
+    skeleton: Any
+    load: Callable[[], Any]
+    corpus: Corpus
+    protocol: Protocol
+    dtype: str = "float32"
+    device: str = "cpu"
+    trained_length: int | None = None
+    lift_sliding_window: bool = False
+    command: str | None = None
+    warnings: tuple[str, ...] = ()
+    tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        require_embedded([self.corpus.largest_id], self.skeleton, self.model_id)
+
+    @cached_property
+    def rope(self) -> Rope:
+        """The rotary embedding of the model."""
+        return ropex.rope_of(self.skeleton, self.trained_length)
+
+    @cached_property
+    def about_model(self) -> dict[str, Any]:
+        """The model, as results name it."""
+        config = self.skeleton.config
+        return {
+            "id": self.model_id,
+            "type": config.model_type,
+            "sha256": fingerprint(self.folder),
+            "dtype": self.dtype,
+            "device": self.device,
+            "attention": config._attn_implementation,
+            "trained_length": self.rope.trained_length,
+            "rope_theta": self.rope.base,
+            "rotary_dim": self.rope.dim,
+            "sliding_window_lifted": self.lift_sliding_window,
+        }
+
+    def about(self, corpus: Corpus) -> dict[str, Any]:
+        """What a reader needs to know to compute the same numbers on some of the excerpts."""
+        protocol = asdict(self.protocol)
+        return {
+            "model": self.about_model,
+            "data": {
+                "source": corpus.source,
+                "documents": corpus.documents,
+                "too_short": corpus.too_short,
+                "repeated": corpus.repeated,
+                "excerpts": len(corpus.excerpts),
+                "tokens": protocol.pop("excerpt"),
+                "bos": corpus.bos,
+                "tokens_sha256": corpus.sha256,
+                "clusters": "documents" if len(corpus.documents) > 1 else "excerpts",
+            },
+            "protocol": protocol,
+            "versions": versions(),
+            "command": self.command,
+        }
+
+    @contextmanager
+    def patched(self, model: Any, strategy: Strategy, at: int) -> Iterator[Patch]:
+        """The model under a strategy, held at what it does for sequences of `at` tokens."""
+        held = strategy if strategy.class_on(self.rope) == "static" else Frozen(strategy, at)
+        with ropex.patch(
+            model,
+            held,
+            trained_length=self.trained_length,
+            lift_sliding_window=self.lift_sliding_window,
+        ) as patch:
+            yield patch
+
+    def keys(self, strategy: Strategy) -> Keys:
+        """What decides the numbers of a strategy besides the text, at the lengths of passes.
+
+        Raises:
+            ValueError: The strategy does not fit the model.
+        """
+        spans = wanted(self.corpus.text, self.protocol)
+        lengths = [*self.protocol.lengths, *(span.length for span in spans)]
+        classes = length_classes(strategy, self.rope, lengths)
+        ranges: dict[int, tuple[int, int | None, str]] = {}
+        for length, at in sorted(classes.items()):
+            first, last = shared_by(strategy, self.rope, length)
+            if first not in ranges:
+                ranges[first] = (first, last, self._key(strategy, at))
+        return Keys(tuple(ranges.values()))
+
+    def _key(self, strategy: Strategy, at: int) -> str:
+        with self.patched(self.skeleton, strategy, at) as patch:
+            plans = fingerprint_of_plans(patch)
+        decisive = {k: v for k, v in self.about_model.items() if k not in ("id", "trained_length")}
+        content = json.dumps([decisive, versions(), plans], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {"transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def fingerprint_of_plans(patch: Patch) -> str:
+    """Hash of all that a patch changes: every table, scale and query factor."""
+    digest = hashlib.sha256()
+    for each in patch.planned:
+        plan = each.plan
+        scales = (plan.attention_scale, plan.softmax_scale, plan.query_scale, each.kept)
+        digest.update(f"{each.site} {scales}".encode())
+        digest.update(plan.inv_freq.to(torch.float64).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint: what its config says, in any order, and every byte of its weights.
+
+    All of them, since a fine-tuning may change the middle of a file alone; reading them a second
+    time costs less than loading them did.
+    """
+    config = read_json(folder / "config.json")
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Measurements during and after training."""

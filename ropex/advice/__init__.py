@@ -1,0 +1,1 @@
+"""Which strategies would carry a model to a length."""

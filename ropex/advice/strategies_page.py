@@ -1,0 +1,273 @@
+"""The page on all strategies, made of their docstrings and of what they do to one model."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from ropex.advice.bounds import inside, phase_change
+from ropex.advice.candidates import UNTRAINED
+from ropex.advice.pictures import draw
+from ropex.engines.facts import Encoding, Service, encoding
+from ropex.files.writing import write_text
+from ropex.model.sites.base import Site
+from ropex.rope import Rope
+from ropex.sizes import format_size
+from ropex.strategies.base import PerLength, Scaled, Strategy, parameters
+from ropex.strategies.registry import registry, strategy
+
+# Llama 2: what pictures and figures of the page are about.
+_DIM, _BASE, _TRAINED, _FACTOR = 128, 1e4, 4096, 4
+
+# An instance of each strategy that neither takes a factor nor has a default for each parameter.
+_EXAMPLES = {
+    "giraffe_power": "giraffe_power:0.1",
+    "giraffe_truncated": "giraffe_truncated:2k",
+    "longrope": "longrope:factor=4,long_factor=" + "/".join(f"{1 + i / 21:.4g}" for i in range(64)),
+    "temperature": "temperature:1.07",
+    "theta": "theta:500000",
+}
+
+GROUPS = {
+    "Static frequencies": (
+        "One set of frequencies for every length. Cached keys stay valid and a config carries "
+        "them, so engines can serve them; texts within the trained length pay for it. Take one of "
+        "these to serve a model."
+    ),
+    "Frequencies by length": (
+        "Nothing changes within the trained length, and a longer text gets what it needs. Take one "
+        "of these where short texts must not change and ropex runs the model; `length=N` makes the "
+        "dynamic ones static."
+    ),
+    "Sharper attention": (
+        "Frequencies stay; attention becomes sharper, which keeps it from spreading over the many "
+        "tokens of a long text. They reach no further by themselves: join one to a scaling, as in "
+        "`yarn:4+logn`."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the page says of one strategy.
+
+    Attributes:
+        cls: Its class.
+        example: An instance for a model like Llama 2.
+        rope: The rotary embedding of that model.
+        encoding: How it stands in the config of that model.
+    """
+
+    cls: type[Strategy]
+    example: Strategy
+    rope: Rope
+    encoding: Encoding
+
+    @property
+    def group(self) -> str:
+        """Where it stands on the page."""
+        static, by_length, sharper = GROUPS
+        if not self.cls.changes_frequencies and self.cls.name != "none":
+            return sharper
+        return static if self.example.length_class == "static" else by_length
+
+
+def write_page(folder: Path) -> list[Path]:
+    """Write `strategies.md` and its pictures below `folder`.
+
+    Returns:
+        The files written.
+    """
+    pictures = folder / "strategies"
+    pictures.mkdir(parents=True, exist_ok=True)
+    rope = Rope.standard(_DIM, _BASE, _TRAINED)
+    drawn = [pictures / f"{name}.png" for name in registry()]
+    written = [path for path in drawn if draw(example(registry()[path.stem]), rope, path)]
+    page = folder / "strategies.md"
+    write_text(page, text())
+    return [page, *written]
+
+
+def text() -> str:
+    """The page, in Markdown."""
+    site = _llama()
+    entries = [_entry(cls, site) for cls in registry().values()]
+    parts = [_head()]
+    grouped = {name: [each for each in entries if each.group == name] for name in GROUPS}
+    for name, members in grouped.items():
+        links = ", ".join(f"[`{each.cls.name}`](#{each.cls.name})" for each in members)
+        parts.append(f"- [{name}](#{name.lower().replace(' ', '-')}): {links}")
+    for name, members in grouped.items():
+        parts.append(f"\n## {name}\n\n{_fill(GROUPS[name])}")
+        parts += [_section(each) for each in members]
+    return "\n".join(parts) + "\n"
+
+
+def example(cls: type[Strategy]) -> Strategy:
+    """The instance that is drawn.
+
+    Raises:
+        TypeError: The strategy needs parameters, and `_EXAMPLES` has none for it.
+    """
+    if cls.name in _EXAMPLES:
+        return strategy(_EXAMPLES[cls.name])
+    build: Callable[..., Strategy] = cls
+    return build(factor=float(_FACTOR)) if issubclass(cls, Scaled) else build()
+
+
+def meanings(cls: type[Strategy]) -> dict[str, str]:
+    """What each parameter is, from the Args sections of the class and of those it derives from."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Args:\n")
+        block = section.partition("\n\n")[0]
+        for name, meaning in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", block, re.MULTILINE):
+            found[name] = " ".join(meaning.split())
+    return found
+
+
+def _llama() -> Site:
+    """The rotary table of a model like Llama 2."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from ropex.model.rotary import sites
+
+    return sites(LlamaRotaryEmbedding(LlamaConfig(max_position_embeddings=_TRAINED)))[0]
+
+
+def _entry(cls: type[Strategy], site: Site) -> Entry:
+    chosen, rope = example(cls), site.rope()
+    plan = chosen.plan(rope, _FACTOR * rope.trained_length)
+    if plan.query_scale is not None:
+        return Entry(cls, chosen, rope, encoding(None))
+    changes = chosen.length_class != "static" or plan.changes(rope)
+    return Entry(cls, chosen, rope, encoding(site.realise(chosen, rope).entry if changes else {}))
+
+
+def _head() -> str:
+    target = format_size(_FACTOR * _TRAINED)
+    intro = (
+        f"Written by `ropex strategies --page docs`. Pictures and figures are for the rotary "
+        f"embedding of Llama 2 (64 pairs, base 10000, trained at {format_size(_TRAINED)} tokens) "
+        f"and a factor of {_FACTOR} where there is one: how many times longer the wavelength of "
+        "each pair becomes, with a line at the critical pair, the last that made a full turn in "
+        "training, and a cross where a pair no longer turns. For strategies that leave the "
+        "frequencies alone: what attention logits are multiplied by, by the position of the query."
+    )
+    advice = (
+        "`ropex show MODEL -s S -s S --png FILE` draws strategies for your model, "
+        f"`ropex suggest MODEL --length {target}` says which of them would carry it there."
+    )
+    return f"# Strategies\n\n{_fill(intro)}\n\n{_fill(advice)}\n"
+
+
+def _section(entry: Entry) -> str:
+    cls = entry.cls
+    summary, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("\n")
+    body = rest.partition("Args:\n")[0].strip()
+    aliases = ", ".join(f"`{alias}`" for alias in cls.aliases)
+    lines = [f"\n### {cls.name}\n", f"**{summary}**" + (f" Also {aliases}." if aliases else "")]
+    if cls.name != "none":
+        lines += ["", f"![{cls.name}](strategies/{cls.name}.png)"]
+    lines += ["", body, "", f"- Formula: {_formula(cls)}", f"- Source: <{cls.paper}>"]
+    lines += [f"- When: {_when(entry)}", f"- Here: {_figures(entry)}", *_compatibility(entry)]
+    return "\n".join([*lines, *_parameters(cls)])
+
+
+def _formula(cls: type[Strategy]) -> str:
+    """What `apply` says that it does."""
+    return " ".join((inspect.getdoc(cls.apply) or "").partition("\n\n")[0].split())
+
+
+def _when(entry: Entry) -> str:
+    static, by_length, _ = GROUPS
+    if entry.cls.name == "none":
+        return "as the baseline of every comparison."
+    if entry.group == by_length:
+        return (
+            "texts within the trained length must stay as they are, and ropex is there to run it."
+        )
+    if entry.group != static:
+        return "joined to a scaling, for long texts over which attention spreads too thin."
+    if not issubclass(entry.cls, Scaled):
+        return "the model is trained on with it, or it is joined to a scaling."
+    if source := UNTRAINED.get(entry.cls.name):
+        return f"one factor serves all lengths, also without further training ({source})."
+    return (
+        "one factor serves all lengths; published results are of models that were trained on with "
+        "it, so measure before you keep it without."
+    )
+
+
+def _parameters(cls: type[Strategy]) -> list[str]:
+    known, said = parameters(cls), meanings(cls)
+    if not known:
+        return ["", "No parameters."]
+    rows = [f"| `{each.name}` | {_default(each.default)} | {said[each.name]} |" for each in known]
+    return ["", "| parameter | default | meaning |", "|---|---|---|", *rows]
+
+
+def _default(value: Any) -> str:
+    if value is MISSING:
+        return "required"
+    if value is None or value == ():
+        return ""
+    return f"`{str(value).lower().removesuffix('.0')}`"
+
+
+def _figures(entry: Entry) -> str:
+    """What closed form says of the example at the target and below the trained length."""
+    rope, length = entry.rope, _FACTOR * entry.rope.trained_length
+    near, far = (entry.example.plan(rope, tokens) for tokens in (rope.trained_length, length))
+    outside = int((~inside(rope, far, length)).sum())
+    known = "every pair sees trained angles only" if not outside else (
+        f"{outside} of {rope.dim // 2} pairs see new angles")  # fmt: skip
+    cost = f"the angle over 64 tokens changes by up to {phase_change(rope, near):.2g} radians"
+    if not phase_change(rope, near):
+        cost = "no frequency moves"
+    sharper = float(near.attention_scale) ** 2
+    heat = f", logits x {sharper:.2f}" if sharper != 1 else ""
+    name = str(entry.example)
+    shown = name if len(name) < 60 else f"{entry.cls.name} with an even list"
+    return (
+        f"with `{shown}`, {known} at {format_size(length)}; within the trained length {cost}{heat}."
+    )
+
+
+def _compatibility(entry: Entry) -> list[str]:
+    scaled = entry.example.plan(entry.rope).query_scale is not None
+    kernels = "any, as only cos and sin change" if not scaled else (
+        "those that transformers calls by name (eager, sdpa, flash attention), as queries are "
+        "scaled before them")  # fmt: skip
+    if entry.example.length_class != "static":
+        kernels += "; eager or sdpa with an un-rotated cache"
+    engines: dict[Service, list[str]] = {}
+    for name, service in entry.encoding.by_engine().items():
+        engines.setdefault(service, []).append(name)
+    told = [f"{', '.join(names)}: {service}" for service, names in engines.items()]
+    return [
+        f"- Key-value cache: {_cache(entry)}.",
+        f"- Attention kernels: {kernels}.",
+        f"- Saved config: {entry.encoding.what}.",
+        f"- Engines: {'; '.join(told)}.",
+    ]
+
+
+def _cache(entry: Entry) -> str:
+    if entry.example.length_class == "static":
+        return "valid at any length"
+    fixed = ", or fix `length=N`" if issubclass(entry.cls, PerLength) else ""
+    return (
+        "a cache of rotated keys cannot grow past the trained length; patch with "
+        f'`cache="unrotated"`{fixed}'
+    )
+
+
+def _fill(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False)

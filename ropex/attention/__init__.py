@@ -1,0 +1,1 @@
+"""The attention function of a patched model."""

@@ -1,0 +1,1 @@
+"""Checkpoints: found, loaded, written and saved with their strategy."""

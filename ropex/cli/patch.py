@@ -1,0 +1,81 @@
+"""`ropex patch`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, say
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `patch`."""
+    patch = add_verb(
+        verbs,
+        "patch",
+        _patch,
+        "write a checkpoint that computes a strategy without ropex",
+        "ropex patch ./llama -s yarn:4 -o ./llama-16k",
+    )
+    add_model(patch)
+    patch.add_argument(
+        "-s",
+        "--strategy",
+        action="append",
+        required=True,
+        metavar="S",
+        help="such as yarn:4, or @FILE",
+    )
+    patch.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
+    patch.add_argument(
+        "--lift-sliding-window",
+        action="store_true",
+        help="let every token see all before it, in a model whose attention has a window",
+    )
+    patch.add_argument(
+        "--link",
+        action="store_true",
+        help="make hard links of the weights, which takes no room on any file system; they are "
+        "then the very files of MODEL under a second name: what writes into one writes into both",
+    )
+    patch.add_argument("--force", action="store_true", help="replace the checkpoint in OUT")
+    patch.add_argument(
+        "--fold-temperature",
+        action="store_true",
+        help="put a temperature into the query weights, for engines that misread it in a config",
+    )
+
+
+def _patch(arguments: argparse.Namespace) -> None:
+    from ropex.checkpoints.copies import LINKED
+    from ropex.checkpoints.fold import without_temperature
+    from ropex.checkpoints.write import save_patched
+    from ropex.config.from_file import read_strategy
+    from ropex.patching.handle import patch
+
+    if len(arguments.strategy) > 1:
+        both = "+".join(arguments.strategy)
+        raise ValueError(f"a checkpoint holds one strategy; give one -s, or {both} to combine them")
+    chosen = read_strategy(arguments.strategy[0])
+    quiet()
+    folder, model, _ = read_model(arguments)
+    settings = {
+        "trained_length": arguments.trained_length,
+        "lift_sliding_window": arguments.lift_sliding_window,
+    }
+    patched, temperature = patch(model, chosen, **settings), 1.0
+    if arguments.fold_temperature:
+        temperature = float(patched.plan.attention_scale)
+        patched.remove()
+        patched = patch(model, without_temperature(chosen, temperature), **settings)
+    kind = save_patched(
+        folder,
+        patched,
+        arguments.out,
+        force=arguments.force,
+        temperature=temperature,
+        link=arguments.link,
+    )
+    say(f"{patched}\nwritten to {arguments.out}, weights {kind}")
+    if kind == "linked":
+        say(f"ropex: warning: {LINKED}")

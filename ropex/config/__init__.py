@@ -1,0 +1,1 @@
+"""The rotary part of a config: read, converted and written."""

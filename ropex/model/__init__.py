@@ -1,0 +1,1 @@
+"""The rotary tables of a live model."""

@@ -1,0 +1,71 @@
+"""The scale of attention logits in latent attention (DeepSeek), which goes by the rope entry.
+
+Its families rotate a slice of each head. `attention_scaling` reaches that slice alone, so they
+multiply the scale of all logits when they are built, by `(0.1 mscale_all_dim ln(factor) + 1) ** 2`.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ropex.config.entry import write_entry
+from ropex.model.attributes import set_attribute
+from ropex.rope import Plan
+
+if TYPE_CHECKING:
+    from ropex.model.sites.base import Site
+
+SOFTMAX_KEYS = ("factor", "mscale", "mscale_all_dim")
+# Later versions of transformers scale these as well; 4 forgot.
+_FORGOTTEN = ("deepseek_v2",)
+
+
+def latent_attention(model: nn.Module, config: Any) -> tuple[Any, ...]:
+    """The attention modules built from `config` whose logits are scaled by its rope entry."""
+    found = [
+        module
+        for module in model.modules()
+        if hasattr(module, "kv_lora_rank")
+        and isinstance(getattr(module, "scaling", None), float)
+        and getattr(module, "config", None) is config
+    ]
+    reads = found and (config.model_type in _FORGOTTEN or _reads_entry(found[0], config))
+    return tuple(found) if reads else ()
+
+
+def same_softmax(site: Site, config: Any, plan: Plan) -> bool:
+    """Whether attention built from `config` scales its logits as planned."""
+    if not site.latent:
+        return True
+    planned: float = site.latent[0].scaling * plan.softmax_scale
+    return _built(site.latent[0], config) == planned
+
+
+def scale_softmax(site: Site, plan: Plan, undo: ExitStack) -> None:
+    """Multiply the scale of the logits of latent attention by what was planned."""
+    for module in site.latent if plan.softmax_scale != 1 else ():
+        set_attribute(module, "scaling", module.scaling * plan.softmax_scale, undo)
+
+
+def _reads_entry(module: Any, config: Any) -> bool:
+    scalings = []
+    for mscale in (0.0, 1.0):
+        changed = copy.deepcopy(config)
+        entry = {"rope_type": "yarn", "factor": 4.0, "mscale": mscale, "mscale_all_dim": mscale}
+        try:
+            write_entry(changed, entry, config.max_position_embeddings, 4)
+            scalings.append(_built(module, changed))
+        except Exception:  # a family that takes no such entry
+            return False
+    return scalings[0] != scalings[1]
+
+
+def _built(module: Any, config: Any) -> float:
+    """The scale of an attention module like this one, built from `config`."""
+    with torch.device("meta"):
+        return float(type(module)(config, module.layer_idx).scaling)

@@ -1,0 +1,1 @@
+"""Patches: planned, applied, checked, recorded and removed."""

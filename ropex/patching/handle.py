@@ -1,0 +1,300 @@
+"""Patch the rotary embeddings of a loaded model, and put them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import nn
+
+from ropex.errors import UnsupportedModel
+from ropex.model.configs import keep_edits, own_configs
+from ropex.model.options import Options
+from ropex.model.rotary import sites
+from ropex.model.sites.base import Site
+from ropex.model.window import lift_window
+from ropex.patching.advise import warn
+from ropex.patching.apply import (
+    apply_attention,
+    apply_batching,
+    apply_rope,
+    check_start,
+    guard_caches,
+)
+from ropex.patching.plan import Planned, plan_sites
+from ropex.patching.record import write_record
+from ropex.patching.saving import install_saving
+from ropex.patching.stack import Applied, check_below, stack, unwind
+from ropex.patching.verify import (
+    Verification,
+    has_weights,
+    same_unrotated,
+    verify,
+    within_trained,
+)
+from ropex.rope import Plan, Rope
+from ropex.sizes import format_size
+from ropex.strategies.base import LengthClass, Strategy
+from ropex.strategies.registry import strategy as parse_strategy
+
+
+def patch(
+    model: nn.Module,
+    strategy: str | Strategy,
+    *,
+    trained_length: int | None = None,
+    lift_sliding_window: bool = False,
+    precision: Literal["parity", "exact"] = "parity",
+    cache: Literal["rotated", "unrotated"] = "rotated",
+) -> Patch:
+    """Give every rotary embedding of `model` the frequencies of `strategy`, in place.
+
+    Only this instance changes: no class, no other model. Its config is replaced by a changed copy,
+    so that `save_pretrained` writes what the model computes; give the whole model and not a part
+    of it, as the rest keeps its config. The change lasts until
+    `Patch.remove()`, or until the end of the `with` block if used as one.
+
+    Args:
+        model: A model of transformers with rotary embeddings.
+        strategy: A strategy, or its text, such as `"yarn:4"`.
+        trained_length: Tokens that the model was trained at, where its config does not say.
+        lift_sliding_window: Let every token see all tokens before it, in a model whose attention
+            has a window (Mistral 7B v0.1).
+        precision: `parity` computes cos and sin in float32, as transformers and every engine do, so
+            that a checkpoint made of this model computes the same there. `exact` computes them in
+            float64, within 1e-6 at any position; float32 is off by 3e-3 at 131,072.
+        cache: `rotated` keeps rotated keys in key-value caches, as ever; a strategy that depends on
+            the length then refuses to continue one beyond the trained length. `unrotated` keeps
+            keys as they are, so that prefill equals decoding under every strategy, at the
+            price of rotating the whole cache in each layer and call. Each token is then read at the
+            length that the sequence has there, so a prompt beyond the trained length takes as long
+            as generating it would, if the strategy depends on the length.
+
+    Returns:
+        The handle that undoes the change, checks it and lists what was changed.
+
+    Raises:
+        UnsupportedModel: The model has no rotary embedding that ropex can patch.
+        ValueError: The strategy is unknown or does not fit the model.
+
+    Example:
+        >>> with ropex.patch(model, "yarn:4"):
+        ...     logits = model(input_ids).logits
+    """
+    options = Options(precision, cache)
+    handle = Patch(model, parse_strategy(strategy), trained_length, lift_sliding_window, options)
+    if cache == "unrotated" and has_weights(model):
+        try:
+            _check_unrotated(handle)
+        except BaseException:
+            handle.remove()
+            raise
+    warn(handle, lift_sliding_window)
+    return handle
+
+
+class Patch:
+    """A strategy applied to a model; what `patch` returns.
+
+    Attributes:
+        model: The patched model.
+        strategy: The strategy applied.
+        rope: The rotary embedding as it was before; where layers rotate differently, that of the
+            layers which see the whole context.
+        plan: The float64 plan; where it depends on the length, the one at the trained length.
+        sites: The tables of its rotary modules.
+        planned: What the strategy makes of each.
+        options: How cos and sin are computed, and what caches hold.
+        scaled_by: How the checkpoint itself was scaled (`yarn, factor 4`); None if it was not.
+        rebuilds: Whether it also repairs tables that were lost while loading.
+        target_length: Tokens that the patched model is meant to reach.
+        in_config: Whether the model's config says all that the patch does, so that a saved
+            checkpoint computes the same without ropex.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strategy: Strategy,
+        trained_length: int | None,
+        lift: bool,
+        options: Options,
+    ) -> None:
+        self.model: Any = model
+        self.strategy, self._lift, self.options = strategy, lift, options
+        self.sites: tuple[Site, ...] = sites(model)
+        self.planned: tuple[Planned, ...] = plan_sites(self.sites, strategy, trained_length)
+        main = next(each for each in self.planned if not each.kept)
+        self.rope: Rope = main.rope
+        self.plan: Plan = main.plan
+        self.scaled_by: str | None = main.site.scaled_by()
+        self.target_length: int = strategy.target_length(self.rope)
+        self.rebuilds: bool = any(site.damaged for site in self.sites)
+        self._goes_on = any(site.ends for site in self.sites)
+        self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
+        check_start(self)
+        self._below: tuple[Applied, ...] = tuple(stack(self.sites))
+        self._undo: ExitStack | None = None
+        self._blocks: list[int] = []  # how many patches each `with` of it leaves in place
+        self._apply()
+
+    @property
+    def changes_rope(self) -> bool:
+        """Whether the frequencies or the attention scale change, at this length or at another."""
+        changed = self.rebuilds or self._goes_on or any(each.changes for each in self.planned)
+        if self.rope.lists is not None and self.strategy.native(self.rope) != {}:
+            return True  # at one length or the other
+        return changed or self.strategy.length_class != "static"
+
+    def verify(self) -> Verification:
+        """Check on the live model that the patch does what was planned; see `patching.verify`.
+
+        Raises:
+            RuntimeError: It does not, and the message says where, or the patch is removed.
+        """
+        if self._undo is None:
+            raise RuntimeError(f"{self.strategy} is removed; there is nothing to verify")
+        if not has_weights(self.model):
+            raise RuntimeError("the model has no weights yet; load them and verify then")
+        return verify(self)
+
+    def remove(self) -> None:
+        """Restore the model bit for bit. A patch that is removed already stays so.
+
+        Raises:
+            RuntimeError: A later patch of the same model is still in place.
+        """
+        if self._undo is None:
+            return
+        last = stack(self.sites)[-1]
+        if last.identity != id(self):
+            raise RuntimeError(
+                f"patches are removed last first: remove {last.strategy} before {self.strategy}"
+            )
+        self._undo.close()
+        self._undo = None
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """The model as it was before this patch, for the length of the block.
+
+        Patches made inside the block end with it.
+        """
+        applied = self._undo is not None
+        self.remove()
+        below = len(stack(self.sites))
+        try:
+            yield
+        finally:
+            unwind(self.sites, below)
+            if applied:
+                self._apply()
+
+    def __enter__(self) -> Patch:
+        """Apply it again if it was removed.
+
+        Raises:
+            RuntimeError: The model is not the one that it was made for: other patches are in place.
+        """
+        within = bool(self._blocks) and self._undo is not None
+        if self._undo is None:
+            check_below(self.strategy, self._below, stack(self.sites))
+            self._apply()
+        self._blocks.append(len(stack(self.sites) if within else self._below))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        left = self._blocks.pop()
+        if self._undo is not None:
+            unwind(self.sites, left)
+
+    def __repr__(self) -> str:
+        if self._undo is None:
+            return f"Patch({self.strategy}, removed)"
+        parts = [f"queries x {self.plan.query_scale}"] if self.plan.query_scale else []
+        parts += ["phases in float64"] if self.options.precision == "exact" else []
+        parts += ["un-rotated keys in caches"] if self.options.cache == "unrotated" else []
+        trained, target = map(format_size, (self.rope.trained_length, self.target_length))
+        lines = [f"Patch({self.strategy}): trained at {trained} tokens, target {target}"]
+        for each in self.planned:
+            site, shown = each.site, each.describe(self.length_class != "static")
+            about = [shown] if each.kept else [shown, *parts]
+            lines.append(f"  {site} ({type(site.module).__name__}): {', '.join(about)}")
+        return "\n".join(lines)
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether the patched model computes otherwise, be it in how it rounds."""
+        changes = self.changes_rope or self.plan.query_scale is not None
+        return changes or self.options != Options()
+
+    @property
+    def reads_token_by_token(self) -> bool:
+        """Whether each token has a length of its own, which no config can say."""
+        return self.options.cache == "unrotated" and self.length_class != "static"
+
+    @property
+    def length_class(self) -> LengthClass:
+        """Which lengths share one plan, the model's own switch included."""
+        return self.strategy.class_on(self.rope)
+
+    @property
+    def shares_a_plan(self) -> int:
+        """Tokens up to which sequences of all lengths are planned alike; as trained, or fewer."""
+        return min((self.rope.trained_length, *self.strategy.shared_up_to(self.rope)))
+
+    @property
+    def configs(self) -> tuple[Any, ...]:
+        """The configs that the rotary modules read: one, but for an encoder and a decoder."""
+        return tuple({id(site.config): site.config for site in self.sites}.values())
+
+    def _apply(self) -> None:
+        with ExitStack() as undo:
+            if self.changes_anything or self._lift:
+                copies = own_configs(self.model, undo)
+                if self._lift:
+                    for config in self.configs:
+                        lift_window(config)
+                if self.changes_rope or self.options != Options():
+                    self.in_config = apply_rope(self, undo) and self.in_config
+                if apply_attention(self, undo):
+                    self.in_config = False
+                apply_batching(self, undo)
+                refused = None if self.in_config else str(self.strategy)
+                install_saving(self.model, self.configs, refused, write_record, undo)
+                keep_edits(copies, undo)
+            guard_caches(self, undo)
+            patches = stack(self.sites)
+            patches.append(Applied.of(self))
+            undo.callback(patches.pop)
+            self._undo = undo.pop_all()
+
+
+def _check_unrotated(patch: Patch) -> None:
+    """Compare with rotated keys within the trained length, where both mean the same.
+
+    Raises:
+        UnsupportedModel: They differ.
+    """
+    with patch.suspended():
+        options = Options(patch.options.precision)
+        same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
+        rotated = within_trained(same)
+        same.remove()
+    cause: Exception | None = None
+    try:
+        alike = same_unrotated(patch, rotated)
+    except (RuntimeError, ValueError) as error:  # shapes that do not fit
+        alike, cause = False, error
+    if not alike:
+        raise UnsupportedModel(
+            f"{patch.model.config.model_type} rotates a part of its heads in a way that ropex's "
+            'attention does not, so its keys cannot stay un-rotated; leave cache="unrotated" out'
+        ) from cause

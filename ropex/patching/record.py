@@ -1,0 +1,152 @@
+"""The record beside a saved model or adapter: under which strategy it is to be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ropex.errors import UnsupportedModel
+from ropex.files.writing import write_json
+from ropex.model.rotary import sites
+from ropex.model.sites.base import Site
+from ropex.patching.plan import Planned
+from ropex.patching.stack import stack
+from ropex.sizes import LONGEST
+from ropex.version import __version__
+
+NAME = "ropex.json"
+_JOINT = " then "  # between patches over patches
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `ropex.json` holds.
+
+    Attributes:
+        strategy: Text form; of patches over patches, the first one first, with " then " between.
+        trained_length: Tokens that the model was trained at.
+        target_length: Tokens that it is to reach.
+        inv_freq_sha256: Hash of every table in float32, so that a reader can tell another one.
+        in_config: Whether the config beside it says all of that; else it is applied after loading.
+        folded_temperature: What cos and sin would be multiplied by, and the weights of queries are
+            instead, by its square; the text form then ends with its inverse.
+        versions: Of ropex, transformers and torch.
+    """
+
+    strategy: str
+    trained_length: int
+    target_length: int
+    inv_freq_sha256: str
+    in_config: bool = True
+    folded_temperature: float = 1.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Any) -> Record | None:
+        """The record of a patched model; None if it is not patched."""
+        found = sites(model)
+        applied = stack(found)
+        handle = applied[-1].handle if applied else None
+        if handle is None:
+            return None
+        return cls(
+            _JOINT.join(each.strategy for each in applied),
+            (applied[0].handle or handle).rope.trained_length,
+            handle.target_length,
+            fingerprint(handle.planned),
+            handle.in_config,
+            versions=versions(),
+        )
+
+    def after(self, before: Record) -> Record:
+        """This record, of a model that was saved with another one."""
+        joined = f"{before.strategy}{_JOINT}{self.strategy}"
+        return replace(self, strategy=joined, trained_length=before.trained_length)
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies, in the order in which they are applied."""
+        return self.strategy.split(_JOINT)
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record in a folder; None if there is none.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        path = folder / NAME
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
+            record = cls(**known)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({str(error)[:200]})") from None
+        if not isinstance(record.strategy, str):
+            raise ValueError(f"{path} is damaged (its strategy is no text)")
+        for key in ("trained_length", "target_length"):
+            value = getattr(record, key)
+            if type(value) is not int or not 0 < value <= LONGEST:
+                raise ValueError(f"{path} is damaged (its {key} is no number of tokens)")
+        return record
+
+    @classmethod
+    def in_config_of(cls, folder: Path) -> Record | None:
+        """The record of a checkpoint that another strategy is to start from; None without one.
+
+        Raises:
+            ValueError: It is damaged, or its config says less than it, so that the strategy would
+                start from another model than the record.
+        """
+        record = cls.read(folder)
+        if record is not None and not record.in_config:
+            raise ValueError(
+                f"{folder / NAME} says {record.strategy}, which is applied after loading, and no "
+                "config can say; another strategy would start from the model without it, so "
+                f"remove {NAME} if that is what you want"
+            )
+        return record
+
+    def write(self, folder: Path) -> None:
+        """Write `ropex.json` into a folder."""
+        write_json(folder / NAME, asdict(self))
+
+
+def write_record(model: Any, folder: Path) -> None:
+    """Write the record of a patched model; of one that is not, or a part without rotation, none."""
+    try:
+        record = Record.of(model)
+    except UnsupportedModel:
+        return
+    if record is not None:
+        record.write(folder)
+
+
+def fingerprint(planned: tuple[Planned, ...]) -> str:
+    """Hash of the tables and scales that patches plan, as float32 numbers."""
+    digest = hashlib.sha256()
+    for each in planned:
+        digest.update(_described(each.site, each).encode())
+        digest.update(each.plan.inv_freq.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _described(site: Site, each: Planned) -> str:
+    return f"{site.layer_type} {float(each.plan.attention_scale):.9g} {each.plan.query_scale}"
+
+
+def versions() -> dict[str, str]:
+    """Of what has computed it."""
+    import torch
+    import transformers
+
+    return {
+        "ropex": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }

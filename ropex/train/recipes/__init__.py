@@ -1,0 +1,1 @@
+"""Run recipes: fine-tuning, stage by stage."""

@@ -1,0 +1,146 @@
+"""The page on all strategies says what they are, and is current."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ropex.advice import pictures
+from ropex.advice import strategies_page as page
+from ropex.cli import main
+from ropex.doctor import RULES, Rule
+from ropex.rope import Rope
+from ropex.strategies.base import parameters
+from ropex.strategies.registry import list_strategies, registry
+from ropex_eval.scores.definitions import DEFINITIONS
+from ropex_eval.tasks import TASKS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "strategies.md").read_text(encoding="utf-8")
+NAMES = list_strategies()
+
+
+def section(name: str) -> str:
+    found = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_the_page_is_current() -> None:
+    assert page.text() == PAGE, "run: ropex strategies --page docs"
+
+
+def test_every_picture_is_there_and_none_too_many() -> None:
+    shown = set(re.findall(r"\]\((strategies/\w+\.png)\)", PAGE))
+    there = {path.relative_to(DOCS).as_posix() for path in (DOCS / "strategies").iterdir()}
+    assert shown == there
+    assert sum((DOCS / path).stat().st_size for path in there) < 300_000
+
+
+def test_contents_lead_to_every_section() -> None:
+    anchors = [line.lstrip("# ").lower().replace(" ", "-") for line in PAGE.splitlines()
+               if line.startswith("##")]  # fmt: skip
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r"\(#([\w-]+)\)", PAGE)) == set(anchors)
+    assert set(NAMES) <= set(anchors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_section_has_everything(name: str) -> None:
+    cls, text = registry()[name], section(name)
+    assert cls.paper in text
+    for mark in ("Formula", "When", "Here", "Key-value cache", "Attention kernels", "Saved config",
+                 "Engines"):  # fmt: skip
+        assert re.search(rf"^- {mark}: \S.*\.$|^- Source: ", text, re.MULTILINE), mark
+    rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [each.name for each in parameters(cls)]
+    assert "None" not in text
+    assert "Args:" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_says_what_each_parameter_is_and_no_other(name: str) -> None:
+    cls = registry()[name]
+    said = page.meanings(cls)
+    assert all(said[each.name] for each in parameters(cls))
+    assert page._formula(cls).endswith(".")
+    if "Args:" in (cls.__doc__ or ""):
+        assert said.keys() == {each.name for each in parameters(cls)}
+
+
+def test_parameters_are_those_of_the_strategy_that_it_derives_from() -> None:
+    assert page.meanings(registry()["yarn_log"]) == page.meanings(registry()["yarn"])
+    assert "`log`" in section("yarn_log").partition("| `blend`")[2].splitlines()[0]
+    assert page.meanings(registry()["llama3"])["beta"].endswith("(`high_freq_factor`).")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("yarn", "- Saved config: the `yarn` type."),
+        ("ntk", "- Saved config: `rope_theta`, a larger base."),
+        ("yarn_pose", "a `longrope` list that carries the frequencies and the temperature."),
+        ("logn", "- Saved config: nothing, as no config can say it."),
+        ("none", "- Engines: transformers, vLLM, SGLang, llama.cpp: yes."),
+        ("yarn", "- Key-value cache: valid at any length."),
+        ("dynamic_linear", 'patch with `cache="unrotated"`, or fix `length=N`.'),
+        ("logn", "as queries are scaled before them"),
+        ("dynamic", "only cos and sin change; eager or sdpa with an un-rotated cache"),
+        ("linear", "changes by up to 48 radians."),
+        ("ntk", "17 of 64 pairs see new angles at 16k"),
+        ("yarn", "also without further training (arXiv:2309.00071, section 3.4)"),
+        ("linear", "published results are of models that were trained on with it"),
+    ],
+)
+def test_what_is_said_is_derived_from_the_class(name: str, line: str) -> None:
+    assert line in section(name)
+
+
+def test_page_is_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["strategies", "--page", str(tmp_path / "new")]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"written: {tmp_path}/new/strategies.md and 29 pictures\n")
+    assert (tmp_path / "new/strategies.md").read_text(encoding="utf-8") == PAGE
+    names = [path.name for path in sorted((tmp_path / "new/strategies").iterdir())]
+    assert names == [path.name for path in sorted((DOCS / "strategies").iterdir())]
+
+
+def test_page_of_some_strategies_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["strategies", "*ntk*", "--page", "new"]) == 2
+    assert "--page is about all strategies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "last"),
+    [("yarn", "stretch", 4.0), ("logn", "logits x", 1.25), ("temperature", "logits x", 1.1449)],
+)
+def test_picture_shows_what_the_strategy_changes(
+    name: str, label: str, last: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(pictures, "_save_small", lambda figure, path: drawn.append(figure))
+    rope = Rope.standard(128, 1e4, 4096)
+    assert pictures.draw(page.example(registry()[name]), rope, tmp_path / "x.png")
+    (axis,) = drawn[0].axes
+    assert axis.get_ylabel() == label
+    assert axis.get_lines()[0].get_ydata()[-1] == pytest.approx(last, rel=1e-3)
+
+
+def test_nothing_is_drawn_of_what_changes_nothing(tmp_path: Path) -> None:
+    rope = Rope.standard(128, 1e4, 4096)
+    assert not pictures.draw(page.example(registry()["none"]), rope, tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [*DEFINITIONS, *TASKS])
+def test_every_definition_and_task_is_explained(name: str) -> None:
+    assert f"| `{name}` |" in (DOCS / "evaluation.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_every_rule_of_the_doctor_is_listed(rule: Rule) -> None:
+    page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    wanted = " ".join((rule.check.__doc__ or "").strip().split("\n\n")[0].split()).rstrip(".")
+    assert f"| `{rule.name}` | {rule.severity} | {wanted} |" in page

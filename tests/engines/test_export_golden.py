@@ -1,0 +1,142 @@
+"""What is exported for each method and engine, word for word but for the reasons.
+
+`python tests/engines/test_export_golden.py` writes the file anew; `test_export_readings.py` is what says
+whether that is right.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ropex.engines import ENGINES, Export, exports
+from ropex.engines.wanted import read
+from tests.support.cases import BY_LENGTH, QUERY, STATIC, TRAINED, VOCABULARY
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "exports.json"
+# One of each kind of method: what is particular to it stands in full.
+METHODS = (
+    "none",
+    "linear:4",
+    "linear:1.7",
+    "ntk:4",
+    "dynamic",
+    "dynamic:4",
+    "yarn:4",
+    "yarn:factor=3,beta_fast=16,truncate=false",
+    "yarn:factor=4,attention_factor=1.25",
+    "llama3:4",
+    "ntk_mixed:4",
+    "mrrope:4",
+    "linear:2+temperature:1.1",
+    "longrope:factor=4,long_factor=1/1/1.5/2/2.5/3/4/4",
+    "logn",
+)
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A config of a tiny Llama in both notations, so that every version reads the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": TRAINED,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("golden") / "model")
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    return json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def described(found: Export) -> dict[str, Any]:
+    """An export as the file has it: what is empty is left out."""
+    full = {
+        "exactness": found.exactness,
+        "bound": found.bound,
+        "flags": list(found.flags),
+        "config": found.config,
+        "metadata": found.metadata,
+        "tensors": found.tensors,
+    }
+    return {key: value for key, value in full.items() if value}
+
+
+def letter(found: Export) -> str:
+    """`E`, `A` with its bound, or a dash."""
+    if found.exactness == "approximate":
+        return f"A {found.bound:.1e}"
+    return "E" if found.exactness == "exact" else "-"
+
+
+def close(found: Any, wanted: Any) -> bool:
+    """Whether two values are alike, numbers to the accuracy that versions of torch keep."""
+    if isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(close(found[k], wanted[k]) for k in wanted)
+    if isinstance(wanted, list):
+        pairs = zip(found, wanted, strict=False)
+        return len(found) == len(wanted) and all(close(a, b) for a, b in pairs)
+    if isinstance(wanted, float) or isinstance(found, float):
+        return bool(found == pytest.approx(wanted, rel=1e-6)) and type(found) is type(wanted)
+    if isinstance(wanted, str) and wanted.startswith("{"):
+        return close(json.loads(found), json.loads(wanted))
+    return bool(found == wanted)
+
+
+@pytest.mark.parametrize("text", METHODS)
+def test_exports_are_the_golden_ones(folder: Path, golden: Any, text: str) -> None:
+    for found in exports(read(folder, text)):
+        wanted = golden["methods"][text][found.engine]
+        assert close(described(found), wanted), (found, wanted)
+
+
+@pytest.mark.parametrize("text", [*STATIC, *BY_LENGTH, *QUERY])
+def test_classes_are_the_golden_ones(folder: Path, golden: Any, text: str) -> None:
+    assert [letter(found) for found in exports(read(folder, text))] == golden["classes"][text]
+
+
+def test_the_file_is_complete(golden: Any) -> None:
+    assert tuple(golden["methods"]) == METHODS
+    assert golden["engines"] == list(ENGINES)
+    assert all(list(by_engine) == list(ENGINES) for by_engine in golden["methods"].values())
+
+
+def _write(folder: Path) -> None:
+    methods = {
+        text: {each.engine: described(each) for each in exports(read(folder, text))}
+        for text in METHODS
+    }
+    classes = {
+        text: [letter(each) for each in exports(read(folder, text))]
+        for text in (*STATIC, *BY_LENGTH, *QUERY)
+    }
+    content = {"engines": list(ENGINES), "classes": classes, "methods": methods}
+    GOLDEN.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as temporary:
+        _write(write_config(Path(temporary)))

@@ -1,0 +1,273 @@
+"""Two runs on the same tokens: of two models, or of one that was measured twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ropex
+from ropex_eval.running.archive import Archive, common, difference
+from ropex_eval.scores.statistics import Estimate
+from ropex_eval.study.protocol import Protocol
+from ropex_eval.study.study import Study
+from tests.support.shell import Shell
+from tests.support.tiny_eval import (
+    plain_nll,
+    save_checkpoint,
+    start,
+    study_of,
+    tiny_causal,
+    tree,
+    words,
+)
+
+STRATEGIES = ("none", "yarn:4", "dynamic")
+MEASURED = Protocol.of((8, 24, 48), 4)
+T_OF_ONE = 12.706204736  # Student's t, 97.5 %, one degree of freedom
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Two checkpoints with one tokenizer, and a run of each on the same texts."""
+
+    folder: Path
+    studies: tuple[Study, Study]
+
+    def run(self, index: int, name: str, *strategies: str, **changes: Any) -> Path:
+        """A run of one of them, with changes to its study."""
+        study = dataclasses.replace(self.studies[index], **changes)
+        start(study, self.folder / name, *(strategies or STRATEGIES))
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("compare")
+    models = [tiny_causal(seed=seed) for seed in (0, 1)]
+    one, two = (
+        study_of(folder, save_checkpoint(folder / f"m{seed}", seed=seed), model, MEASURED,
+                 excerpts=4)
+        for seed, model in enumerate(models)
+    )  # fmt: skip
+    found = Place(folder, (one, two))
+    found.run(0, "left")
+    found.run(1, "right")
+    return found
+
+
+@pytest.fixture
+def shell(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    return Shell.at(place.folder, capsys, monkeypatch)
+
+
+def paired(place: Place, text: str, name: str, length: int, chosen: Any = range(4)) -> list[Any]:
+    """What a token costs more in the second model, by document, worked out by hand."""
+    corpus = place.studies[0].corpus
+    found: dict[str, list[float]] = {}
+    for excerpt in (corpus.excerpts[index] for index in chosen):
+        ids = torch.cat([torch.tensor([0]), excerpt.ids])
+        if name == "fixed":
+            ids = torch.cat([ids[:1], ids[len(ids) - length + 1 :]])
+        sums = []
+        for study in place.studies:
+            with ropex.patch(study.load(), text):
+                nll = plain_nll(study.load(), ids[:length])
+            sums.append(float((nll if name == "prefix" else nll[-4:]).mean()))
+        found.setdefault(excerpt.document, []).append(sums[1] - sums[0])
+    return [statistics.fmean(values) for values in found.values()]
+
+
+def compared(left: Path, right: Path, text: str, name: str, length: int) -> Estimate:
+    return difference(*common(Archive.open(left), Archive.open(right)), text, name, length)
+
+
+@pytest.mark.parametrize("text", STRATEGIES)
+@pytest.mark.parametrize("name", ["local", "fixed", "prefix"])
+@pytest.mark.parametrize("length", [8, 48])
+def test_difference_of_two_models_is_that_of_plain_forward_passes(
+    place: Place, text: str, name: str, length: int
+) -> None:
+    found = compared(place.folder / "left", place.folder / "right", text, name, length)
+    first, second = paired(place, text, name, length)
+    assert found.mean == pytest.approx((first + second) / 2, abs=1e-5)
+    assert found.se == pytest.approx(abs(first - second) / 2, abs=1e-5)  # of two documents
+    assert found.interval[1] == pytest.approx(found.mean + T_OF_ONE * (found.se or 0), rel=1e-3)
+    assert found.clusters == 2
+    back = compared(place.folder / "right", place.folder / "left", text, name, length)
+    assert back.mean == -found.mean
+
+
+def test_run_compared_with_itself_differs_in_nothing(place: Place) -> None:
+    found = compared(place.folder / "left", place.folder / "left", "yarn:4", "fixed", 48)
+    assert (found.mean, found.se) == (0, 0)
+
+
+def test_pairs_are_found_by_their_tokens_and_not_by_name_or_order(place: Place) -> None:
+    corpus = place.studies[1].corpus
+    moved = dataclasses.replace(
+        corpus,
+        source="elsewhere",
+        excerpts=tuple(
+            dataclasses.replace(each, document=f"moved-{each.document}", start=7)
+            for each in reversed(corpus.excerpts)
+        ),
+    )
+    right = place.run(1, "moved", corpus=moved)
+    for name in ("local", "prefix"):
+        found = compared(place.folder / "left", right, "yarn:4", name, 48)
+        assert found == compared(
+            place.folder / "left", place.folder / "right", "yarn:4", name, 48
+        )  # to the bit
+
+
+def test_runs_are_compared_on_the_excerpts_that_both_have(place: Place) -> None:
+    corpus = place.studies[1].corpus
+    fewer = dataclasses.replace(corpus, excerpts=corpus.excerpts[2:0:-1])
+    right = place.run(1, "fewer", corpus=fewer)
+    for pair in ((place.folder / "left", right), (right, place.folder / "left")):
+        found = compared(*pair, "yarn:4", "local", 24)
+        first, second = paired(place, "yarn:4", "local", 24, (1, 2))
+        sign = 1 if pair[1] == right else -1
+        assert found.mean == pytest.approx(sign * (first + second) / 2, abs=1e-5)
+        assert found.weight == 2 * 4
+    for run in common(Archive.open(place.folder / "left"), Archive.open(right)):
+        about = run.rescore().about["data"]
+        assert (about["excerpts"], about["documents"]) == (2, ["b.txt", "a.txt"])
+
+
+def test_text_that_comes_twice_counts_twice(place: Place) -> None:
+    runs = []
+    for index in (0, 1):
+        one, two, *_ = place.studies[index].corpus.excerpts
+        again = dataclasses.replace(one, document="again")
+        corpus = dataclasses.replace(place.studies[index].corpus, excerpts=(one, two, again))
+        runs.append(place.run(index, f"twice{index}", "none", corpus=corpus))
+    found = compared(runs[0], runs[1], "none", "local", 24)
+    first, second = paired(place, "none", "local", 24, (0, 1))
+    assert found.mean == pytest.approx((2 * first + second) / 3, abs=1e-5)
+    assert (found.clusters, found.weight) == (3, 12)
+    for pair in ((runs[0], place.folder / "right"), (place.folder / "left", runs[1])):
+        assert compared(*pair, "none", "local", 24).weight == 8  # those that both have
+
+
+def test_runs_are_compared_at_the_lengths_and_by_the_definitions_that_both_have(
+    place: Place, shell: Shell
+) -> None:
+    other = Protocol.of((12, 24, 48), 4, ("prefix", "local", "disjoint"))
+    place.run(1, "lengths", "none", "linear:4", "yarn:4", protocol=other)
+    told = shell.done("compare", "left", "lengths")
+    assert [line.split() for line in told.splitlines() if line.startswith("L =")] == [
+        ["L", "=", "24", "48"]
+    ] * 2
+    assert [part.split(":")[0] for part in told.split("\n\n")] == ["local", "prefix"]
+    rows = [line.split()[0] for line in told.splitlines() if line.startswith(("none", "yarn"))]
+    assert rows == ["none", "yarn:4"] * 2
+    assert "linear" not in told
+    found = compared(place.folder / "left", place.folder / "lengths", "yarn:4", "local", 24)
+    assert found.mean == pytest.approx(
+        statistics.fmean(paired(place, "yarn:4", "local", 24)), abs=1e-5
+    )
+
+
+def test_compare_prints_percent_of_perplexity_and_writes_a_page(place: Place, shell: Shell) -> None:
+    before = tree(place.folder)
+    told = shell.done("compare", "left", "right", "-o", "page.html")
+    after = tree(place.folder)
+    assert after.keys() - before.keys() == {"page.html"}
+    assert {name: after[name] for name in before} == before
+    change = math.expm1(statistics.fmean(paired(place, "none", "fixed", 8))) * 100
+    fixed = next(part for part in told.split("\n\n") if part.startswith("fixed:"))
+    row = next(line for line in fixed.splitlines() if line.startswith("none"))
+    assert f"{change:+.1f}" in row
+    page = (place.folder / "page.html").read_text(encoding="utf-8")
+    assert all(text in page for text in STRATEGIES)
+    assert shell.done("compare", "left", "right") == told
+    (place.folder / "page.html").unlink()
+
+
+# What cannot be compared.
+
+
+def other_text(place: Place, folder: Path) -> Path:
+    (folder / "a.txt").write_text(words(400, seed=9), encoding="utf-8")
+    from ropex_eval.study.corpus import load_corpus
+    from tests.support.tiny_eval import tiny_tokenizer
+
+    corpus = load_corpus(str(folder / "a.txt"), tiny_tokenizer(), 0, 48, 3)
+    return place.run(1, "other-text", "none", corpus=corpus)
+
+
+def other_targets(place: Place, folder: Path) -> Path:
+    return place.run(1, "other-targets", "none", protocol=Protocol.of((8, 24, 48), 3))
+
+
+def other_bos(place: Place, folder: Path) -> Path:
+    corpus = dataclasses.replace(place.studies[1].corpus, bos=1)
+    return place.run(1, "other-bos", "none", corpus=corpus)
+
+
+def no_bos(place: Place, folder: Path) -> Path:
+    study = place.studies[1]
+    cut = [dataclasses.replace(each, ids=each.ids.repeat(2)[:48]) for each in study.corpus.excerpts]
+    corpus = dataclasses.replace(study.corpus, bos=None, excerpts=tuple(cut))
+    return place.run(1, "no-bos", "none", corpus=corpus)
+
+
+def longer_excerpts(place: Place, folder: Path) -> Path:
+    protocol = Protocol.of((8, 24, 48), 4, excerpt=96)
+    study = study_of(place.folder, place.studies[1].folder, place.studies[1].load(), protocol)
+    start(study, place.folder / "longer", "none")
+    return place.folder / "longer"
+
+
+def other_lengths(place: Place, folder: Path) -> Path:
+    return place.run(1, "other-lengths", "none", protocol=Protocol.of((12, 40), 4, excerpt=48))
+
+
+def other_strategies(place: Place, folder: Path) -> Path:
+    return place.run(1, "other-strategies", "linear:4")
+
+
+def other_definitions(place: Place, folder: Path) -> Path:
+    protocol = Protocol.of((8, 24, 48), 4, ("disjoint",))
+    return place.run(1, "other-definitions", "none", protocol=protocol)
+
+
+REFUSED = {
+    other_text: "no excerpts in common",
+    other_targets: "no targets in common",
+    other_bos: "their excerpts begin differently, or are not of one length",
+    no_bos: "their excerpts begin differently, or are not of one length",
+    longer_excerpts: "their excerpts begin differently, or are not of one length",
+    other_lengths: "no lengths in common",
+    other_strategies: "no strategy in common",
+    other_definitions: "no definitions in common",
+}
+
+
+@pytest.mark.parametrize("other", REFUSED)
+def test_what_did_not_read_the_same_is_refused_in_one_line(
+    place: Place, shell: Shell, tmp_path: Path, other: Any
+) -> None:
+    right = other(place, tmp_path)
+    assert REFUSED[other] in shell.refused("compare", "left", right.name)
+    assert REFUSED[other] in shell.refused("compare", right.name, "left")
+
+
+def test_numbers_that_mean_other_things_are_left_out(place: Place) -> None:
+    names = ("local", "sliding", "longppl", "mean_perplexity", "window_mean")
+    runs = [
+        place.run(index, f"stride{index}", "none",
+                  protocol=Protocol.of((24, 48), 4, names, stride, 48))
+        for index, stride in enumerate((4, 8))
+    ]  # fmt: skip
+    left, right = common(*map(Archive.open, runs))
+    assert left.protocol.definitions == right.protocol.definitions == ("local",)

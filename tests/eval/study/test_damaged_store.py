@@ -1,0 +1,143 @@
+"""Stored passes that are damaged, or were never one; and writing that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+
+from ropex_eval.study.store import Store
+from tests.eval.study.test_store import IDS, KEY, ROWS, put
+from tests.support.tiny_eval import tree
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def header_cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"\xff" * 200)
+
+
+def one_bit(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def about(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        content: dict[str, Any] = json.loads(file.metadata()["ropex"])
+    return content
+
+
+def with_about(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        content = about(path) | changes
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"ropex": json.dumps(content)})
+
+    return change
+
+
+def without_metadata(path: Path) -> None:
+    path.write_bytes(save({name: each.clone() for name, each in load_file(path).items()}))
+
+
+def with_metadata(text: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_bytes(save({"ids": IDS[None]}, {"ropex": text}))
+
+    return change
+
+
+def of_an_earlier_version(path: Path) -> None:
+    path.write_bytes(save({"prefix.48": torch.zeros(3, 47)}, {"key": KEY, "strategy": "none"}))
+
+
+DAMAGES = [
+    cut_off,
+    header_cut_off,
+    emptied,
+    garbage,
+    one_bit,
+    a_folder,
+    with_about(format="ropex nll 1"),
+    with_about(format=None),
+    with_about(rows=None),
+    with_about(rows=[[1], [2]]),
+    with_about(rows=[[3, 6], [7, 10]]),
+    with_about(length=11),
+    with_about(sha256="0" * 64),
+    without_metadata,
+    with_metadata("[]"),
+    with_metadata("null"),
+    with_metadata("{"),
+    with_metadata("{}"),
+    of_an_earlier_version,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_file_is_told_once_in_a_sentence_and_holds_nothing(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "nll"
+    told: list[str] = []
+    path = put(Store(folder))
+    other = put(Store(folder), IDS + 1)
+    damage(path)
+    store = Store(folder, told.append)
+    store.refresh()
+    assert not store.take(path)
+    if damage is not a_folder:  # which is no file
+        (sentence,) = told
+        assert sentence.startswith(f"{path} is damaged, and what it held is measured again (")
+        assert "\n" not in sentence
+    assert store.find(KEY, IDS, 10, ROWS) is None
+    assert store.find(KEY, IDS + 1, 10, ROWS) is not None
+    if damage is not a_folder:
+        assert put(store) == path
+        assert store.find(KEY, IDS, 10, ROWS) is not None
+        told.clear()
+        assert Store(folder, told.append).find(KEY, IDS, 10, ROWS) is not None
+        assert told == []
+    assert other.is_file()
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+def test_writing_that_fails_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    store = Store(tmp_path)
+    put(store)
+    before = tree(tmp_path)
+
+    def full(self: Path, *given: Any) -> None:
+        if step == "write_bytes":
+            self.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, step, full)
+    with pytest.raises(OSError, match="No space left"):
+        put(store, IDS + 1)
+    assert tree(tmp_path) == before
