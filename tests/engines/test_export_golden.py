@@ -1,6 +1,6 @@
 """What is exported for each method and engine, word for word but for the reasons.
 
-`python tests/engines/test_export_golden.py` writes the file anew; `test_export_readings.py` is what says
+`python -m tests.engines.test_export_golden` writes the file anew; `test_export_readings.py` says
 whether that is right.
 """
 
