@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ropex.positions import PositionMap
+
 
 @dataclass(frozen=True, eq=False)
 class Rope:
@@ -105,12 +107,14 @@ class Plan:
         softmax_scale: Multiplies all logits of latent attention (DeepSeek), of which
             `attention_scale` reaches only the slice that is rotated; other models leave it out.
         query_scale: Multiplies each query by a function of its position; None changes nothing.
+        positions: Where a rotation sees queries and keys; None for where they stand.
     """
 
     inv_freq: Tensor
     attention_scale: Any = 1.0
     softmax_scale: float = 1.0
     query_scale: QueryScale | None = None
+    positions: PositionMap | None = None
 
     @classmethod
     def unchanged(cls, rope: Rope, length: int | Tensor | None = None) -> Plan:
@@ -126,4 +130,5 @@ class Plan:
             not torch.equal(self.inv_freq, own.inv_freq)
             or self.attention_scale != own.attention_scale
             or self.query_scale is not None
+            or self.positions is not None
         )

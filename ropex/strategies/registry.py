@@ -134,6 +134,8 @@ def _hint(given: str, names: Iterable[str], shown: Iterable[str] | None = None) 
 def _convert(cls: type[Strategy], key: str, value: str) -> Any:
     """`value` as the type that the field declares."""
     hint = get_type_hints(cls)[key]
+    if hint == int | float:  # tokens, or a share of the trained length
+        hint = float if re.fullmatch(r"\d*\.\d*|1", value) else int
     if get_origin(hint) in (Union, UnionType):  # a type or None, which is said by leaving it out
         hint = next(arg for arg in get_args(hint) if arg is not type(None))
     try:

@@ -1,0 +1,52 @@
+"""Turn queries and keys that are rotated already, to other positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ropex.positions import Place
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """How the attention of a layer holds rotated states; rotations of a pair add up.
+
+    Attributes:
+        inv_freq: Radians per position of each pair, `(pairs,)`, float64.
+        layout: Whether the two of a pair are half the rotated dimensions apart, or neighbours.
+        start: The first dimension that is rotated.
+        sign: -1 if the model turns the other way.
+    """
+
+    inv_freq: Tensor
+    layout: Literal["halves", "neighbours"] = "halves"
+    start: int = 0
+    sign: int = 1
+
+    def angles(self, place: Place, positions: Tensor, heads: int) -> Tensor:
+        """Radians from where states stand to a place, `(heads or 1, tokens, pairs)`, float64."""
+        moved = place(positions, len(self.inv_freq), heads) - positions[None, :, None]
+        return self.sign * moved * self.inv_freq.to(positions.device)
+
+    def __call__(self, states: Tensor, angles: Tensor) -> Tensor:
+        """Turned states.
+
+        Args:
+            states: `(batch, heads, tokens, dim)`.
+            angles: `(heads, tokens, pairs)`, or what broadcasts to it.
+        """
+        cos, sin = (each.to(states.device, states.dtype) for each in (angles.cos(), angles.sin()))
+        end = self.start + 2 * len(self.inv_freq)
+        before, turned, after = states.tensor_split((self.start, end), dim=-1)
+        if self.layout == "halves":
+            one, other = turned.chunk(2, dim=-1)
+        else:
+            one, other = turned[..., 0::2], turned[..., 1::2]
+        both = one * cos - other * sin, other * cos + one * sin
+        if self.layout == "halves":
+            return torch.cat([before, *both, after], -1)
+        return torch.cat([before, torch.stack(both, -1).flatten(-2), after], -1)
