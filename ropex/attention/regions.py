@@ -99,19 +99,19 @@ class _Work:
         weights = self._weights(scores.view(batch, heads, rows, -1), block)
         weights = functional.dropout(weights, self.settings.dropout).to(self.value.dtype)
         grouped = weights.view(batch, key_heads, -1, weights.shape[-1])
-        found = grouped @ self.value[:, :, block.columns]
+        found = grouped @ block.seen(self.value)
         return found.view(batch, heads, rows, -1)
 
     def _scores(self, block: Block) -> Tensor:
         """`(batch, key heads, heads for each * queries, keys)`; the least number where masked."""
         batch, heads, _, _ = self.query.shape
         key_heads, rows = self.key.shape[1], block.rows.stop - block.rows.start
-        width = block.columns.stop - block.columns.start
+        width = sum(run.stop - run.start for run in block.columns)
         shape = batch, key_heads, heads // key_heads, rows, width
         scores = self.query.new_full(shape, torch.finfo(self.query.dtype).min)
         for piece in block.pieces:
             products = self._products(block, piece).view(*shape[:-1], -1)
-            start = piece.columns.start - block.columns.start
+            start = block.start(piece)
             there = scores[..., start : start + products.shape[-1]]
             low, high = piece.border.start, piece.border.stop
             there[..., :low] = products[..., :low]
@@ -148,7 +148,7 @@ class _Work:
             capped = settings.softcap * (scores / settings.softcap).tanh()
             scores = capped.where(seen, least)
         if settings.mask is not None:
-            mask = settings.mask[:, :, block.rows, block.columns]
+            mask = block.seen(settings.mask[:, :, block.rows].mT).mT
             if mask.dtype == torch.bool:
                 scores = scores.where(mask, least)
             else:

@@ -37,13 +37,24 @@ class Block:
 
     Attributes:
         rows: The queries.
-        columns: All keys that they see.
+        columns: All keys that they see, in runs.
         pieces: By region.
     """
 
     rows: slice
-    columns: slice
+    columns: tuple[slice, ...]
     pieces: tuple[Piece, ...]
+
+    def seen(self, states: Tensor) -> Tensor:
+        """The columns among all keys of `states`, `(..., keys, dim)`."""
+        runs = [states[..., run, :] for run in self.columns]
+        return runs[0] if len(runs) == 1 else torch.cat(runs, -2)
+
+    def start(self, piece: Piece) -> int:
+        """Where the columns of a piece begin among all columns."""
+        before = (run for run in self.columns if run.start <= piece.columns.start)
+        *earlier, own = before
+        return sum(run.stop - run.start for run in earlier) + piece.columns.start - own.start
 
 
 def blocks(
@@ -69,9 +80,7 @@ def blocks(
             found = [_piece(region, queries[rows], keys, device) for region in regions]
             pieces = tuple(piece for piece in found if piece is not None)
             if pieces:
-                low = min(piece.columns.start for piece in pieces)
-                high = max(piece.columns.stop for piece in pieces)
-                yield Block(rows, slice(low, high), pieces)
+                yield Block(rows, _runs([piece.columns for piece in pieces]), pieces)
         start = end
 
 
@@ -83,6 +92,17 @@ def _piece(region: Region, queries: Tensor, keys: Tensor, device: torch.device) 
     border = _span(~region.covers(*ends, keys[columns])) or slice(0, 0)
     inside = region.holds(queries[:, None], keys[columns][border])
     return Piece(region, columns, border, inside.to(device))
+
+
+def _runs(columns: list[slice]) -> tuple[slice, ...]:
+    """The same columns in ascending runs that do not touch."""
+    runs: list[slice] = []
+    for each in sorted(columns, key=lambda each: each.start):
+        if runs and each.start <= runs[-1].stop:
+            runs[-1] = slice(runs[-1].start, max(runs[-1].stop, each.stop))
+        else:
+            runs.append(each)
+    return tuple(runs)
 
 
 def _span(wanted: Tensor) -> slice | None:

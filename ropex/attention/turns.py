@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ropex.positions import Place
+
+Layout: TypeAlias = Literal["halves", "neighbours"]
+"""Whether the two of a pair are half the rotated dimensions apart, or neighbours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,13 +20,13 @@ class Turn:
 
     Attributes:
         inv_freq: Radians per position of each pair, `(pairs,)`, float64.
-        layout: Whether the two of a pair are half the rotated dimensions apart, or neighbours.
+        layout: Where the two of a pair are.
         start: The first dimension that is rotated.
         sign: -1 if the model turns the other way.
     """
 
     inv_freq: Tensor
-    layout: Literal["halves", "neighbours"] = "halves"
+    layout: Layout = "halves"
     start: int = 0
     sign: int = 1
 
