@@ -121,7 +121,11 @@ def apply_attention(patch: Patch, undo: ExitStack) -> bool:
         guard = AttentionGuard(str(patch.strategy), patch.configs[0])
         for decoder in _decoders(patch):
             undo.callback(decoder.register_forward_pre_hook(guard).remove)
-    return patch.plan.query_scale is not None
+    if patch.plan.positions is not None:
+        from ropex.patching.mapping import install_map
+
+        install_map(patch, _decoders(patch), undo)
+    return patch.plan.query_scale is not None or patch.plan.positions is not None
 
 
 def _install(patch: Patch, each: Planned, native: Native, undo: ExitStack) -> Tables | None:

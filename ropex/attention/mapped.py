@@ -1,0 +1,171 @@
+"""A step of attention: position maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ropex.attention.caches import Call, filled_cache, key_positions
+from ropex.attention.regions import Settings, attend_in_regions
+from ropex.attention.turns import Turn
+from ropex.errors import UnsupportedModel
+from ropex.positions import PositionMap
+
+_BEYOND = 2**40  # where keys stand that are not written yet: after every query
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a batch whose tokens stand at the same positions.
+
+    Attributes:
+        batch: Which rows.
+        queries: Positions, `(tokens,)`, int64, on the CPU.
+        keys: Positions of cached keys and these, likewise.
+    """
+
+    batch: list[int]
+    queries: Tensor
+    keys: Tensor
+
+
+class Whereabouts:
+    """Hooks of the decoder: where queries and keys of a call stand.
+
+    Args:
+        strategy: The strategy's text, for messages.
+        positions: The map.
+    """
+
+    def __init__(self, strategy: str, positions: PositionMap) -> None:
+        self.strategy, self.positions = strategy, positions
+        self.rows: tuple[Rows, ...] = ()
+        self.mapped = False
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook.
+
+        Raises:
+            RuntimeError: The positions of the keys are not known.
+        """
+        call = Call.of(module, args, kwargs)
+        if call.past and getattr(call.cache, "ropex_positions", None) is None:
+            raise RuntimeError(
+                f"{self.strategy}: the key-value cache was filled without this patch, so it does "
+                "not say where its keys stand; start anew with an empty cache"
+            )
+        self._known = key_positions(call)
+        found = self._known.cpu()
+        rows = found.tolist()
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            groups.setdefault(tuple(row), []).append(place)
+        keys = [(batch, torch.tensor(row)) for row, batch in groups.items()]
+        self.rows = tuple(Rows(batch, each[call.past :], each) for batch, each in keys)
+        self.mapped = any(bool(self.positions.level(each.queries).any()) for each in self.rows)
+
+    def after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Hook: let the cache remember where its keys stand."""
+        cache = filled_cache(args, kwargs, output)
+        if cache is not None:
+            cache.ropex_positions = self._known
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """What the step finds on an attention module, as `ropex_mapped`.
+
+    Attributes:
+        where: Of all modules of the model.
+        turn: How the module holds rotated states.
+    """
+
+    where: Whereabouts
+    turn: Turn
+
+
+def attend_mapped(
+    function: Any,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """A step of attention, see `dispatch`: the map where a query needs it, else `function`."""
+    mapped: Mapped | None = getattr(module, "ropex_mapped", None)
+    if mapped is None or not mapped.where.mapped:
+        return function(module, query, key, value, attention_mask, *args, **kwargs)
+    return through_map(mapped, module, query, key, value, attention_mask, **kwargs), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def through_map(
+    mapped: Mapped,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention under the map, `(batch, queries, heads, value dim)`.
+
+    Raises:
+        UnsupportedModel: The mask is of a kind that only other attention functions read.
+    """
+    scaling = kwargs.get("scaling")
+    mask = _four_dimensional(attention_mask)
+    settings = Settings(
+        query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        mask,
+        kwargs.get("softcap"),
+        kwargs.get("s_aux"),
+        kwargs.get("dropout", 0.0) if module.training else 0.0,
+    )
+    where = mapped.where
+    if len(where.rows) == 1:
+        at = _at(where.rows[0], query, key)
+        return attend_in_regions(query, key, value, at, where.positions, mapped.turn, settings)
+    out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    for rows in where.rows:
+        batch, at = rows.batch, _at(rows, query, key)
+        own = settings if mask is None or mask.shape[0] == 1 else _masked(settings, mask[batch])
+        states = query[batch], key[batch], value[batch]
+        out[batch] = attend_in_regions(*states, at, where.positions, mapped.turn, own)
+    return out
+
+
+def _masked(settings: Settings, mask: Tensor) -> Settings:
+    return replace(settings, mask=mask)
+
+
+def _at(rows: Rows, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of what attention was given: the last queries, and keys of a window or a room."""
+    missing = key.shape[2] - len(rows.keys)
+    keys = (
+        functional.pad(rows.keys, (0, missing), value=_BEYOND)
+        if missing >= 0
+        else rows.keys[-key.shape[2] :]
+    )
+    return rows.queries[-query.shape[2] :], keys
+
+
+def _four_dimensional(mask: Any) -> Tensor | None:
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 4):
+        return mask
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask[:, None, None, :].bool()
+    raise UnsupportedModel(
+        f"a mask of {type(mask).__name__} is read by its own attention function alone; load the "
+        "model with attn_implementation='sdpa' or 'eager'"
+    )
