@@ -1,8 +1,8 @@
 """Find by trial how the attention of a layer holds rotated states.
 
-What a rotation adds depends on positions alone, so states of the same tokens at positions `p` and at
-`p + d` differ by a turn of `d`. The turn that explains the difference says all that is needed:
-which table, which dimensions, in which layout.
+States of the same tokens at positions `p` and at `p + d` differ by a turn of `d`, as hidden states
+do not depend on a common shift. The turn that explains the difference says all that is needed: which
+table, which dimensions, in which layout.
 """
 
 from __future__ import annotations
@@ -52,4 +52,4 @@ def _turns(dim: int, tables: Iterable[Tensor]) -> Iterator[Turn]:
 
 def _error(turn: Turn, before: Tensor, after: Tensor) -> float:
     angles = turn.sign * STEP * turn.inv_freq.to(before.device).expand(before.shape[-2], -1)
-    return float((turn(before, angles) - after).abs().max())
+    return float((turn(before, angles.cos(), angles.sin()) - after).abs().max())

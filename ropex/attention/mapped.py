@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from ropex.attention.caches import Call, filled_cache, key_positions
 from ropex.attention.regions import Settings, attend_in_regions
+from ropex.attention.schedule import Schedule
+from ropex.attention.turned import keeper
 from ropex.attention.turns import Turn
 from ropex.errors import UnsupportedModel
 from ropex.positions import PositionMap
@@ -39,12 +41,15 @@ class Whereabouts:
     Args:
         strategy: The strategy's text, for messages.
         positions: The map.
+        layers: Layers of the model.
     """
 
-    def __init__(self, strategy: str, positions: PositionMap) -> None:
+    def __init__(self, strategy: str, positions: PositionMap, layers: int) -> None:
         self.strategy, self.positions = strategy, positions
+        self.layers = layers
         self.rows: tuple[Rows, ...] = ()
         self.mapped = False
+        self.cache: Any = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -59,7 +64,7 @@ class Whereabouts:
                 f"{self.strategy}: the key-value cache was filled without this patch, so it does "
                 "not say where its keys stand; start anew with an empty cache"
             )
-        self._known = key_positions(call)
+        self._known, self.cache = key_positions(call), call.cache
         found = self._known.cpu()
         rows = found.tolist()
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -67,7 +72,18 @@ class Whereabouts:
             groups.setdefault(tuple(row), []).append(place)
         keys = [(batch, torch.tensor(row)) for row, batch in groups.items()]
         self.rows = tuple(Rows(batch, each[call.past :], each) for batch, each in keys)
+        self._schedules: dict[tuple[int, int, int], Schedule] = {}
         self.mapped = any(bool(self.positions.level(each.queries).any()) for each in self.rows)
+
+    def schedule(self, rows: Rows, query: Tensor, key: Tensor) -> Schedule:
+        """Of the last queries of a call, and of keys of a window, or with room for more."""
+        name = rows.batch[0], query.shape[2], key.shape[2]
+        if name not in self._schedules:
+            missing = key.shape[2] - len(rows.keys)
+            keys = functional.pad(rows.keys, (0, max(missing, 0)), value=_BEYOND)
+            queries = rows.queries[-query.shape[2] :]
+            self._schedules[name] = Schedule(self.positions, queries, keys[-key.shape[2] :])
+        return self._schedules[name]
 
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -76,6 +92,7 @@ class Whereabouts:
         cache = filled_cache(args, kwargs, output)
         if cache is not None:
             cache.ropex_positions = self._known
+        self.cache = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,30 +151,17 @@ def through_map(
     )
     where = mapped.where
     if len(where.rows) == 1:
-        at = _at(where.rows[0], query, key)
-        return attend_in_regions(query, key, value, at, where.positions, mapped.turn, settings)
+        kept = keeper(where.cache, getattr(module, "layer_idx", None), where.layers)
+        schedule = where.schedule(where.rows[0], query, key)
+        return attend_in_regions(query, key, value, schedule, mapped.turn, settings, kept)
     out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     for rows in where.rows:
-        batch, at = rows.batch, _at(rows, query, key)
-        own = settings if mask is None or mask.shape[0] == 1 else _masked(settings, mask[batch])
+        batch = rows.batch
+        own = settings if mask is None or len(mask) == 1 else replace(settings, mask=mask[batch])
         states = query[batch], key[batch], value[batch]
-        out[batch] = attend_in_regions(*states, at, where.positions, mapped.turn, own)
+        schedule = where.schedule(rows, query, key)
+        out[batch] = attend_in_regions(*states, schedule, mapped.turn, own)
     return out
-
-
-def _masked(settings: Settings, mask: Tensor) -> Settings:
-    return replace(settings, mask=mask)
-
-
-def _at(rows: Rows, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of what attention was given: the last queries, and keys of a window or a room."""
-    missing = key.shape[2] - len(rows.keys)
-    keys = (
-        functional.pad(rows.keys, (0, missing), value=_BEYOND)
-        if missing >= 0
-        else rows.keys[-key.shape[2] :]
-    )
-    return rows.queries[-query.shape[2] :], keys
 
 
 def _four_dimensional(mask: Any) -> Tensor | None:

@@ -7,6 +7,7 @@ are multiplied twice. Memory is linear in the number of keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ropex.attention.schedule import Block, Piece, blocks
+from ropex.attention.schedule import Block, Piece, Schedule
 from ropex.attention.turns import Turn
-from ropex.positions import SAME, Place, PositionMap
+from ropex.positions import SAME, Place
 
 _SCORES = 2**22
 """Scores of a block: as many as stay in the caches of a processor."""
+
+Turned = Callable[[Tensor, Place, Callable[[Tensor, slice], Tensor]], Tensor]
+"""Keeps turned keys between calls: keys, their place, and what turns a run of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +50,10 @@ def attend_in_regions(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    at: tuple[Tensor, Tensor],
-    positions: PositionMap,
+    schedule: Schedule,
     turn: Turn,
     settings: Settings,
+    kept: Turned | None = None,
 ) -> Tensor:
     """Attention under a map.
 
@@ -57,28 +61,26 @@ def attend_in_regions(
         query: `(batch, heads, queries, dim)`, rotated to where they stand.
         key: `(batch, key heads, keys, dim)`, likewise.
         value: `(batch, key heads, keys, value dim)`.
-        at: Positions of queries and of keys, `(queries,)` and `(keys,)`, int64, on the CPU.
-        positions: The map.
+        schedule: Where queries and keys stand, and the map.
         turn: How states are turned.
         settings: The rest.
+        kept: What keeps turned keys for the next call; None to turn them here.
 
     Returns:
         `(batch, queries, heads, value dim)`.
     """
-    work = _Work(query, key, value, at, turn, settings)
     size = max(16, _SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
-    out = query.new_zeros(*query.shape[:3], value.shape[-1])
-    parts = []
-    done = 0
-    for block in blocks(positions, *at, size, query.device):
-        parts.append(out[:, :, done : block.rows.start])
+    blocks = schedule.blocks(size, query.device)
+    work = _Work(query, key, value, schedule, turn, settings, len(blocks) == 1, kept)
+    parts = [work.unseen(0, blocks[0].rows.start if blocks else query.shape[2])]
+    for place, block in enumerate(blocks):
         if torch.is_grad_enabled() and query.requires_grad:  # scores are computed again, not kept
             parts.append(checkpoint(work.output, block, use_reentrant=False))
         else:
             parts.append(work.output(block))
-        done = block.rows.stop
-    parts.append(out[:, :, done:])
-    return torch.cat(parts, 2).transpose(1, 2)
+        after = blocks[place + 1].rows.start if place + 1 < len(blocks) else query.shape[2]
+        parts.append(work.unseen(block.rows.stop, after))
+    return torch.cat([part for part in parts if part.shape[2]], 2).transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,31 +88,38 @@ class _Work:
     query: Tensor
     key: Tensor
     value: Tensor
-    at: tuple[Tensor, Tensor]
+    schedule: Schedule
     turn: Turn
     settings: Settings
+    once: bool
+    kept: Turned | None
     turned: dict[Place, Tensor] = field(default_factory=dict)
+
+    def unseen(self, start: int, stop: int) -> Tensor:
+        """Of queries that see no key."""
+        batch, heads = self.query.shape[:2]
+        return self.query.new_zeros(batch, heads, stop - start, self.value.shape[-1])
 
     def output(self, block: Block) -> Tensor:
         """Of the queries of a block, `(batch, heads, queries, value dim)`."""
         batch, heads, _, _ = self.query.shape
         key_heads, rows = self.key.shape[1], block.rows.stop - block.rows.start
-        scores = self._scores(block)
-        weights = self._weights(scores.view(batch, heads, rows, -1), block)
+        weights = self._weights(self._scores(block).view(batch, heads, rows, -1), block)
         weights = functional.dropout(weights, self.settings.dropout).to(self.value.dtype)
         grouped = weights.view(batch, key_heads, -1, weights.shape[-1])
-        found = grouped @ block.seen(self.value)
-        return found.view(batch, heads, rows, -1)
+        return (grouped @ block.seen(self.value)).view(batch, heads, rows, -1)
 
     def _scores(self, block: Block) -> Tensor:
-        """`(batch, key heads, heads for each * queries, keys)`; the least number where masked."""
+        """`(batch, key heads, heads for each, queries, keys)`; the least number where masked."""
         batch, heads, _, _ = self.query.shape
         key_heads, rows = self.key.shape[1], block.rows.stop - block.rows.start
+        shape = batch, key_heads, heads // key_heads, rows
+        if len(block.pieces) == 1 and not block.pieces[0].inside.numel():
+            return self._products(block, block.pieces[0]).view(*shape, -1)
         width = sum(run.stop - run.start for run in block.columns)
-        shape = batch, key_heads, heads // key_heads, rows, width
-        scores = self.query.new_full(shape, torch.finfo(self.query.dtype).min)
+        scores = self.query.new_full((*shape, width), torch.finfo(self.query.dtype).min)
         for piece in block.pieces:
-            products = self._products(block, piece).view(*shape[:-1], -1)
+            products = self._products(block, piece).view(*shape, -1)
             start = block.start(piece)
             there = scores[..., start : start + products.shape[-1]]
             low, high = piece.border.start, piece.border.stop
@@ -121,25 +130,38 @@ class _Work:
         return scores
 
     def _products(self, block: Block, piece: Piece) -> Tensor:
-        region = piece.region
         query = self.query[:, :, block.rows] * self.settings.scaling
-        if region.query != SAME:
-            heads, at = self.query.shape[1], self.at[0][block.rows]
-            angles = self.turn.angles(region.query, at, self.key.shape[1])
-            repeats = heads // angles.shape[0] if angles.shape[0] > 1 else 1
-            query = self.turn(query, angles.repeat_interleave(repeats, 0))
-        key = self._turned(region.key)[:, :, piece.columns]
+        if piece.region.query != SAME:
+            query = self.turn(query, *self._tables(piece.region.query, block.rows))
+        key = self._keys(piece)
         return query.reshape(*key.shape[:2], -1, key.shape[-1]) @ key.transpose(2, 3)
 
-    def _turned(self, place: Place) -> Tensor:
-        """All keys at a place; those of one place are kept, as neighbouring blocks share it."""
+    def _tables(self, place: Place, rows: slice) -> tuple[Tensor, Tensor]:
+        """Cos and sin for queries, `(heads or 1, queries, pairs)`."""
+        at, heads, key_heads = self.schedule.queries[rows], self.query.shape[1], self.key.shape[1]
+        cos, sin = self.turn.tables(place, at, key_heads, self.query)
+        repeats = heads // key_heads if len(cos) > 1 else 1
+        return cos.repeat_interleave(repeats, 0), sin.repeat_interleave(repeats, 0)
+
+    def _keys(self, piece: Piece) -> Tensor:
+        """The keys of a piece at their place; those of one place serve all blocks that see them."""
+        place, columns = piece.region.key, piece.columns
         if place == SAME:
-            return self.key
+            return self.key[:, :, columns]
+        if self.kept is not None:
+            return self.kept(self.key, place, lambda key, run: self._turn(key, place, run))[
+                :, :, columns
+            ]
+        if self.once:
+            return self._turn(self.key[:, :, columns], place, columns)
         if place not in self.turned:
             self.turned.clear()
-            angles = self.turn.angles(place, self.at[1], self.key.shape[1])
-            self.turned[place] = self.turn(self.key, angles)
-        return self.turned[place]
+            self.turned[place] = self._turn(self.key, place, slice(0, self.key.shape[2]))
+        return self.turned[place][:, :, columns]
+
+    def _turn(self, key: Tensor, place: Place, run: slice) -> Tensor:
+        tables = self.schedule.tables(self.turn, place, self.key.shape[1], self.key)
+        return self.turn(key, *(table[:, run] for table in tables))
 
     def _weights(self, scores: Tensor, block: Block) -> Tensor:
         settings, least = self.settings, torch.finfo(scores.dtype).min

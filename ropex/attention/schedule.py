@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ropex.positions import PositionMap, Region
+from ropex.attention.turns import Turn
+from ropex.positions import Place, PositionMap, Region
+
+_Table = tuple[Tensor, Tensor]
 
 PLAIN = (Region(),)
 """The regions of level 0."""
@@ -57,31 +60,49 @@ class Block:
         return sum(run.stop - run.start for run in earlier) + piece.columns.start - own.start
 
 
-def blocks(
-    positions: PositionMap, queries: Tensor, keys: Tensor, size: int, device: torch.device
-) -> Iterator[Block]:
-    """Blocks of at most `size` queries.
+class Schedule:
+    """Where the queries and keys of a call stand, and what follows for all layers.
 
     Args:
         positions: The map.
         queries: Positions, `(tokens,)`, int64, on the CPU.
         keys: Positions, `(keys,)`, likewise.
-        size: Queries of a block.
-        device: Where attention is computed.
     """
-    levels = positions.level(queries)
-    changes = (levels.diff() != 0).nonzero().flatten() + 1
-    ends = sorted({*changes.tolist(), len(queries)})
-    start = 0
-    for end in ends:
-        regions = positions.regions(int(levels[start])) if levels[start] else PLAIN
-        for first in range(start, end, size):
-            rows = slice(first, min(first + size, end))
-            found = [_piece(region, queries[rows], keys, device) for region in regions]
-            pieces = tuple(piece for piece in found if piece is not None)
-            if pieces:
-                yield Block(rows, _runs([piece.columns for piece in pieces]), pieces)
-        start = end
+
+    def __init__(self, positions: PositionMap, queries: Tensor, keys: Tensor) -> None:
+        self.positions, self.queries, self.keys = positions, queries, keys
+        self._blocks: dict[tuple[int, torch.device], list[Block]] = {}
+        self._tables: dict[tuple[Turn, Place, int, torch.dtype, torch.device], _Table] = {}
+
+    def blocks(self, size: int, device: torch.device) -> list[Block]:
+        """Blocks of at most `size` queries, in order, for attention on a device."""
+        if (size, device) not in self._blocks:
+            self._blocks[size, device] = list(self._made(size, device))
+        return self._blocks[size, device]
+
+    def tables(self, turn: Turn, place: Place, heads: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cos and sin that turn all keys to a place, in the dtype and on the device of `like`."""
+        name = turn, place, heads, like.dtype, like.device
+        if name not in self._tables:
+            self._tables[name] = turn.tables(place, self.keys, heads, like)
+        return self._tables[name]
+
+    def _made(self, size: int, device: torch.device) -> Iterator[Block]:
+        levels = self.positions.level(self.queries)
+        changes = (levels.diff() != 0).nonzero().flatten() + 1
+        start = 0
+        for end in sorted({*changes.tolist(), len(levels)}):
+            level = int(levels[start])
+            regions = self.positions.regions(level) if level else PLAIN
+            for first in range(start, end, size):
+                rows = slice(first, min(first + size, end))
+                found = [
+                    _piece(region, self.queries[rows], self.keys, device) for region in regions
+                ]
+                pieces = tuple(piece for piece in found if piece is not None)
+                if pieces:
+                    yield Block(rows, _runs([piece.columns for piece in pieces]), pieces)
+            start = end
 
 
 def _piece(region: Region, queries: Tensor, keys: Tensor, device: torch.device) -> Piece | None:

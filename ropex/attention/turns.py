@@ -30,19 +30,32 @@ class Turn:
     start: int = 0
     sign: int = 1
 
-    def angles(self, place: Place, positions: Tensor, heads: int) -> Tensor:
-        """Radians from where states stand to a place, `(heads or 1, tokens, pairs)`, float64."""
-        moved = place(positions, len(self.inv_freq), heads) - positions[None, :, None]
-        return self.sign * moved * self.inv_freq.to(positions.device)
+    def tables(
+        self, place: Place, positions: Tensor, heads: int, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cos and sin that turn states from where they stand to a place.
 
-    def __call__(self, states: Tensor, angles: Tensor) -> Tensor:
+        Args:
+            place: Where to.
+            positions: Where they stand, `(tokens,)`, int64.
+            heads: Heads of keys.
+            like: Tells dtype and device.
+
+        Returns:
+            Two of `(heads or 1, tokens, pairs)`.
+        """
+        moved = place(positions, len(self.inv_freq), heads) - positions[None, :, None]
+        angles = self.sign * moved * self.inv_freq.to(positions.device)
+        return angles.cos().to(like), angles.sin().to(like)
+
+    def __call__(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Turned states.
 
         Args:
             states: `(batch, heads, tokens, dim)`.
-            angles: `(heads, tokens, pairs)`, or what broadcasts to it.
+            cos: `(heads, tokens, pairs)`, or what broadcasts to it.
+            sin: Likewise.
         """
-        cos, sin = (each.to(states.device, states.dtype) for each in (angles.cos(), angles.sin()))
         end = self.start + 2 * len(self.inv_freq)
         before, turned, after = states.tensor_split((self.start, end), dim=-1)
         if self.layout == "halves":

@@ -232,7 +232,11 @@ class Patch:
     @property
     def changes_anything(self) -> bool:
         """Whether the patched model computes otherwise, be it in how it rounds."""
-        changes = self.changes_rope or self.plan.query_scale is not None or self.plan.positions is not None
+        changes = (
+            self.changes_rope
+            or self.plan.query_scale is not None
+            or self.plan.positions is not None
+        )
         return changes or self.options != Options()
 
     @property

@@ -21,21 +21,25 @@ _TOKENS = 8
 Seen = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 
 
-def capture(function: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+def capture(
+    function: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """A step of attention: keep what it is given."""
     kept: list[tuple[Tensor, Tensor]] = module.ropex_seen  # type: ignore[assignment]
     kept.append((query.detach(), key.detach()))
     return function(module, query, key, *args, **kwargs)
 
 
-def turns(model: Any, modules: tuple[nn.Module, ...], tables: list[Tensor]) -> dict[nn.Module, Turn]:
+def turns(
+    model: Any, modules: tuple[nn.Module, ...], tables: list[Tensor]
+) -> dict[nn.Module, Turn]:
     """How each attention module holds rotated states, found by two runs.
 
     Raises:
         UnsupportedModel: What a module is given differs by no turn.
     """
     before, after = _seen(model, modules, 1), _seen(model, modules, 1 + STEP)
-    found = {}
+    found, known = {}, {}
     for module in modules:
         if not before[module]:
             continue  # it does not run in a plain pass
@@ -46,7 +50,10 @@ def turns(model: Any, modules: tuple[nn.Module, ...], tables: list[Tensor]) -> d
                 f"{type(module).__name__} changes queries or keys after it rotated them, so they "
                 "cannot be turned to other positions"
             )
-        found[module] = query
+        name = (
+            [table is query.inv_freq for table in tables].index(True) if len(query.inv_freq) else -1
+        )
+        found[module] = known.setdefault((name, query.layout, query.start, query.sign), query)
     return found
 
 
@@ -63,8 +70,11 @@ def _seen(model: Any, modules: tuple[nn.Module, ...], first: int) -> Seen:
 def install_map(patch: Any, decoders: Any, undo: ExitStack) -> None:
     modules = attention_modules(patch.model, patch.configs)
     if not modules:
-        raise UnsupportedModel(f"{patch.model.config.model_type} does not call transformers' attention interface, so its positions cannot be mapped")
-    where = Whereabouts(str(patch.strategy), patch.plan.positions)
+        raise UnsupportedModel(
+            f"{patch.model.config.model_type} does not call transformers' attention interface, so its positions cannot be mapped"
+        )
+    layers = sum(1 for module in modules if getattr(module, "layer_idx", None) is not None)
+    where = Whereabouts(str(patch.strategy), patch.plan.positions, layers)
     tables = [each.plan.inv_freq for each in patch.planned]
     for module, turn in turns(patch.model, modules, tables).items():
         if window(module) is not None and window(module) <= patch.rope.trained_length:

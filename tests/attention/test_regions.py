@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ropex
 from ropex.attention.regions import Settings, attend_in_regions
+from ropex.attention.schedule import Schedule
 from ropex.attention.turns import Turn
 from ropex.positions import PositionMap
 from ropex.rope import Rope
@@ -135,10 +136,10 @@ def map_of(text: str) -> PositionMap:
 def attended(states: tuple[Tensor, ...], text: str, settings: Settings, rows: slice) -> Tensor:
     at, turn = torch.arange(TOKENS), Turn(ROPE.inv_freq)
     angles = at[:, None] * ROPE.inv_freq
-    query, key = (turn(each, angles) for each in states[:2])
-    places = at[rows], at[: rows.stop]
+    query, key = (turn(each, angles.cos(), angles.sin()) for each in states[:2])
+    schedule = Schedule(map_of(text), at[rows], at[: rows.stop])
     key, value = key[:, :, : rows.stop], states[2][:, :, : rows.stop]
-    return attend_in_regions(query[:, :, rows], key, value, places, map_of(text), turn, settings)
+    return attend_in_regions(query[:, :, rows], key, value, schedule, turn, settings)
 
 
 SETTINGS = Settings(DIM**-0.5)
