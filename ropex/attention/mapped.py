@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ropex.attention.caches import Call, filled_cache, key_positions
-from ropex.attention.regions import Settings, attend_in_regions
+from ropex.attention.regions import Settings, Turned, attend_in_regions
 from ropex.attention.schedule import Schedule
 from ropex.attention.turned import keeper
 from ropex.attention.turns import Turn
@@ -122,46 +122,60 @@ def attend_mapped(
     mapped: Mapped | None = getattr(module, "ropex_mapped", None)
     if mapped is None or not mapped.where.mapped:
         return function(module, query, key, value, attention_mask, *args, **kwargs)
-    return through_map(mapped, module, query, key, value, attention_mask, **kwargs), None
+    states = query, key, value
+    return through_map(mapped, module, states, attention_mask, kwargs), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def through_map(
     mapped: Mapped,
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    **kwargs: Any,
+    states: tuple[Tensor, Tensor, Tensor],
+    mask: Any,
+    kwargs: dict[str, Any],
 ) -> Tensor:
     """Attention under the map, `(batch, queries, heads, value dim)`.
 
     Raises:
         UnsupportedModel: The mask is of a kind that only other attention functions read.
     """
-    scaling = kwargs.get("scaling")
-    mask = _four_dimensional(attention_mask)
-    settings = Settings(
-        query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        mask,
-        kwargs.get("softcap"),
-        kwargs.get("s_aux"),
-        kwargs.get("dropout", 0.0) if module.training else 0.0,
-    )
+    query, key, value = states
     where = mapped.where
     if len(where.rows) == 1:
         kept = keeper(where.cache, getattr(module, "layer_idx", None), where.layers)
         schedule = where.schedule(where.rows[0], query, key)
-        return attend_in_regions(query, key, value, schedule, mapped.turn, settings, kept)
+        return through_regions(*states, module, mask, schedule, mapped.turn, kept, kwargs)
     out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     for rows in where.rows:
         batch = rows.batch
-        own = settings if mask is None or len(mask) == 1 else replace(settings, mask=mask[batch])
-        states = query[batch], key[batch], value[batch]
+        own = mask if mask is None or len(mask) == 1 else mask[batch]
+        part = query[batch], key[batch], value[batch]
         schedule = where.schedule(rows, query, key)
-        out[batch] = attend_in_regions(*states, schedule, mapped.turn, own)
+        out[batch] = through_regions(*part, module, own, schedule, mapped.turn, None, kwargs)
     return out
+
+
+def through_regions(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    module: nn.Module,
+    mask: Any,
+    schedule: Schedule,
+    turn: Turn,
+    kept: Turned | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """`attend_in_regions` with the arguments of attention functions of transformers."""
+    scaling = kwargs.get("scaling")
+    settings = Settings(
+        query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        _four_dimensional(mask),
+        kwargs.get("softcap"),
+        kwargs.get("s_aux"),
+        kwargs.get("dropout", 0.0) if module.training else 0.0,
+    )
+    return attend_in_regions(query, key, value, schedule, turn, settings, kept)
 
 
 def _four_dimensional(mask: Any) -> Tensor | None:

@@ -80,7 +80,7 @@ def attend_in_regions(
             parts.append(work.output(block))
         after = blocks[place + 1].rows.start if place + 1 < len(blocks) else query.shape[2]
         parts.append(work.unseen(block.rows.stop, after))
-    return torch.cat([part for part in parts if part.shape[2]], 2).transpose(1, 2)
+    return torch.cat([part for part in parts if part.shape[2]], 2).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class _Work:
         key_heads, rows = self.key.shape[1], block.rows.stop - block.rows.start
         weights = self._weights(self._scores(block).view(batch, heads, rows, -1), block)
         weights = functional.dropout(weights, self.settings.dropout).to(self.value.dtype)
-        grouped = weights.view(batch, key_heads, -1, weights.shape[-1])
+        grouped = weights.reshape(batch, key_heads, -1, weights.shape[-1])
         return (grouped @ block.seen(self.value)).view(batch, heads, rows, -1)
 
     def _scores(self, block: Block) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,24 +11,62 @@ from torch import Tensor, nn
 
 from ropex.attention.dispatch import route
 from ropex.attention.layout import STEP, fit
-from ropex.attention.mapped import Mapped, Whereabouts, attend_mapped
+from ropex.attention.mapped import Mapped, Whereabouts, attend_mapped, through_regions
 from ropex.attention.modules import attention_modules
+from ropex.attention.schedule import Schedule
 from ropex.attention.turns import Turn
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
+from ropex.model.reach import probe_size
 from ropex.patching.verify import probe_logits
+from ropex.positions import PositionMap, Region
 
-_TOKENS = 8
-Seen = dict[nn.Module, list[tuple[Tensor, Tensor]]]
+_TOKENS = 8  # whose states are compared
+_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
-def capture(
-    function: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
+@dataclass
+class _Seen:
+    """What a module was given in a run, and how far attention in regions is from its own."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    error: float = 0.0
+    largest: float = 0.0
+
+
+class _Plain(PositionMap):
+    """The map that changes nothing."""
+
+    def level(self, positions: Tensor) -> Tensor:
+        return torch.zeros_like(positions)
+
+    def regions(self, level: int) -> tuple[Region, ...]:
+        return ()
+
+
+def look(
+    function: Any,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    """A step of attention: keep what it is given."""
-    kept: list[tuple[Tensor, Tensor]] = module.ropex_seen  # type: ignore[assignment]
-    kept.append((query.detach(), key.detach()))
-    return function(module, query, key, *args, **kwargs)
+    """A step of attention: keep what it is given, and compare attention in regions with it."""
+    seen: _Seen = module.ropex_seen  # type: ignore[assignment]
+    seen.query, seen.key = query[:, :, :_TOKENS].detach(), key[:, :, :_TOKENS].detach()
+    found = function(module, query, key, value, attention_mask, *args, **kwargs)
+    keys = torch.arange(key.shape[2])
+    schedule = Schedule(_Plain(), keys[-query.shape[2] :], keys)
+    turn = Turn(query.new_zeros(0, dtype=torch.float64))
+    states = query, key, value
+    own = through_regions(*states, module, attention_mask, schedule, turn, None, kwargs)
+    seen.error = float((own - found[0].reshape(own.shape)).abs().max())
+    seen.largest = float(found[0].abs().max())
+    return found
 
 
 def turns(
@@ -36,62 +75,78 @@ def turns(
     """How each attention module holds rotated states, found by two runs.
 
     Raises:
-        UnsupportedModel: What a module is given differs by no turn.
+        UnsupportedModel: A module computes something that attention in regions does not, or
+            changes states after it has rotated them.
     """
-    before, after = _seen(model, modules, 1), _seen(model, modules, 1 + STEP)
-    found, known = {}, {}
+    before = _run(model, modules, 1, max(_TOKENS + 1, probe_size(modules[0].config)))
+    after = _run(model, modules, 1 + STEP, _TOKENS + 1)
+    found: dict[nn.Module, Turn] = {}
+    known: dict[Any, Turn] = {}
     for module in modules:
-        if not before[module]:
+        one, other = before[module], after[module]
+        if one.query is None or one.key is None or other.query is None or other.key is None:
             continue  # it does not run in a plain pass
-        pairs = zip(before[module][0], after[module][0], strict=True)
-        query, key = (fit(one, other, tables) for one, other in pairs)
+        half = one.query.dtype in (torch.float16, torch.bfloat16)
+        if one.error > (5e-2 if half else 1e-3) * one.largest:
+            raise UnsupportedModel(
+                f"{type(module).__name__} computes attention in a way of its own, so its positions "
+                f"cannot be mapped (outputs differ by {one.error:.2g} of {one.largest:.2g})"
+            )
+        query, key = fit(one.query, other.query, tables), fit(one.key, other.key, tables)
         if query is None or key is None:
             raise UnsupportedModel(
-                f"{type(module).__name__} changes queries or keys after it rotated them, so they "
-                "cannot be turned to other positions"
+                f"{type(module).__name__} changes queries or keys after it has rotated them, so "
+                "they cannot be turned to other positions"
             )
-        name = (
-            [table is query.inv_freq for table in tables].index(True) if len(query.inv_freq) else -1
-        )
-        found[module] = known.setdefault((name, query.layout, query.start, query.sign), query)
+        name = query.layout, query.start, query.sign, len(query.inv_freq), id(query.inv_freq)
+        found[module] = known.setdefault(name if len(query.inv_freq) else None, query)
     return found
 
 
-def _seen(model: Any, modules: tuple[nn.Module, ...], first: int) -> Seen:
-    places = {"position_ids": torch.arange(first, first + _TOKENS)[None]}
+def _run(
+    model: Any, modules: tuple[nn.Module, ...], first: int, tokens: int
+) -> dict[nn.Module, _Seen]:
+    places = {"position_ids": torch.arange(first, first + tokens)[None]}
+    seen = {module: _Seen() for module in modules}
     with ExitStack() as undo:
         for module in modules:
-            set_attribute(module, "ropex_seen", [], undo)
-            route(module, capture, undo)
-        probe_logits(model, places, _TOKENS)
-        return {module: list(module.ropex_seen) for module in modules}  # type: ignore[call-overload]
+            set_attribute(module, "ropex_seen", seen[module], undo)
+            route(module, look, undo)
+        probe_logits(model, places, tokens)
+    return seen
 
 
 def install_map(patch: Any, decoders: Any, undo: ExitStack) -> None:
+    """Let attention that sees beyond the trained length go through the map of a patch.
+
+    Raises:
+        UnsupportedModel: The model does not allow it.
+    """
+    kind = patch.model.config.model_type
     modules = attention_modules(patch.model, patch.configs)
     if not modules:
         raise UnsupportedModel(
-            f"{patch.model.config.model_type} does not call transformers' attention interface, so its positions cannot be mapped"
+            f"{kind} does not call transformers' attention interface, so its positions cannot be "
+            "mapped"
         )
-    layers = sum(1 for module in modules if getattr(module, "layer_idx", None) is not None)
-    where = Whereabouts(str(patch.strategy), patch.plan.positions, layers)
+    where = Whereabouts(str(patch.strategy), patch.plan.positions, len(modules))
     tables = [each.plan.inv_freq for each in patch.planned]
     for module, turn in turns(patch.model, modules, tables).items():
-        if window(module) is not None and window(module) <= patch.rope.trained_length:
-            continue
-        set_attribute(module, "ropex_mapped", Mapped(where, turn), undo)
-        route(module, attend_mapped, undo)
+        window = window_of(module)
+        if window is None or window > patch.rope.trained_length:
+            set_attribute(module, "ropex_mapped", Mapped(where, turn), undo)
+            route(module, attend_mapped, undo)
     for decoder in decoders:
         undo.callback(decoder.register_forward_pre_hook(where.before, with_kwargs=True).remove)
         undo.callback(decoder.register_forward_hook(where.after, with_kwargs=True).remove)
 
 
-def window(module: Any) -> int | None:
-    kinds = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+def window_of(module: Any) -> int | None:
+    """Tokens that the queries of an attention module see; None for all."""
     config, layer = module.config, getattr(module, "layer_idx", None)
     types = getattr(config, "layer_types", None)
     if types and layer is not None:
-        name = kinds.get(types[layer])
+        name = _WINDOWS.get(types[layer])
         return getattr(config, name, None) if name else None
     found = getattr(module, "sliding_window", None) or getattr(config, "sliding_window", None)
     return found if isinstance(found, int) else None
