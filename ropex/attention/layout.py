@@ -1,8 +1,8 @@
 """Find by trial how the attention of a layer holds rotated states.
 
 States of the same tokens at positions `p` and at `p + d` differ by a turn of `d`, as hidden states
-do not depend on a common shift. The turn that explains the difference says all that is needed: which
-table, which dimensions, in which layout.
+do not depend on a common shift. The turn that explains the difference says all that is needed:
+which table, which dimensions, in which layout.
 """
 
 from __future__ import annotations

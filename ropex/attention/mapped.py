@@ -64,7 +64,8 @@ class Whereabouts:
                 f"{self.strategy}: the key-value cache was filled without this patch, so it does "
                 "not say where its keys stand; start anew with an empty cache"
             )
-        self._known, self.cache = key_positions(call), call.cache
+        self._known = key_positions(call)
+        self.cache = call.cache if call.past else None  # all its layers are there
         found = self._known.cpu()
         rows = found.tolist()
         groups: dict[tuple[int, ...], list[int]] = {}

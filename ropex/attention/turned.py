@@ -28,17 +28,23 @@ def keeper(cache: Any, layer: int | None, layers: int) -> Callable[..., Tensor] 
 
     if type(cache) is not DynamicCache or layer is None or len(cache.layers) < layers:
         return None
+    if not all(hasattr(each, _NAME) for each in cache.layers[layers:]):
+        return None  # it has layers of its own there
     if type(cache.layers[layer]) is not DynamicLayer:
         return None
 
+    def _layer(place: Place | None) -> Any:
+        made = DynamicLayer()
+        setattr(made, _NAME, place)
+        return made
+
     def kept(key: Tensor, place: Place, turn: Callable[[Tensor, slice], Tensor]) -> Tensor:
         while len(cache.layers) <= layers + layer:
-            cache.layers.append(DynamicLayer())
+            cache.layers.append(_layer(None))
         own: Any = cache.layers[layers + layer]
         there = own.keys.shape[2] if own.keys is not None else 0
-        if getattr(own, _NAME, None) != place or there > key.shape[2]:
-            own = cache.layers[layers + layer] = DynamicLayer()
-            setattr(own, _NAME, place)
+        if getattr(own, _NAME) != place or there > key.shape[2]:
+            own = cache.layers[layers + layer] = _layer(place)
             there = 0
         if there == key.shape[2]:
             return own.keys

@@ -78,8 +78,8 @@ def turns(
         UnsupportedModel: A module computes something that attention in regions does not, or
             changes states after it has rotated them.
     """
-    before = _run(model, modules, 1, max(_TOKENS + 1, probe_size(modules[0].config)))
-    after = _run(model, modules, 1 + STEP, _TOKENS + 1)
+    tokens = max(_TOKENS + 1, probe_size(modules[0].config))
+    before, after = (_run(model, modules, first, tokens) for first in (1, 1 + STEP))
     found: dict[nn.Module, Turn] = {}
     known: dict[Any, Turn] = {}
     for module in modules:
