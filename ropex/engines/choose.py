@@ -10,7 +10,7 @@ from ropex.engines.answer import Exactness
 from ropex.engines.encodings import Encoding, encodings
 from ropex.engines.readers import Engine, Reading
 from ropex.engines.wanted import Wanted
-from ropex.model.realise import TOLERANCE
+from ropex.model.tables import TOLERANCE
 
 # What may be off and still be called the same method: the temperature that is said with a whole
 # number of tokens is off by less, a temperature that is left out by more.

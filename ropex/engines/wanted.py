@@ -17,10 +17,10 @@ from ropex.config import numbers as formulas
 from ropex.config.entry import reach, read_entries, read_entry
 from ropex.config.notations import is_nested, misread_by_4
 from ropex.errors import UnsupportedModel
-from ropex.model.realise import close
 from ropex.model.rotary import main_site, sites
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
+from ropex.model.tables import close
 from ropex.patching.handle import Patch, patch
 from ropex.patching.record import Record
 from ropex.patching.saving import completed

@@ -12,6 +12,10 @@ from torch import Tensor
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Strategy
 
+# transformers computes in float32, a plan in float64; a power of the base costs a few units in the
+# last place (measured: at most 7e-7 up to a base of 1e7).
+TOLERANCE = 2e-6
+
 TableAt: TypeAlias = Callable[[Tensor], tuple[Tensor, Any]]
 """Length in tokens, a 0-dimensional tensor, to frequencies `(dim // 2,)` and attention scale."""
 
@@ -136,3 +140,38 @@ class Rows:
         phases = torch.outer(torch.arange(rows, dtype=torch.float64), inv_freq.cpu())
         cos, sin = (phases.cos() * scale, phases.sin() * scale)
         return cos.float().to(device), sin.float().to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class Native:
+    """How one strategy is realised in one table of a model.
+
+    Attributes:
+        entry: The config entry that stands for it; None where no entry can.
+        inv_freq: The table, `(dim // 2,)`, float32; None for a strategy that depends on length.
+        table_at: Length (0-dimensional tensor) to table and attention scale, for a strategy that
+            depends on length.
+        attention_scale: What cos and sin are multiplied by, at the trained length.
+        rows: Its cos and sin, for modules that hand out whole tables.
+    """
+
+    entry: dict[str, Any] | None
+    inv_freq: Tensor | None
+    table_at: TableAt | None
+    attention_scale: float
+    rows: Rows | None = None
+
+
+def outside_config(strategy: Strategy, rope: Rope) -> Native:
+    """The plan itself, where no config entry stands for it."""
+    plan = strategy.plan(rope)
+    if strategy.class_on(rope) == "static":
+        return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
+    return Native(None, None, PlannedTable(strategy, rope), plan.attention_scale)
+
+
+def close(table: Tensor, wanted: Tensor) -> bool:
+    """Whether a float32 table is the float64 one, to the accuracy of float32."""
+    if table.shape != wanted.shape:
+        return False
+    return bool(((table.double() - wanted).abs() <= TOLERANCE * wanted.abs()).all())

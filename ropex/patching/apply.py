@@ -18,11 +18,10 @@ from ropex.model.attributes import set_attribute
 from ropex.model.configs import homes_of
 from ropex.model.latent import scale_softmax
 from ropex.model.options import Options
-from ropex.model.realise import Native, outside_config
 from ropex.model.rotary import decoder_of
 from ropex.model.sites.hooks import Tables
 from ropex.model.sites.slots import has_axes
-from ropex.model.tables import OneTable, PlannedTable, TableAt
+from ropex.model.tables import Native, OneTable, PlannedTable, TableAt, outside_config
 from ropex.patching.plan import Planned, realised, several_tables
 from ropex.patching.stack import stack
 from ropex.strategies.none import Unscaled
@@ -71,7 +70,7 @@ def apply_rope(patch: Patch, undo: ExitStack) -> bool:
         if each.kept and not each.rope.by_length:  # .to(bfloat16) shall not round it either
             _install(patch, each, outside_config(Unscaled(), each.rope), undo)
     for site in {id(each.site.config): each.site for each, _ in made}.values():
-        scale_softmax(site, patch.plan, undo)
+        scale_softmax(site.latent, patch.plan, undo)
     _guard_keys(patch, undo)
     by_length = made[0][1].table_at if made else None
     if patch.options.cache == "unrotated":

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.model.realise import close
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
+from ropex.model.tables import close
 from ropex.rope import Plan
 
 Tables = tuple[tuple[int, Plan], ...]

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import ropex
-from ropex.model.realise import close
+from ropex.model.tables import close
 from tests.support.cases import (
     LONG,
     STATIC,

@@ -6,21 +6,18 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ropex.errors import wrong_type
+from ropex.model.options import Options
+from ropex.model.sites.hooks import Tables
+from ropex.model.tables import Native, TableAt, close
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
 from ropex.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from ropex.model.options import Options
-    from ropex.model.realise import Native
-    from ropex.model.sites.hooks import Tables
-    from ropex.model.tables import TableAt
 
 
 @dataclass(frozen=True)
@@ -167,8 +164,6 @@ class Site(ABC):
 
     def holds(self, plan: Plan, length: int) -> bool:
         """Whether it computes as planned for sequences of `length` tokens."""
-        from ropex.model.realise import close
-
         live = self.live(length)
         return live.dtype == torch.float32 and close(live, plan.inv_freq)
 

@@ -16,12 +16,12 @@ from ropex.config.entry import reach, read_entries, read_entry, scaling_of, swit
 from ropex.config.notations import is_nested
 from ropex.model.attributes import set_attribute
 from ropex.model.options import Options
-from ropex.model.realise import Native, realise
+from ropex.model.realise import realise
 from ropex.model.sites.base import Site, checked_length
 from ropex.model.sites.exact import ExactTables, layout_of
 from ropex.model.sites.hooks import FixedTable, LengthTable, Rotation, Tables, protected
 from ropex.model.sites.slots import FunctionSlot, Slot
-from ropex.model.tables import TableAt
+from ropex.model.tables import Native, TableAt
 from ropex.rope import Lists, Plan, Rope
 from ropex.strategies.base import Strategy
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
 from ropex.model.options import Options
-from ropex.model.realise import Native, outside_config
 from ropex.model.sites.base import Site, checked_length
-from ropex.model.tables import Rows
+from ropex.model.tables import Native, Rows, outside_config
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Strategy
 

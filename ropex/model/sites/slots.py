@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ropex.config.entry import read_entries, read_entry
 from ropex.config.notations import each_entry, version_5
-
-if TYPE_CHECKING:
-    from ropex.model.realise import Native
+from ropex.model.tables import Native
 
 
 @dataclass(frozen=True)
