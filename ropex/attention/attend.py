@@ -14,7 +14,7 @@ from ropex.errors import UnsupportedModel
 from ropex.rope import QueryScale
 
 if TYPE_CHECKING:
-    from ropex.attention.caches import Turns
+    from ropex.attention.unrotated import Turns
 
 # Attention functions that take a mask row by row.
 _SPLIT = ("sdpa", "eager")

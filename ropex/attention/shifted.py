@@ -11,8 +11,8 @@ from ropex.attention.dispatch import calls_interface, route
 from ropex.attention.grouped import shifted_attention
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
+from ropex.model.probe import has_weights
 from ropex.model.window import window_of
-from ropex.patching.verify import has_weights
 from ropex.train.probing import probe_ids, trying
 
 _BASE = "sdpa"

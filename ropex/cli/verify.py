@@ -91,7 +91,7 @@ def _base(model: Any) -> float:
 
     handle = stack(sites(model))[0].handle
     assert handle is not None  # no copy
-    return handle.rope.base
+    return handle.state.rope.base
 
 
 def _with_checkpoint(arguments: argparse.Namespace, model: Any) -> list[Difference]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropex.model.reach import FEWEST, probe_size
+from ropex.model.probe import FEWEST, probe_at, probe_logits, probe_size
 from ropex.model.rotary import sites
-from ropex.patching.verify import probe_at, probe_logits, takes_jumps
+from ropex.patching.verify import takes_jumps
 
 _LONG = 64  # tokens, at least, of a text that is read as it stands
 _TOLERANCE = 1e-6

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ropex.errors import UnsupportedModel
 from ropex.files.writing import write_json
 from ropex.model.rotary import sites
-from ropex.model.sites.base import Site
-from ropex.patching.plan import Planned
-from ropex.patching.stack import stack
+from ropex.patching.plan import Planned, hash_of
+from ropex.patching.stack import JOINT, stack
 from ropex.sizes import LONGEST
 from ropex.version import __version__
 
 NAME = "ropex.json"
-_JOINT = " then "  # between patches over patches
 
 
 @dataclass(frozen=True)
@@ -49,27 +48,27 @@ class Record:
         """The record of a patched model; None if it is not patched."""
         found = sites(model)
         applied = stack(found)
-        handle = applied[-1].handle if applied else None
-        if handle is None:
+        if not applied or applied[-1].handle is None:
             return None
+        last = applied[-1].handle
         return cls(
-            _JOINT.join(each.strategy for each in applied),
-            (applied[0].handle or handle).rope.trained_length,
-            handle.target_length,
-            fingerprint(handle.planned),
-            handle.in_config,
+            JOINT.join(each.strategy for each in applied),
+            (applied[0].handle or last).state.rope.trained_length,
+            last.state.target_length,
+            fingerprint(last.state.planned),
+            applied[-1].in_config,
             versions=versions(),
         )
 
     def after(self, before: Record) -> Record:
         """This record, of a model that was saved with another one."""
-        joined = f"{before.strategy}{_JOINT}{self.strategy}"
+        joined = f"{before.strategy}{JOINT}{self.strategy}"
         return replace(self, strategy=joined, trained_length=before.trained_length)
 
     @property
     def strategies(self) -> list[str]:
         """The strategies, in the order in which they are applied."""
-        return self.strategy.split(_JOINT)
+        return self.strategy.split(JOINT)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
@@ -129,20 +128,16 @@ def write_record(model: Any, folder: Path) -> None:
 
 def fingerprint(planned: tuple[Planned, ...]) -> str:
     """Hash of the tables and scales that patches plan, as float32 numbers."""
-    digest = hashlib.sha256()
-    for each in planned:
-        digest.update(_described(each.site, each).encode())
-        digest.update(each.plan.inv_freq.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return hash_of(planned, _described, torch.float32)
 
 
-def _described(site: Site, each: Planned) -> str:
-    return f"{site.layer_type} {float(each.plan.attention_scale):.9g} {each.plan.query_scale}"
+def _described(each: Planned) -> str:
+    scale = float(each.plan.attention_scale)
+    return f"{each.site.layer_type} {scale:.9g} {each.plan.query_scale}"
 
 
 def versions() -> dict[str, str]:
     """Of what has computed it."""
-    import torch
     import transformers
 
     return {

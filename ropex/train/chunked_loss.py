@@ -11,7 +11,7 @@ from torch import nn
 
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
-from ropex.patching.verify import has_weights
+from ropex.model.probe import has_weights
 from ropex.train.loss_pass import Chunks
 from ropex.train.probing import probe_ids, trying
 

@@ -158,10 +158,9 @@ def _unpatched(pairs: tuple[tuple[Site, Wanted], ...], expected: Expected) -> It
                 "patched; patch the model after the last change to its modules"
             )
     now = stack(tuple(site for site, _ in pairs))
-    handles = tuple(each.handle for each in now)
-    if len(now) < len(expected.patches):
+    if len(now) < len(expected.applied):
         yield f"{expected.under} was removed from the model; patch it again and make a new guard"
-    elif handles != expected.patches:
+    elif now != expected.applied:
         yield f"{now[-1].strategy} was applied after the guard was made; make the guard after it"
 
 

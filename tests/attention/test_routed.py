@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import ropex
 from ropex.attention.attend import factors
 from ropex.families.tiny import causal_types, tiny_model
-from ropex.model.reach import MOST, probe_size, unreached
+from ropex.model.probe import MOST, probe_size, unreached
 from ropex.patching.verify import Verification
 from ropex_eval.measure.context_parallel import _attention, _gather
 from tests.support.cases import logits, tokens

@@ -52,7 +52,7 @@ def test_the_page_lists_every_family_once() -> None:
 
 
 def test_a_clause_that_fails_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ropex.patching.handle.apply_rope", lambda *_: True)  # a silent no-op
+    monkeypatch.setattr("ropex.patching.apply.apply_rope", lambda *_: True)  # a silent no-op
     outcomes = check("llama").outcomes
     failed = [name for name in outcomes if outcomes[name].passed is False]
     assert failed == ["undone", "verified", "bfloat16"]

@@ -18,6 +18,8 @@ import ropex
 from ropex.config.notations import version_5
 from ropex.model.rotary import sites
 from ropex.model.window import near_only
+from ropex.patching.stack import stack
+from ropex.train import RopeGuard
 from tests.support.cases import (
     ALL,
     FAMILIES,
@@ -56,7 +58,7 @@ def family(request: pytest.FixtureRequest) -> Any:
     return tiny_model(request.param)
 
 
-def state_of(model: Any) -> list[Any]:
+def state_of(model: Any, but: str = "") -> list[Any]:
     """Everything about a model that a patch may touch, by identity where it is an object."""
     tables = [(name, buffer.clone()) for name, buffer in model.named_buffers()]
     modules = []
@@ -64,7 +66,7 @@ def state_of(model: Any) -> list[Any]:
         attributes = {
             key: value if isinstance(value, (int, float, str, bool)) else id(value)
             for key, value in vars(module).items()
-            if key != "ropex_patches" and not isinstance(value, dict)
+            if key != but and not isinstance(value, dict)
         }
         hooks = (len(module._forward_pre_hooks), len(module._forward_hooks))
         modules.append((name, attributes, hooks))
@@ -84,8 +86,16 @@ def test_none_moves_no_bit(family: Any) -> None:
     before = state_of(family)
     with ropex.patch(family, "none") as patch:
         assert torch.equal(logits(family, IDS), plain)
-        assert same(state_of(family), before)
+        assert same(state_of(family, but="ropex_patches"), before)
         assert patch.verify().logit_change == 0
+    assert same(state_of(family), before)
+
+
+def test_reading_what_is_in_place_writes_nothing(llama: Any) -> None:
+    before = state_of(llama)
+    assert stack(sites(llama)) == ()
+    RopeGuard(llama).check()
+    assert same(state_of(llama), before)
 
 
 @pytest.mark.parametrize("text", ["linear:1.7", "yarn:4", "dynamic:4", "linear:2+ntk:2"])

@@ -131,7 +131,7 @@ def _is_by_length(found: tuple[Site, ...]) -> bool:
 def trained_length(found: tuple[Site, ...]) -> int | None:
     """Tokens that the model was trained at, before it was patched."""
     first = next((applied.handle for applied in stack(found)), None)
-    return first.rope.trained_length if first else main_site(found).said_length()
+    return first.state.rope.trained_length if first else main_site(found).said_length()
 
 
 def _check_rows(found: tuple[Site, ...], longest: int) -> None:

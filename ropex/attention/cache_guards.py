@@ -1,20 +1,16 @@
-"""How keys in caches are rotated, so that no cache is continued under a different rotation."""
+"""Guards of key-value caches: no cache is continued under a different rotation of its keys."""
 
 from __future__ import annotations
 
 import functools
 import gc
-import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from ropex.model.options import Options
-
-if TYPE_CHECKING:
-    from ropex.patching.handle import Patch
+from ropex.attention.caches import Call, filled_cache, given_cache, holder_of, named, tokens_in
 
 MARK = "ropex_keys"
 """Attribute of a decoder whose keys a patch rotates, and of each cache with such keys."""
@@ -22,7 +18,7 @@ MARK = "ropex_keys"
 _ANEW = "start anew with an empty cache"
 
 
-class Keys:
+class KeyGuard:
     """How a patch rotates keys; hooks of the decoder write it on each cache that they see.
 
     Args:
@@ -35,26 +31,7 @@ class Keys:
         self.caches: WeakSet[Any] = WeakSet()  # those to be spent when the patch is removed
         self.traced = False  # whether compiled calls may have filled more
 
-    @classmethod
-    def of(cls, patch: Patch) -> Keys | None:
-        """Those of a patch; None if it leaves keys as they are."""
-        by_length = patch.strategy.length_class != "static"
-        changed = patch.rebuilds or any(each.changes for each in patch.planned)
-        if not changed and not by_length and patch.options == Options():
-            return None
-        text = str(patch.strategy)
-        if patch.options.cache == "unrotated":
-            return cls(text, "unrotated")
-        digest = hashlib.sha256(patch.options.precision.encode())
-        if by_length:
-            digest.update(f"{text} {patch.rope.trained_length}".encode())
-        for each in patch.planned:
-            scale = float(each.plan.attention_scale)
-            digest.update(f"{each.site.layer_type} {scale!r}".encode())
-            digest.update(each.plan.inv_freq.cpu().numpy().tobytes())
-        return cls(text, digest.hexdigest())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Keys:
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeyGuard:
         """The same one: what is copied with it is a model, or a cache that is spent with it."""
         for cache in list(self.caches):
             if id(cache) in memo:
@@ -63,7 +40,7 @@ class Keys:
 
     def __reduce__(self) -> Any:
         """Caches stay where they are."""
-        return Keys, (self.strategy, self.identity)
+        return KeyGuard, (self.strategy, self.identity)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the decoder.
@@ -76,7 +53,7 @@ class Keys:
         cache = given_cache(args, kwargs)
         if cache is None:
             return
-        kept: Keys | None = getattr(_holder(cache), MARK, None)
+        kept: KeyGuard | None = getattr(holder_of(cache), MARK, None)
         if (kept is None or kept.identity != self.identity) and _may_be_filled(cache, kept):
             under = f"filled under {kept.strategy}" if kept else "not filled under this patch"
             raise RuntimeError(
@@ -105,7 +82,7 @@ class Keys:
                 cache.__class__ = _spent(kind)
 
     def _mark(self, cache: Any) -> None:
-        holder = _holder(cache)
+        holder = holder_of(cache)
         if isinstance(holder, Spent):
             holder.ropex_revive()
         if holder is not None and getattr(holder, MARK, None) is not self:
@@ -126,7 +103,7 @@ class Keys:
 class Spent:
     """First base of the class of a cache whose keys are of a patch that was removed."""
 
-    ropex_keys: Keys
+    ropex_keys: KeyGuard
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """That of the cache, once it is emptied.
@@ -162,52 +139,85 @@ def _spent_anew(cls: Any) -> Any:
     return spent.__new__(spent)
 
 
-def tokens_in(cache: Any) -> int:
-    """Tokens in a key-value cache, by those of its layers that count them."""
-    own = getattr(cache, "key_cache", ()) if not hasattr(cache, "layers") else ()
-    if len(own) and not any(keys.numel() for keys in own):  # Bamba counts a row of none as a token
-        return 0
-    length = int(cache.get_seq_length())
-    layers = () if length else getattr(cache, "layers", ())  # one without attention has none
-    counted = [int(each.get_seq_length()) for each in layers if hasattr(each, "get_seq_length")]
-    return max(length, *counted) if counted else length
-
-
-def _may_be_filled(cache: Any, kept: Keys | None) -> bool:
+def _may_be_filled(cache: Any, kept: KeyGuard | None) -> bool:
     """Whether a cache holds keys; what only its tensors know is not asked while tracing."""
     if isinstance(cache, (tuple, list)):
-        return _holder(cache) is not None
+        return holder_of(cache) is not None
     if torch.compiler.is_compiling() and isinstance(cache.get_seq_length(), Tensor):
         return kept is not None
     return tokens_in(cache) > 0
 
 
-def given_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The cache among the arguments of a decoder; None if there is none."""
-    cache = kwargs.get("past_key_values")
-    return _among((*args, *kwargs.values())) if cache is None else cache
+class LengthGuard:
+    """Hooks of the decoder: refuse to mix keys that were rotated for different lengths.
 
+    That they were rotated by this patch is known already; see `KeyGuard`.
 
-def filled_cache(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """The cache that a decoder has filled: what it returns, or else was given."""
-    cache = getattr(output, "past_key_values", None)
-    if cache is None and isinstance(output, tuple):
-        cache = _among(output)
-    return given_cache(args, kwargs) if cache is None else cache
+    Args:
+        strategy: The strategy's text, for the message.
+        trained_length: Tokens up to which every length has the same frequencies.
+        switches: Whether all lengths beyond it have the same frequencies as well (LongRoPE).
+        by_row: Whether each row of a batch has a table of its own.
+    """
 
+    def __init__(
+        self, strategy: str, trained_length: int, switches: bool, by_row: bool = True
+    ) -> None:
+        self.strategy, self.trained_length, self.switches = strategy, trained_length, switches
+        self.by_row = by_row
 
-def _among(values: tuple[Any, ...]) -> Any:
-    return next((each for each in values if _is_cache(each)), None)
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook.
 
+        Raises:
+            RuntimeError: A filled cache is continued beyond the trained length.
+        """
+        call = Call.of(module, args, kwargs)
+        padded = isinstance(call.mask, Tensor) and call.mask.ndim == 2 and not call.mask.all()
+        if padded and not self.by_row and call.end > self.trained_length:
+            raise RuntimeError(
+                f"{self.strategy}: this model rotates all rows of a batch alike, so those with "
+                "padding would count as longer than they are; give rows one by one, or fix the "
+                "length (dynamic:length=32k)"
+            )
+        kept: tuple[Tensor, Tensor] | None = getattr(call.cache, "ropex_lengths", None)
+        if call.cache is None and call.end > self.trained_length and call.goes_on(module):
+            self._refuse()
+        if not call.past:
+            if kept is not None:  # it was emptied
+                del call.cache.ropex_lengths
+            return
+        if kept is None:
+            raise RuntimeError(
+                f"{self.strategy}: the key-value cache does not say for which lengths its keys are "
+                "rotated, as the call that filled it was cut off; start anew with an empty cache"
+            )
+        shortest, longest = int(kept[0]), max(int(kept[1]), call.end)
+        beyond = self.switches and shortest > self.trained_length
+        if longest > self.trained_length and not beyond:
+            self._refuse()
 
-def _is_cache(value: Any) -> bool:
-    """Whether it is a cache, or a tuple of pairs in its place; other outputs are flat tuples."""
-    pairs = isinstance(value, (tuple, list)) and any(isinstance(e, (tuple, list)) for e in value)
-    return pairs or hasattr(value, "get_seq_length")
+    def _refuse(self) -> None:
+        raise RuntimeError(
+            f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
+            f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
+            'patch with cache="unrotated", fix the length (dynamic:length=32k) or pass '
+            "use_cache=False"
+        )
 
-
-def _holder(cache: Any) -> Any:
-    """What carries the mark of a cache: the one that grows; of tuples, their first tensor."""
-    while isinstance(cache, (tuple, list)):
-        cache = next((each for each in cache if each is not None), None)
-    return getattr(cache, "self_attention_cache", cache)
+    def after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Hook: let the cache remember for which lengths its keys are rotated."""
+        cache = filled_cache(args, kwargs, output)
+        if not hasattr(cache, "get_seq_length"):
+            return
+        lengths = named(module, args, kwargs).get("position_ids")
+        if lengths is None:
+            lengths = torch.full((1, 1), tokens_in(cache) - 1, device=output[0].device)
+        lengths = lengths.amax(1) + 1
+        old = getattr(cache, "ropex_lengths", (lengths.amin(), lengths.amax()))
+        cache.ropex_lengths = (
+            torch.minimum(old[0], lengths.amin()),
+            torch.maximum(old[1], lengths.amax()),
+        )

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ropex.model.attributes import set_attribute
-
-if TYPE_CHECKING:
-    from ropex.patching.handle import Patch
+from ropex.patching.state import PatchState
 
 _ENTRY = "init_continuous_batching"  # that all ways to it call
 _KEPT = "_cached_continuous_batching_manager"
 
 
-def drop_kept(model: nn.Module) -> None:
+def refuse_batching(state: PatchState, undo: ExitStack) -> None:
+    """Refuse continuous batching where it would not compute what the patch says."""
+    _drop_kept(state.model)
+    undo.callback(_drop_kept, state.model)
+    message = _refused(state)
+    if message is None:
+        return
+    refuse = _Refuse(message)
+    for module in state.model.modules():
+        if hasattr(module, _ENTRY):
+            set_attribute(module, _ENTRY, refuse, undo)
+    for decoder in state.decoders:
+        undo.callback(decoder.register_forward_pre_hook(refuse.before, with_kwargs=True).remove)
+
+
+def _drop_kept(model: nn.Module) -> None:
     """Forget the managers that are kept between calls: they share keys of common beginnings."""
     for module in model.modules():
         if vars(module).get(_KEPT) is not None:
             module.destroy_cached_continuous_batching_manager()  # type: ignore[operator]
 
 
-class RefuseBatching:
+class _Refuse:
     """Stands in for what starts continuous batching, or is asked before each of its calls.
 
     Args:
@@ -37,33 +50,27 @@ class RefuseBatching:
         """Raise a RuntimeError."""
         raise RuntimeError(self.message)
 
-    def install(self, model: nn.Module, undo: ExitStack) -> None:
-        """Stand in the way of each part of a model that can be batched."""
-        for module in model.modules():
-            if hasattr(module, _ENTRY):
-                set_attribute(module, _ENTRY, self, undo)
-
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the decoder: the same for a manager that was started before the patch."""
         if kwargs.get("cache") is not None:
             self()
 
 
-def refused_batching(patch: Patch) -> str | None:
+def _refused(state: PatchState) -> str | None:
     """Why continuous batching is refused; None if it is not.
 
     Its requests stand in one row and its cache is a part of attention, so neither a length of each
     sequence nor an attention of ropex's own has a place in it.
     """
-    if patch.length_class != "static":
+    if state.length_class != "static":
         reason = (
             "puts requests of different lengths into one row, and all of them would get the "
             "frequencies of the longest; call generate(), or fix the length (dynamic:length=32k)"
         )
-    elif patch.options.cache == "unrotated":
+    elif state.options.cache == "unrotated":
         reason = 'has a cache that holds rotated keys; leave cache="unrotated" out'
-    elif patch.plan.query_scale is not None:
+    elif state.plan.query_scale is not None:
         reason = "has an attention of its own, which would not scale queries; call generate()"
     else:
         return None
-    return f"{patch.strategy}: continuous batching {reason}"
+    return f"{state.strategy}: continuous batching {reason}"
