@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ropex.model.modes import in_mode
 
 FEWEST = 8
 # On a model of eight billion parameters some hundred tokens take a second on a GPU and ten on a
@@ -89,18 +89,6 @@ def probe_logits(
         logits = output[0]  # hidden states, of a model without a head
     rows = torch.linspace(0, logits.shape[1] - 1, min(_ROWS, logits.shape[1])).long()
     return logits[0, rows.to(logits.device)].double().cpu()
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The model in training or evaluation mode for the length of the block, then as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, before in modes:
-            module.training = before
 
 
 def has_weights(model: nn.Module) -> bool:

@@ -15,7 +15,8 @@ from ropex.model.options import Options
 from ropex.model.sites.hooks import Tables
 from ropex.model.sites.slots import has_axes
 from ropex.model.tables import TableAt
-from ropex.patching.plan import Planned, hash_of, several_tables
+from ropex.patching.plan import Planned, several_tables
+from ropex.patching.record import fingerprint
 from ropex.patching.state import PatchState
 
 
@@ -37,7 +38,7 @@ def _identity(state: PatchState, by_length: bool) -> str:
     if state.options.cache == "unrotated":
         return "unrotated"
     lengths = f"{state.strategy} {state.rope.trained_length}" if by_length else ""
-    tables = hash_of(state.planned, _rotation, torch.float64)
+    tables = fingerprint(state.planned, _rotation, torch.float64)
     return f"{state.options.precision} {lengths} {tables}"
 
 

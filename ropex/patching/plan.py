@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from ropex.model.sites.base import Site
 from ropex.model.tables import Native, table_key
@@ -115,20 +111,3 @@ def realised(
 def several_tables(planned: tuple[Planned, ...]) -> bool:
     """Whether layers of the model rotate differently."""
     return len({(each.site.layer_type, table_key(each.rope.inv_freq)) for each in planned}) > 1
-
-
-def hash_of(
-    planned: tuple[Planned, ...], describe: Callable[[Planned], str], dtype: torch.dtype
-) -> str:
-    """Hash of planned tables.
-
-    Args:
-        planned: What a patch makes of each table.
-        describe: What counts besides the frequencies of a table, in words.
-        dtype: The precision in which frequencies count.
-    """
-    digest = hashlib.sha256()
-    for each in planned:
-        digest.update(describe(each).encode())
-        digest.update(each.plan.inv_freq.to(dtype).cpu().numpy().tobytes())
-    return digest.hexdigest()

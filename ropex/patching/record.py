@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from ropex.errors import UnsupportedModel
 from ropex.files.writing import write_json
 from ropex.model.rotary import sites
-from ropex.patching.plan import Planned, hash_of
+from ropex.patching.plan import Planned
 from ropex.patching.stack import JOINT, stack
 from ropex.sizes import LONGEST
 from ropex.version import __version__
@@ -126,14 +128,31 @@ def write_record(model: Any, folder: Path) -> None:
         record.write(folder)
 
 
-def fingerprint(planned: tuple[Planned, ...]) -> str:
-    """Hash of the tables and scales that patches plan, as float32 numbers."""
-    return hash_of(planned, _described, torch.float32)
-
-
-def _described(each: Planned) -> str:
+def _scales(each: Planned) -> str:
     scale = float(each.plan.attention_scale)
     return f"{each.site.layer_type} {scale:.9g} {each.plan.query_scale}"
+
+
+def fingerprint(
+    planned: tuple[Planned, ...],
+    said: Callable[[Planned], str] = _scales,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Hash of the tables that patches plan, and of what is said of each.
+
+    Files hold these hashes, so each kind of file keeps what it has said: a record what a reader can
+    see on the loaded model, a study (`ropex_eval.study`) all that decides a number.
+
+    Args:
+        planned: Of one patch, or of several.
+        said: What counts besides the table; by default its layers and scales.
+        dtype: The table is hashed in it.
+    """
+    digest = hashlib.sha256()
+    for each in planned:
+        digest.update(said(each).encode())
+        digest.update(each.plan.inv_freq.to(dtype).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

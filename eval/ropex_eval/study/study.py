@@ -17,7 +17,6 @@ import transformers
 import ropex
 from ropex.files.untrusted import read_json
 from ropex.patching.handle import Patch
-from ropex.patching.plan import Planned, hash_of
 from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
@@ -151,13 +150,13 @@ def versions() -> dict[str, str]:
 
 def fingerprint_of_plans(patch: Patch) -> str:
     """Hash of all that a patch changes: every table, scale and query factor."""
-    return hash_of(patch.planned, _described, torch.float64)
-
-
-def _described(each: Planned) -> str:
-    plan = each.plan
-    scales = (plan.attention_scale, plan.softmax_scale, plan.query_scale, each.kept)
-    return f"{each.site} {scales}"
+    digest = hashlib.sha256()
+    for each in patch.planned:
+        plan = each.plan
+        scales = (plan.attention_scale, plan.softmax_scale, plan.query_scale, each.kept)
+        digest.update(f"{each.site} {scales}".encode())
+        digest.update(plan.inv_freq.to(torch.float64).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(folder: Path) -> str:
