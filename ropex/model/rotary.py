@@ -104,7 +104,7 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
 
 def decoder_of(model: nn.Module, site: Site) -> nn.Module:
     """The smallest model of transformers that holds `site`; it is called with the cache."""
-    owners = reversed(_ancestors(model, site.name))
+    owners = reversed(ancestors(model, site.name))
     return next((o for o in owners if hasattr(o, "get_input_embeddings")), model)
 
 
@@ -134,7 +134,7 @@ def _with_latent(model: nn.Module, found: list[Site]) -> tuple[Site, ...]:
     )
 
 
-def _ancestors(model: nn.Module, name: str) -> list[nn.Module]:
+def ancestors(model: nn.Module, name: str) -> list[nn.Module]:
     """The modules on the way to `name`, outermost first, and that module itself."""
     path = name.split(".")
     return [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
@@ -142,13 +142,13 @@ def _ancestors(model: nn.Module, name: str) -> list[nn.Module]:
 
 def _owner(model: nn.Module, name: str) -> Any:
     """The innermost module that has the config of a rotary module."""
-    with_config = [m for m in _ancestors(model, name) if hasattr(m, "config")]
+    with_config = [m for m in ancestors(model, name) if hasattr(m, "config")]
     return with_config[-1] if with_config else model
 
 
 def _reads_text(model: nn.Module, name: str) -> bool:
     """Whether a module belongs to a model of tokens, and not to a tower for images or sound."""
-    towers = [m for m in _ancestors(model, name) if hasattr(m, "main_input_name")]
+    towers = [m for m in ancestors(model, name) if hasattr(m, "main_input_name")]
     if not towers or towers[-1] is model:
         return True
     config = getattr(towers[-1], "config", None)

@@ -24,6 +24,7 @@ from ropex.config.notations import (
 )
 from ropex.files.writing import write_json
 from ropex.model.attributes import set_attribute
+from ropex.model.configs import is_adapter
 from ropex.patching.record import write_record
 
 _LATENT = ("kv_lora_rank", "qk_rope_head_dim")  # of configs with latent attention
@@ -46,8 +47,7 @@ def install_saving(
     for module in model.modules():
         if not hasattr(module, "save_pretrained"):
             continue
-        only_adapter = hasattr(module, "peft_config") and hasattr(module, "get_base_model")
-        if refused is None or only_adapter:
+        if refused is None or is_adapter(module):
             saving: Any = SaveBothNotations(module, configs)
         else:
             saving = RefuseSaving(refused)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ropex.model.configs import is_adapter
+from ropex.model.rotary import ancestors
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
 from ropex.model.tables import close
@@ -60,12 +62,6 @@ def has_own_type(module: Any) -> bool:
 
 def around(model: nn.Module, site: Site) -> list[Any]:
     """The configs that are saved with the models around a rotary module, outermost first."""
-    path = site.name.split(".")
-    models = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
-    found = [vars(each).get("config") for each in models if _saves_config(each)]
+    models = [each for each in ancestors(model, site.name) if hasattr(each, "save_pretrained")]
+    found = [vars(each).get("config") for each in models if not is_adapter(each)]
     return [config for config in found if type(config) is type(site.config)]
-
-
-def _saves_config(model: Any) -> bool:
-    adapter = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-    return hasattr(model, "save_pretrained") and not adapter
