@@ -18,14 +18,7 @@ from ropex.config.entry import carrier, write_entry
 from ropex.config.notations import keeps_base, misread_by_5
 from ropex.model.latent import SOFTMAX_KEYS, same_softmax
 from ropex.model.sites.slots import Slot
-from ropex.model.tables import (
-    DynamicTable,
-    Native,
-    PlannedTable,
-    TwoTables,
-    close,
-    outside_config,
-)
+from ropex.model.tables import Native, PlannedTable, TransformersTable, close, outside_config
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
@@ -108,11 +101,10 @@ def _candidates(
 def _by_length(site: _Built, strategy: Strategy, rope: Rope, plan: Plan) -> Native:
     entry = strategy.native(rope)
     config = None if entry is None else _reloaded(site, entry, strategy, rope)
-    kinds: dict[str, Any] = {"dynamic": DynamicTable, "longrope": TwoTables}
-    made = None if config is None else kinds.get(site.built_type(config))
-    if entry is None or made is None or not same_softmax(site.latent, config, plan):
+    kind = None if config is None else site.built_type(config)
+    if kind not in ("dynamic", "longrope") or not same_softmax(site.latent, config, plan):
         return outside_config(strategy, rope)
-    table_at = made(config, rope.trained_length, site.layer_type)
+    table_at = TransformersTable(kind, config, rope.trained_length, site.layer_type)
     planned = PlannedTable(strategy, rope)
     for tokens in (2, rope.trained_length, rope.trained_length + 1, 5 * rope.trained_length):
         (table, scale), (wanted, factor) = (at(torch.tensor(tokens)) for at in (table_at, planned))

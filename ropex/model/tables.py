@@ -47,43 +47,36 @@ class OneTable:
 
 
 @dataclass(frozen=True, eq=False)
-class DynamicTable:
-    """The table of each length, by transformers' own function for its `dynamic` type."""
+class TransformersTable:
+    """The table of each length, by transformers' own function for a rope type.
 
+    Attributes:
+        rope_type: `dynamic`, or `longrope`, which has a table of short sequences and one of long.
+        config: What the function reads.
+        trained_length: Tokens up to which all lengths have one table.
+        layer_type: The layers whose table it is; empty where all have one.
+    """
+
+    rope_type: str
     config: Any
     trained_length: int
     layer_type: str = ""
 
     def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
         """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
-        tokens = length.clamp(min=self.trained_length)
-        return _computed("dynamic", self.config, length, tokens, self.layer_type)
+        if self.rope_type == "dynamic":
+            return self._at(length, length.clamp(min=self.trained_length))
+        short, scale = self._at(length, self.trained_length)
+        long, _ = self._at(length, self.trained_length + 1)
+        return torch.where(length > self.trained_length, long, short), scale
 
+    def _at(self, length: Tensor, tokens: int | Tensor) -> tuple[Tensor, Any]:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-@dataclass(frozen=True, eq=False)
-class TwoTables:
-    """The table of short sequences and that of long ones, by transformers' `longrope` function."""
-
-    config: Any
-    trained_length: int
-    layer_type: str = ""
-
-    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
-        """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
-        switch = self.trained_length
-        short, scale = _computed("longrope", self.config, length, switch, self.layer_type)
-        long, _ = _computed("longrope", self.config, length, switch + 1, self.layer_type)
-        return torch.where(length > switch, long, short), scale
-
-
-def _computed(
-    kind: str, config: Any, length: Tensor, tokens: int | Tensor, layer_type: str
-) -> tuple[Tensor, Any]:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    which = {"layer_type": layer_type} if layer_type else {}
-    table, scale = ROPE_INIT_FUNCTIONS[kind](config, length.device, seq_len=tokens, **which)
-    return table, scale
+        which = {"layer_type": self.layer_type} if self.layer_type else {}
+        made = ROPE_INIT_FUNCTIONS[self.rope_type]
+        table, scale = made(self.config, length.device, seq_len=tokens, **which)
+        return table, scale
 
 
 def table_key(inv_freq: Tensor) -> bytes:

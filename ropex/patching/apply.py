@@ -81,10 +81,10 @@ def apply_rope(state: PatchState, undo: ExitStack) -> bool:
     """
     made = realised(state.planned, state.strategy)
     homes = [homes_of(state.model, e.site.config, e.site.layer_type) for e, _ in made]
-    said = [
-        each.site.write(native, state.strategy, each.rope, configs, undo)
-        for (each, native), configs in zip(made, homes, strict=True)
-    ]
+    said = []
+    for (each, native), configs in zip(made, homes, strict=True):
+        lengths = each.rope.trained_length, state.strategy.target_length(each.rope)
+        said.append(each.site.write(native, lengths, configs, undo))
     tables = [_install(state, each, native, undo) for each, native in made]
     for each in state.planned:
         if each.kept and not each.rope.by_length:  # .to(bfloat16) shall not round it either

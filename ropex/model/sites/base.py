@@ -105,19 +105,13 @@ class Site(ABC):
 
     @abstractmethod
     def write(
-        self,
-        native: Native,
-        strategy: Strategy,
-        rope: Rope,
-        homes: tuple[Any, ...],
-        undo: ExitStack,
+        self, native: Native, lengths: tuple[int, int], homes: tuple[Any, ...], undo: ExitStack
     ) -> bool:
         """Put what stands for `native` where the model is saved.
 
         Args:
             native: Its table.
-            strategy: The strategy.
-            rope: What the table was trained with.
+            lengths: Tokens that the model was trained at, and that it is to reach.
             homes: The configs that are saved with the model and describe this table.
             undo: Where the way back is written, of all but configs.
 

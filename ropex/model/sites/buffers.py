@@ -108,20 +108,14 @@ class BufferSite(Site):
         return realise(self, strategy, rope)
 
     def write(
-        self,
-        native: Native,
-        strategy: Strategy,
-        rope: Rope,
-        homes: tuple[Any, ...],
-        undo: ExitStack,
+        self, native: Native, lengths: tuple[int, int], homes: tuple[Any, ...], undo: ExitStack
     ) -> bool:
         """Write the entry into the config that the module reads, and those that are saved."""
         if native.entry is None:
             self.slot.settle(self.config, native)
             return False
         for config in {id(c): c for c in (self.config, *homes)}.values():
-            target = strategy.target_length(rope)
-            write_entry(config, native.entry, rope.trained_length, target, self.layer_type)
+            write_entry(config, native.entry, *lengths, self.layer_type)
         return bool(homes)
 
     def install(

@@ -202,12 +202,7 @@ class ComputedSite(Site):
                 set_attribute(self.owner, name, None, undo)
 
     def write(
-        self,
-        native: Native,
-        strategy: Strategy,
-        rope: Rope,
-        homes: tuple[Any, ...],
-        undo: ExitStack,
+        self, native: Native, lengths: tuple[int, int], homes: tuple[Any, ...], undo: ExitStack
     ) -> bool:
         """Keep the table where the model is saved; see `Site.write`."""
         assert native.rows is not None  # `realise` saw to it
