@@ -11,7 +11,7 @@ from ropex.errors import UnsupportedModel, wrong_type
 from ropex.model.latent import latent_attention
 from ropex.model.sites import buffers
 from ropex.model.sites.base import Site
-from ropex.model.sites.computed import ComputedSite, Layout
+from ropex.model.sites.computed import ComputedSite
 from ropex.model.sites.layouts import (
     PairRows,
     RowsByAlpha,
@@ -24,14 +24,14 @@ from ropex.model.tables import table_key
 from ropex.model.window import windowed
 from ropex.rope import Rope
 
-LAYOUTS: tuple[Layout, ...] = (
-    PositionBuffer(),
-    PositionEmbedding(),
-    RowsOnDemand(),
-    RowsBySize(),
-    RowsByPosition(),
-    PairRows(),
-    RowsByAlpha(),
+LAYOUTS: tuple[type[ComputedSite], ...] = (
+    PositionBuffer,
+    PositionEmbedding,
+    RowsOnDemand,
+    RowsBySize,
+    RowsByPosition,
+    PairRows,
+    RowsByAlpha,
 )
 
 
@@ -51,16 +51,16 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     found: list[Site] = []
     for name, module in model.named_modules():
-        layout = next((each for each in LAYOUTS if each.fits(module, model)), None)
-        if not (layout or buffers.looks_rotary(module)) or not _reads_text(model, name):
+        kind = next((each for each in LAYOUTS if each.fits(module, model)), None)
+        if not (kind or buffers.looks_rotary(module)) or not _reads_text(model, name):
             continue
         owner = _owner(model, name)
         here: tuple[Site, ...]
-        if layout is None:
+        if kind is None:
             here = buffers.found_in(name, module, owner)
         else:
-            layout.check(module, owner)
-            here = (ComputedSite(name, module, owner, layout),)
+            here = (kind(name, module, owner),)
+            here[0].check()
         if not here:
             raise UnsupportedModel(
                 f"{family}: {name} ({type(module).__name__}) is not a rotary module that ropex "

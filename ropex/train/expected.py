@@ -125,7 +125,7 @@ def _wanted(model: nn.Module, site: Site, applied: tuple[Applied, ...]) -> Wante
             said = patch.in_config and not (each.kept and has_own_type(site.module))
             return Wanted(_planned(state, each), site.module, said, shared)
     if isinstance(site, ComputedSite):
-        inv_freq = site.layout.frequencies(site.module, site.config)
+        inv_freq = site.frequencies()
         return Wanted(((2, Plan(inv_freq)),), None, False, shared)
     assert isinstance(site, BufferSite)  # there are two kinds
     length = site.said_length()

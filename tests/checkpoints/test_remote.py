@@ -282,10 +282,10 @@ def test_a_failure_at_the_second_layer_restores_the_first(monkeypatch: pytest.Mo
     attached: list[Any] = []
     model, attach = DOUBLES["internlm"](), RowsBySize.attach
 
-    def fail_at_second(self: Any, module: Any, *rest: Any) -> None:
+    def fail_at_second(self: Any, *rest: Any) -> None:
         assert not attached
-        attach(self, module, *rest)
-        attached.append(module)
+        attach(self, *rest)
+        attached.append(self)
 
     plain, before = logits(model, SHORT), state_of(model)
     monkeypatch.setattr(RowsBySize, "attach", fail_at_second)
