@@ -15,7 +15,7 @@ from ropex.attention.caches import Call, filled_cache, given_cache, holder_of, n
 MARK = "ropex_keys"
 """Attribute of a decoder whose keys a patch rotates, and of each cache with such keys."""
 
-_ANEW = "start anew with an empty cache"
+_AFRESH = "start again with an empty cache"
 
 
 class KeyGuard:
@@ -46,7 +46,7 @@ class KeyGuard:
         """Pre-hook of the decoder.
 
         Raises:
-            RuntimeError: A cache holds keys that were rotated otherwise.
+            RuntimeError: A cache holds keys that were rotated differently.
         """
         if vars(module).get(MARK) is not self:  # a later patch rotates them
             return
@@ -58,7 +58,7 @@ class KeyGuard:
             under = f"filled under {kept.strategy}" if kept else "not filled under this patch"
             raise RuntimeError(
                 f"{self.strategy}: the key-value cache was {under}, so its keys are rotated "
-                f"otherwise; {_ANEW}"
+                f"differently; {_AFRESH}"
             )
         self._mark(cache)
 
@@ -72,7 +72,7 @@ class KeyGuard:
                 self._mark(cache)
 
     def spend(self) -> None:
-        """Let no cache be continued that holds such keys: they are no longer what the model makes.
+        """Let no cache with such keys be continued: the model no longer makes such keys.
 
         The model has no hooks then that could notice, so the caches do.
         """
@@ -87,7 +87,7 @@ class KeyGuard:
             holder.ropex_revive()
         if holder is not None and getattr(holder, MARK, None) is not self:
             setattr(holder, MARK, self)
-        if torch.compiler.is_compiling():  # a set that grows would have each call traced anew
+        if torch.compiler.is_compiling():  # a set that grows would have each call traced again
             self.traced = True
         elif hasattr(cache, "get_seq_length"):
             self.caches.add(holder)
@@ -101,12 +101,12 @@ class KeyGuard:
 
 
 class Spent:
-    """First base of the class of a cache whose keys are of a patch that was removed."""
+    """First base of the class of a cache that a removed patch has filled."""
 
     ropex_keys: KeyGuard
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the cache, once it is emptied.
+        """Update the cache, which must have been emptied.
 
         Raises:
             RuntimeError: It holds keys.
@@ -114,7 +114,7 @@ class Spent:
         if tokens_in(self):
             raise RuntimeError(
                 f"the key-value cache was filled under {self.ropex_keys.strategy}, which is "
-                f"removed since, so its keys are rotated otherwise; {_ANEW}"
+                f"removed since, so its keys are rotated differently; {_AFRESH}"
             )
         self.ropex_revive()
         del self.ropex_keys
@@ -125,7 +125,7 @@ class Spent:
         return _spent_anew, (type(self).__mro__[2],), vars(self)
 
     def ropex_revive(self) -> None:
-        """Be the cache that it was."""
+        """Become the cache that it was."""
         self.__class__ = type(self).__mro__[2]
 
 
@@ -140,7 +140,7 @@ def _spent_anew(cls: Any) -> Any:
 
 
 def _may_be_filled(cache: Any, kept: KeyGuard | None) -> bool:
-    """Whether a cache holds keys; what only its tensors know is not asked while tracing."""
+    """Whether a cache holds keys; tensors are not asked while tracing."""
     if isinstance(cache, (tuple, list)):
         return holder_of(cache) is not None
     if torch.compiler.is_compiling() and isinstance(cache.get_seq_length(), Tensor):
@@ -190,7 +190,7 @@ class LengthGuard:
         if kept is None:
             raise RuntimeError(
                 f"{self.strategy}: the key-value cache does not say for which lengths its keys are "
-                "rotated, as the call that filled it was cut off; start anew with an empty cache"
+                "rotated, as the call that filled it was cut off; start again with an empty cache"
             )
         shortest, longest = int(kept[0]), max(int(kept[1]), call.end)
         beyond = self.switches and shortest > self.trained_length

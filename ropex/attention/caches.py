@@ -87,7 +87,7 @@ def _length_of(cache: Any) -> int:
 
 
 def tokens_in(cache: Any) -> int:
-    """Tokens in a key-value cache, by those of its layers that count them."""
+    """Tokens in a key-value cache, by the layers that count them."""
     own = getattr(cache, "key_cache", ()) if not hasattr(cache, "layers") else ()
     if len(own) and not any(keys.numel() for keys in own):  # Bamba counts a row of none as a token
         return 0

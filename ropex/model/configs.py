@@ -1,4 +1,4 @@
-"""A patched model's own copies of its configs, and what becomes of edits to them."""
+"""A patched model's own copies of its configs, and what happens to edits of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scale of attention logits in latent attention (DeepSeek), which goes by the rope entry.
+"""The scale of attention logits in latent attention (DeepSeek), which the rope entry decides.
 
 Its families rotate a slice of each head. `attention_scaling` reaches that slice alone, so they
 multiply the scale of all logits when they are built, by `(0.1 mscale_all_dim ln(factor) + 1) ** 2`.

@@ -25,7 +25,7 @@ _NO_SPAN = re.compile(r"layers|pattern|feed_forward|dropout|probs")
 
 
 def probe_size(*configs: Any) -> int:
-    """Tokens that reach beyond all spans of some configs that are not above `MOST`."""
+    """Tokens that reach beyond every span of some configs, of those up to `MOST`."""
     spans = [span for config in configs for span in spans_of(config).values()]
     return FEWEST + max((span for span in spans if span <= MOST), default=0)
 
@@ -37,7 +37,7 @@ def unreached(*configs: Any) -> tuple[str, ...]:
 
 
 def spans_of(config: Any) -> dict[str, int]:
-    """Settings of a config that count the tokens from which attention does something else."""
+    """Settings of a config that say after how many tokens attention does something different."""
     spans: dict[str, int] = {}
     for name, value in vars(config).items():
         if not _SPAN.search(name) or _NO_SPAN.search(name):
@@ -98,14 +98,14 @@ def has_weights(model: nn.Module) -> bool:
 
 
 def _device(model: nn.Module) -> Any:
-    """Where the inputs go."""
+    """The device that inputs go to."""
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
     devices = [getattr(hook, "execution_device", None) for hook in hooks]
     return next((d for d in devices if d is not None), next(model.parameters()).device)
 
 
 def _with_positions(model: Any) -> Any:
-    """The model; the one below its head where that drops positions (Falcon's for tokens)."""
+    """The model, or the one below its head if the head drops positions (Falcon's for tokens)."""
     from transformers import PreTrainedModel
 
     takes = "position_ids" in inspect.signature(model.forward).parameters
@@ -113,6 +113,6 @@ def _with_positions(model: Any) -> Any:
 
 
 def _takes_cache(model: nn.Module) -> bool:
-    """Whether a model, or one that wraps it, can be told to keep no cache; encoders have none."""
+    """Whether a model, or its wrapper, takes `use_cache`; encoders do not."""
     taken = inspect.signature(model.forward).parameters
     return "use_cache" in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values())

@@ -2,7 +2,7 @@
 
 Where transformers has a method, its own float32 table is what a patched model holds. So the patched
 model, a checkpoint saved from it and a model built from that config agree to the last bit. Where it
-has none, or reads it otherwise than the plan, any static table is carried by a `longrope` entry.
+has none, or computes something else than the plan, a `longrope` entry carries the static table.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def realise(site: _Built, strategy: Strategy, rope: Rope) -> Native:
 
 
 def _held(native: Native, length: int) -> Native:
-    """The table that a strategy has at one length, to the last bit, for every length."""
+    """The table of one length, to the last bit, used for every length."""
     if native.table_at is None:
         return native
     table, scale = native.table_at(torch.tensor(length))

@@ -42,7 +42,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
     Raises:
         UnsupportedModel: There is none, or one that ropex cannot patch exactly.
-        TypeError: It is no model.
+        TypeError: `model` is not a model.
     """
     if not isinstance(model, nn.Module):
         raise wrong_type(
@@ -82,7 +82,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def main_site(found: tuple[Site, ...]) -> Site:
-    """The table that stands for the model: that of layers which see the whole context."""
+    """The table that represents the model: the one whose layers see the whole context."""
     return next((site for site in found if not windowed(site)), found[0])
 
 
@@ -103,13 +103,13 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
 
 
 def decoder_of(model: nn.Module, site: Site) -> nn.Module:
-    """The smallest model of transformers that holds `site`; it is called with the cache."""
+    """The smallest transformers model around `site`, which is the one called with the cache."""
     owners = reversed(ancestors(model, site.name))
     return next((o for o in owners if hasattr(o, "get_input_embeddings")), model)
 
 
 def _with_others(found: list[Site]) -> list[Site]:
-    """The sites; those know it whose base in the config decides on other tables as well."""
+    """The sites, marked where the base in the config decides on other tables as well."""
     kinds: dict[int, set[Any]] = {}
     for site in found:
         if isinstance(site, buffers.BufferSite) and not site.layer_type:
@@ -125,7 +125,7 @@ def _with_others(found: list[Site]) -> list[Site]:
 
 
 def _with_latent(model: nn.Module, found: list[Site]) -> tuple[Site, ...]:
-    """The sites, and in those of latent attention the modules that scale its logits."""
+    """The sites, with the modules that scale the logits of latent attention."""
     configs = {id(site.config): site.config for site in found}
     latent = {key: latent_attention(model, config) for key, config in configs.items()}
     return tuple(
@@ -141,7 +141,7 @@ def ancestors(model: nn.Module, name: str) -> list[nn.Module]:
 
 
 def _owner(model: nn.Module, name: str) -> Any:
-    """The innermost module that has the config of a rotary module."""
+    """The innermost module around a rotary module that has a config."""
     with_config = [m for m in ancestors(model, name) if hasattr(m, "config")]
     return with_config[-1] if with_config else model
 

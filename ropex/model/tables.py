@@ -80,7 +80,7 @@ class TransformersTable:
 
 
 def table_key(inv_freq: Tensor) -> bytes:
-    """What tables have in common that are the same to the last bit."""
+    """A key that is equal for tables that are equal to the last bit."""
     return bytes(inv_freq.numpy().tobytes())
 
 
@@ -164,7 +164,7 @@ def outside_config(strategy: Strategy, rope: Rope) -> Native:
 
 
 def close(table: Tensor, wanted: Tensor) -> bool:
-    """Whether a float32 table is the float64 one, to the accuracy of float32."""
+    """Whether a float32 table equals a float64 one, to the accuracy of float32."""
     if table.shape != wanted.shape:
         return False
     return bool(((table.double() - wanted).abs() <= TOLERANCE * wanted.abs()).all())

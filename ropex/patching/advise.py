@@ -1,4 +1,4 @@
-"""What a patch does right, and a user should know all the same."""
+"""Warnings about a patch that works as planned, but not as a user may expect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _window(state: PatchState) -> str | None:
 
 
 def _near(state: PatchState) -> str | None:
-    """Where no layer that rotates sees a distance which is new to it."""
+    """Where no rotating layer sees a distance that is new to it."""
     if not state.changes_tables:
         return None
     near = near_only(state.model, state.sites, state.rope.trained_length)
@@ -44,7 +44,7 @@ def _near(state: PatchState) -> str | None:
 
 
 def _scaling(state: PatchState) -> str | None:
-    """Where the checkpoint itself was scaled, and not by an earlier patch."""
+    """Where the checkpoint itself is scaled, and not by an earlier patch."""
     by_length = state.length_class != "static" and state.changes_rope
     scales = by_length or state.changes_tables
     if state.scaled_by is None or not scales or len(stack(state.sites)) > 1:
@@ -67,7 +67,7 @@ def _place(state: PatchState) -> str:
 
 
 def _lost(state: PatchState) -> str | None:
-    """Where tables were not there, so that the model computed nothing useful."""
+    """Where tables were missing, so that the model computed nothing useful."""
     if not state.rebuilds:
         return None
     return (

@@ -1,4 +1,4 @@
-"""Put the plans of a patch into a live model."""
+"""Apply a planned patch to a live model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ropex.strategies.none import Unscaled
 
 
 def check_start(state: PatchState) -> None:
-    """Refuse what a patch could not start from.
+    """Refuse a model that the patch cannot start from.
 
     Raises:
         ValueError: Options for a checkpoint whose own frequencies would be lost by them, or a
@@ -87,7 +87,7 @@ def apply_rope(state: PatchState, undo: ExitStack) -> bool:
         said.append(each.site.write(native, lengths, configs, undo))
     tables = [_install(state, each, native, undo) for each, native in made]
     for each in state.planned:
-        if each.kept and not each.rope.by_length:  # .to(bfloat16) shall not round it either
+        if each.kept and not each.rope.by_length:  # so that .to(bfloat16) does not round it either
             _install(state, each, outside_config(Unscaled(), each.rope), undo)
     for site in {id(each.site.config): each.site for each, _ in made}.values():
         scale_softmax(site.latent, state.plan, undo)

@@ -34,7 +34,7 @@ def guard_keys(state: PatchState, undo: ExitStack) -> None:
 
 
 def _identity(state: PatchState, by_length: bool) -> str:
-    """What patches have in common under which keys in caches are the same."""
+    """A text that is equal for patches under which cached keys are equal."""
     if state.options.cache == "unrotated":
         return "unrotated"
     lengths = f"{state.strategy} {state.rope.trained_length}" if by_length else ""
@@ -47,7 +47,7 @@ def _rotation(each: Planned) -> str:
 
 
 def guard_lengths(state: PatchState, undo: ExitStack) -> None:
-    """Refuse rotated keys of another length, by which the strategy or the model itself goes."""
+    """Refuse keys rotated for a different length, where the rotation depends on the length."""
     if state.length_class == "static" or state.options.cache == "unrotated":
         return
     switches = state.length_class == "two"
@@ -90,7 +90,7 @@ def keep_unrotated(
 
 
 def _hook(state: PatchState, hooks: KeyGuard | LengthGuard | KeyRotation, undo: ExitStack) -> None:
-    """Let `hooks` see each call that comes with a cache, and what it returns."""
+    """Let `hooks` see every call of a decoder, and what it returns."""
     for decoder in state.decoders:
         undo.callback(decoder.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
         undo.callback(decoder.register_forward_hook(hooks.after, with_kwargs=True).remove)

@@ -10,7 +10,7 @@ from torch import nn
 from ropex.model.attributes import set_attribute
 from ropex.patching.state import PatchState
 
-_ENTRY = "init_continuous_batching"  # that all ways to it call
+_ENTRY = "init_continuous_batching"  # called whichever way it is started
 _KEPT = "_cached_continuous_batching_manager"
 
 
@@ -30,7 +30,7 @@ def refuse_batching(state: PatchState, undo: ExitStack) -> None:
 
 
 def _drop_kept(model: nn.Module) -> None:
-    """Forget the managers that are kept between calls: they share keys of common beginnings."""
+    """Drop the managers that are kept between calls, since they share keys of common prefixes."""
     for module in model.modules():
         if vars(module).get(_KEPT) is not None:
             module.destroy_cached_continuous_batching_manager()  # type: ignore[operator]
@@ -40,7 +40,7 @@ class _Refuse:
     """Stands in for what starts continuous batching, or is asked before each of its calls.
 
     Args:
-        message: The strategy, and why it cannot be.
+        message: The strategy, and why it is refused.
     """
 
     def __init__(self, message: str) -> None:
@@ -51,7 +51,7 @@ class _Refuse:
         raise RuntimeError(self.message)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the decoder: the same for a manager that was started before the patch."""
+        """Pre-hook of the decoder: refuse a manager that was started before the patch as well."""
         if kwargs.get("cache") is not None:
             self()
 

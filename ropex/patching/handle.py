@@ -1,10 +1,9 @@
-"""Patch the rotary embeddings of a loaded model, and put them back."""
+"""Patch the rotary embeddings of a loaded model, and restore them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any, Literal
 
 from torch import nn
@@ -101,7 +100,7 @@ class Patch:
             or fewer.
         changes_rope: Whether the frequencies or the attention scale change, at this length or at
             another.
-        changes_anything: Whether the patched model computes otherwise, be it in how it rounds.
+        changes_anything: Whether the patched model computes differently, if only in rounding.
         reads_token_by_token: Whether each token has a length of its own, which no config can say.
         in_config: Whether the model's config says all that the patch does, so that a saved
             checkpoint computes the same without ropex.
@@ -192,12 +191,7 @@ class Patch:
         self._blocks.append(len(stack(self.sites) if within else self._below))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         left = self._blocks.pop()
         if self._undo is not None:
             unwind(self.sites, left)

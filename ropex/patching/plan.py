@@ -1,4 +1,4 @@
-"""What a strategy makes of each table of a model, before anything is changed."""
+"""What a strategy makes of each table of a model; nothing is changed yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record beside a saved model or adapter: under which strategy it is to be used."""
+"""The record beside a saved model or adapter: the strategy that it was saved under."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Record:
     Attributes:
         strategy: Text form; of patches over patches, the first one first, with " then " between.
         trained_length: Tokens that the model was trained at.
-        target_length: Tokens that it is to reach.
-        inv_freq_sha256: Hash of every table in float32, so that a reader can tell another one.
-        in_config: Whether the config beside it says all of that; else it is applied after loading.
+        target_length: Tokens that it is meant to reach.
+        inv_freq_sha256: Hash of every table in float32, so that a reader notices a different one.
+        in_config: Whether the config beside it says all of that, so that nothing is left to apply.
         folded_temperature: What cos and sin would be multiplied by, and the weights of queries are
             instead, by its square; the text form then ends with its inverse.
         versions: Of ropex, transformers and torch.
@@ -63,7 +63,7 @@ class Record:
         )
 
     def after(self, before: Record) -> Record:
-        """This record, of a model that was saved with another one."""
+        """This record, for a model that was loaded from a folder with the record `before`."""
         joined = f"{before.strategy}{JOINT}{self.strategy}"
         return replace(self, strategy=joined, trained_length=before.trained_length)
 
@@ -98,11 +98,11 @@ class Record:
 
     @classmethod
     def in_config_of(cls, folder: Path) -> Record | None:
-        """The record of a checkpoint that another strategy is to start from; None without one.
+        """The record of a checkpoint that a new strategy starts from; None without one.
 
         Raises:
             ValueError: It is damaged, or its config says less than it, so that the strategy would
-                start from another model than the record.
+                start from a different model than the record describes.
         """
         record = cls.read(folder)
         if record is not None and not record.in_config:

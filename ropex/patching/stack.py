@@ -34,7 +34,7 @@ class Applied:
 
     Attributes:
         strategy: Its text.
-        by_length: Whether its frequencies are no table that another strategy could start from.
+        by_length: Whether its frequencies are not one table, so that no strategy can start from it.
         scales_queries: Whether it scales queries, which is done once.
         in_config: Whether the config says all of it, and of those below.
         handle: What undoes it; None in a copy of the model.
@@ -80,7 +80,7 @@ def push(found: tuple[Site, ...], applied: Applied, undo: ExitStack) -> None:
 
 
 def check_below(strategy: object, wanted: Sequence[Applied], found: Sequence[Applied]) -> None:
-    """See to it that the patches in place are those that a strategy was planned over.
+    """Check that the patches in place are those that a strategy was planned over.
 
     Raises:
         RuntimeError: They are not.
@@ -89,7 +89,7 @@ def check_below(strategy: object, wanted: Sequence[Applied], found: Sequence[App
         was, there = (JOINT.join(map(str, those)) or "no patch" for those in (wanted, found))
         raise RuntimeError(
             f"{strategy} was made for the model with {was} and cannot be applied to it with "
-            f"{there}; remove that or patch anew"
+            f"{there}; remove that, or patch again"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a patch is to do to a model: one immutable value, which every step of it reads."""
+"""What a patch does to a model: one immutable value, which every step reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PatchState:
     """A strategy planned for a model; see `Patch` for what its attributes mean.
 
     Attributes:
-        lifts_window: Whether every token is to see all tokens before it.
+        lifts_window: Whether every token sees all tokens before it, whatever the config says.
         goes_on: Whether a table of the model's own has a last row, which the patch goes beyond.
     """
 
@@ -109,12 +109,12 @@ class PatchState:
 
     @property
     def replaces_tables(self) -> bool:
-        """Whether rotary modules compute with tables of the patch, be it only more exactly."""
+        """Whether rotary modules compute with tables of the patch, if only more exact ones."""
         return self.changes_rope or self.options != Options()
 
     @property
     def changes_anything(self) -> bool:
-        """Whether the patched model computes otherwise, be it in how it rounds."""
+        """Whether the patched model computes differently, if only in rounding."""
         return self.replaces_tables or self.plan.query_scale is not None
 
     @property

@@ -22,12 +22,12 @@ from ropex.sizes import LONGEST
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` has seen.
+    """What `verify` found.
 
     Attributes:
         sites: Tables that are as planned, unrounded.
         logit_change: Largest change of a logit beyond position 0 against the unpatched model.
-        unreached: What does something only on longer texts than the model was run on.
+        unreached: Settings that take effect only on longer texts than the model was run on.
     """
 
     sites: int
@@ -35,7 +35,7 @@ class Verification:
     unreached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """What was seen, in words; what was wrong would have been an error."""
+        """The findings in words; a failure would have been an error."""
         tables = "1 table is" if self.sites == 1 else f"{self.sites} tables are"
         moved = f"logits move by up to {self.logit_change:.3g}"
         short = f" (on a text too short for {', '.join(self.unreached)})" if self.unreached else ""
@@ -86,16 +86,16 @@ def verify(state: PatchState, suspended: AbstractContextManager[None]) -> Verifi
 def _check_change(
     state: PatchState, later: float, largest: float, reached: int, free: bool
 ) -> None:
-    """Raise a RuntimeError unless logits beyond position 0 moved just if the plan changes them."""
+    """Raise a RuntimeError unless logits beyond position 0 moved exactly if the plan says so."""
     changes = _changes(state, reached)
     if changes:
         seen = later > 1e-5 * largest  # more than rounding
-    else:  # the options compute otherwise, and so round otherwise
+    else:  # options compute in a different way, and so round differently
         seen = later == 0 or state.options != Options() or not free
     if not seen:
         raise RuntimeError(
             f"{state.strategy}: logits beyond position 0 moved by {later}, but the plan changes "
-            f"{'something' if changes else 'nothing'}; look for another module that computes the "
+            f"{'something' if changes else 'nothing'}; look for a second module that computes the "
             "rotary embedding"
         )
 
@@ -109,7 +109,7 @@ def _reach(state: PatchState) -> int:
 
 
 def _changes(state: PatchState, reached: int) -> bool:
-    """Whether the model computes otherwise for a token of `reached` ones."""
+    """Whether the model computes differently for any of `reached` tokens."""
     plans = [
         (state.strategy.plan(each.rope, reached), each.rope)
         for each in state.planned
@@ -121,7 +121,7 @@ def _changes(state: PatchState, reached: int) -> bool:
 
 
 def _scaled(scale: QueryScale, length: int) -> bool:
-    """Whether the last of `length` queries is."""
+    """Whether the last of `length` queries is scaled."""
     return float(scale(torch.tensor([length - 1]))) != 1
 
 
@@ -140,7 +140,7 @@ def _check_tables(state: PatchState, length: int) -> None:
 
 
 def _is_causal(model: nn.Module, places: dict[str, Tensor], plain: Tensor, count: int) -> bool:
-    """Whether the first token sees no later one, which may be rotated otherwise (encoders)."""
+    """Whether the first token sees no later one, whose rotation may change (encoders)."""
     other = probe_logits(model, places, count, last=FEWEST + 1)
     return bool(torch.allclose(other[0], plain[0], rtol=1e-3, atol=1e-6))
 

@@ -56,7 +56,7 @@ def built(site: BufferSite, config: Any, lengths: tuple[int, ...]) -> Tables:
 
 
 def has_own_type(module: Any) -> bool:
-    """Whether it may be built with another rope type than the config's (OLMo 3, transformers 4)."""
+    """Whether its rope type may differ from the config's (OLMo 3, transformers 4)."""
     return "rope_type" in inspect.signature(type(module)).parameters
 
 

@@ -63,7 +63,7 @@ class Expected:
         """What the patches of a model plan; without any, what its config says.
 
         Args:
-            model: The model, or another one around it. It is only read.
+            model: The model, or a wrapper around it. It is only read.
             strategy: What it has to be under; None for whichever it is.
 
         Raises:

@@ -1,7 +1,7 @@
-"""See to it that a model trains under the rotary tables that were planned, on every rank.
+"""Check that a model trains under the planned rotary tables, on every rank.
 
 A table that is rounded or overwritten raises no error. The model learns around it, and its
-checkpoints, which hold no tables, compute something else than what was trained.
+checkpoints, which hold no tables, compute something else than the trained model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RopeGuard(TrainerCallback):
     is made. `Trainer` has it compared with the live tables when training begins (after a checkpoint
     is resumed), before each checkpoint that is written, and at the end; it comes last in
     `callbacks`, so that it sees what others want saved. A comparison finds the rotary modules, asks
-    each for two positions, builds one anew from the config, and sends a few kilobytes over the
+    each for two positions, builds one from the config, and sends a few kilobytes over the
     ranks: milliseconds, and no forward pass.
 
     Args:
@@ -121,7 +121,7 @@ def changes(model: nn.Module, expected: Expected) -> Iterator[str]:
     """What is not as planned in a live model, each in one sentence.
 
     Args:
-        model: The model, or another one around it. It is only read.
+        model: The model, or a wrapper around it. It is only read.
         expected: What is planned for it.
     """
     if expected.misfit:
@@ -141,8 +141,8 @@ def changes(model: nn.Module, expected: Expected) -> Iterator[str]:
     for site, wanted in pairs:
         if not _said(model, site, wanted):
             yield (
-                f"the config was changed, so that a checkpoint would compute {site} otherwise than "
-                "the model that is trained; undo that, and make the change with ropex.patch"
+                f"the config was changed, so that a checkpoint would compute {site} differently "
+                "from the model that is trained; undo that, and make the change with ropex.patch"
             )
     for site, wanted in pairs:
         if fault := _fault(site, wanted):

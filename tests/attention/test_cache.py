@@ -159,7 +159,7 @@ def test_a_cache_of_rotated_keys_is_refused(llama: Any) -> None:
         ropex.patch(llama, "dynamic", cache="unrotated"),
         pytest.raises(
             RuntimeError,
-            match="so its keys are rotated otherwise; start anew",
+            match="so its keys are rotated differently; start again",
         ),
     ):
         llama(IDS[:, 10:11], past_key_values=cache)
@@ -206,7 +206,7 @@ def test_a_cache_remembers_the_length_that_its_keys_are_rotated_for(llama: Any) 
         unrotated = llama(IDS[:, :10], use_cache=True).past_key_values
     ropex.patch(llama, "dynamic")
     for cache in (before, unrotated):
-        with pytest.raises(RuntimeError, match="its keys are rotated otherwise"):
+        with pytest.raises(RuntimeError, match="its keys are rotated differently"):
             llama(IDS[:, 10:11], past_key_values=cache)
     cropped = llama(IDS[:, :60], use_cache=True).past_key_values
     cropped.crop(-50)

@@ -258,7 +258,7 @@ def test_a_module_with_positions_reads_each_row_at_its_own_length() -> None:
 
 # What is refused, and leaves nothing behind.
 
-UNTOLD = r"is not told the length .* fix it \(dynamic:length=32k\)"
+UNTOLD = r"is not called with the length .* fix it \(dynamic:length=32k\)"
 
 
 @pytest.mark.parametrize(

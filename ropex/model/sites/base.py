@@ -1,4 +1,4 @@
-"""What a patch needs of a place where a model computes its rotary embedding."""
+"""The interface between a patch and a place where a model computes its rotary embedding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Site(ABC):
         owner: The module whose config describes it.
         latent: Attention modules whose logits are scaled by the same config entry.
         layer: What holds the module: attention, where each layer has a table of its own.
+        lengths: Where the config says the trained length, first what is believed most.
+        in_weights: Whether the table is saved with the weights.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Site(ABC):
     owner: Any
     latent: tuple[Any, ...] = field(default=(), kw_only=True)
     layer: Any = field(default=None, kw_only=True)
+    lengths: ClassVar[tuple[str, ...]] = ("max_position_embeddings",)
+    in_weights: ClassVar[bool] = False
 
     @property
     def config(self) -> Any:
@@ -57,23 +61,13 @@ class Site(ABC):
         """What it was trained with.
 
         Raises:
-            UnsupportedModel: It is no table that a strategy can start from.
+            UnsupportedModel: A strategy cannot start from it.
             ValueError: The config does not say the base or the trained length.
         """
 
     @property
-    def lengths(self) -> tuple[str, ...]:
-        """Where its config says the trained length, first what is believed most."""
-        return ("max_position_embeddings",)
-
-    @property
-    def in_weights(self) -> bool:
-        """Whether the table is saved with the weights."""
-        return False
-
-    @property
     def any_position(self) -> bool:
-        """Whether tokens may stand at positions of the caller's choice, as far apart as may be."""
+        """Whether tokens may stand at any positions of the caller's choice, however far apart."""
         return False
 
     @property
@@ -87,7 +81,7 @@ class Site(ABC):
         return False
 
     def probe(self, count: int) -> dict[str, Tensor]:
-        """What the model wants besides `count` tokens, to be run on made-up ones."""
+        """Inputs that the model needs besides `count` made-up tokens."""
         return {}
 
     def said_length(self) -> int | None:
@@ -101,13 +95,13 @@ class Site(ABC):
 
     @abstractmethod
     def realise(self, strategy: Strategy, rope: Rope) -> Native:
-        """The table of a strategy, and the config entry that stands for it."""
+        """The table of a strategy, and the config entry that represents it."""
 
     @abstractmethod
     def write(
         self, native: Native, lengths: tuple[int, int], homes: tuple[Any, ...], undo: ExitStack
     ) -> bool:
-        """Put what stands for `native` where the model is saved.
+        """Put what represents `native` where the model is saved.
 
         Args:
             native: Its table.
@@ -133,14 +127,14 @@ class Site(ABC):
             undo: Where the way back is written.
 
         Returns:
-            What rotates un-rotated keys; None where they cannot stay so.
+            What rotates un-rotated keys; None where keys cannot stay un-rotated.
 
         Raises:
             UnsupportedModel: It cannot compute so.
         """
 
     def fill_later(self, rope: Rope, undo: ExitStack) -> None:
-        """Leave what it was trained with behind, where a model had no tables yet (meta device)."""
+        """Leave the trained table behind where a model had none yet (meta device)."""
         return
 
     def same(self, other: Site, *, tables: bool) -> bool:
@@ -167,7 +161,7 @@ def checked_length(config: Any, said: int | None, trained_length: int | None) ->
 
     Raises:
         ValueError: Neither says it, or it is below 2 or beyond `LONGEST`.
-        TypeError: It is no whole number.
+        TypeError: It is not a whole number.
     """
     length = said if trained_length is None else trained_length
     if length is None:

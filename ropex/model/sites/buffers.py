@@ -80,8 +80,8 @@ class BufferSite(Site):
     def lists(self) -> Lists | None:
         """The two lists by which the model itself switches; None if it does not.
 
-        Equal ones are how any static vector is carried, and a patch leaves a module that does not
-        go by those of its config.
+        Equal lists are how a static table is carried, and a patched module does not use the lists
+        of its config.
         """
         if not self._switches():
             return None
@@ -94,7 +94,7 @@ class BufferSite(Site):
         return Lists(switch, Plan(short.double(), low), Plan(long.double(), high))
 
     def _switches(self) -> bool:
-        """Whether the module goes by the two lists of its config, if it goes by the length."""
+        """Whether the module switches between the two lists of its config."""
         entry = self.entry()
         unequal = entry.get("short_factor") != entry.get("long_factor")
         return unequal and self.slot.rope_type(self.module) == "longrope"
@@ -104,7 +104,7 @@ class BufferSite(Site):
         return scaling_of(self.entry())
 
     def realise(self, strategy: Strategy, rope: Rope) -> Native:
-        """The table of a strategy, and the config entry that stands for it."""
+        """The table of a strategy, and the config entry that represents it."""
         return realise(self, strategy, rope)
 
     def write(
@@ -204,7 +204,7 @@ class BufferSite(Site):
 
 
 def found_in(name: str, module: nn.Module, owner: nn.Module) -> tuple[BufferSite, ...]:
-    """The tables of a module; none if it has none, or none that ropex can patch exactly."""
+    """The tables of a module; empty if ropex can patch none of them exactly."""
     return tuple(BufferSite(name, module, owner, slot) for slot in _slots(module))
 
 
@@ -238,7 +238,7 @@ def _slots(module: Any) -> tuple[Slot, ...]:
 
 
 def _follows(module: Any, slot: Slot) -> bool:
-    """Whether what a module returns follows what a slot puts; PhiMoE's ignores its buffer."""
+    """Whether the output of a module depends on what a slot puts; PhiMoE's ignores its buffer."""
     table = slot.table(module)
     if table.ndim != 1:
         return False

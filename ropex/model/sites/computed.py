@@ -47,7 +47,7 @@ class ComputedSite(Site):
 
     attribute = "forward"  # what a patch answers in the place of
     base = 10000.0
-    told_length = True  # whether a call says how long the sequence is
+    given_length = True  # whether a call says how long the sequence is
     has_last_row = False  # whether the model's own table ends
     kept: tuple[str, ...] = ()  # where an owner keeps what the module has answered
 
@@ -141,10 +141,10 @@ class ComputedSite(Site):
 
     def realise(self, strategy: Strategy, rope: Rope) -> Native:
         """The planned table, which no config entry says."""
-        if strategy.class_on(rope) != "static" and not self.told_length:
+        if strategy.class_on(rope) != "static" and not self.given_length:
             raise UnsupportedModel(
-                f"{self.config.model_type}: {self.name} is not told the length of a sequence, "
-                f"which {strategy} goes by; fix it (dynamic:length=32k)"
+                f"{self.config.model_type}: {self.name} is not called with the length of a "
+                f"sequence, on which {strategy} depends; fix it (dynamic:length=32k)"
             )
         native = outside_config(strategy, rope)
         plan = strategy.plan(rope)
@@ -196,7 +196,7 @@ def trusted(live: Any, formula: Tensor) -> Tensor:
 
 
 def base_of(live: Any) -> float | None:
-    """The base whose powers whole frequencies are; None if they are lost, rounded or otherwise."""
+    """The base of unrounded frequencies; None if they are lost, rounded, or not its powers."""
     whole = isinstance(live, Tensor) and live.dtype in (torch.float32, torch.float64)
     if not whole or live.is_meta or live.ndim != 1 or len(live) < 2:
         return None

@@ -1,6 +1,6 @@
 """Tables of models that bring code of their own: Baichuan, InternLM, ChatGLM and Qwen 1.
 
-They are told by what a module holds and how it is called, since their classes have many names.
+They are recognised by what a module holds and how it is called; their classes have many names.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class PairRows(ComputedSite):
     """
 
     lengths = ("seq_length",)
-    told_length = False
+    given_length = False
 
     @classmethod
     def fits(cls, module: Any, model: Any) -> bool:
@@ -248,7 +248,7 @@ class RowsByAlpha(ComputedSite):
                 )
 
     def frequencies(self) -> Tensor:
-        """The powers of the base; the buffer is made anew in each call."""
+        """The powers of the base; the buffer is rebuilt in each call."""
         return powers(self.base_of(), self.module.dim)
 
     def by_length(self) -> bool:
