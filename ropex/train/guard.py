@@ -102,10 +102,7 @@ class RopeGuard(TrainerCallback):
         if control.should_save:
             self.check(kwargs.get("model"))
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check if a checkpoint is to be written."""
-        if control.should_save:
-            self.check(kwargs.get("model"))
+    on_epoch_end = on_step_end
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check if a checkpoint is to be written should this be the best so far."""
