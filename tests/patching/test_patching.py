@@ -91,11 +91,11 @@ def test_none_moves_no_bit(family: Any) -> None:
     assert same(state_of(family), before)
 
 
-def test_reading_what_is_in_place_writes_nothing(llama: Any) -> None:
-    before = state_of(llama)
-    assert stack(sites(llama)) == ()
-    RopeGuard(llama).check()
-    assert same(state_of(llama), before)
+def test_reading_what_is_in_place_writes_nothing(family: Any) -> None:
+    before = state_of(family)
+    assert stack(sites(family)) == ()
+    RopeGuard(family).check()
+    assert same(state_of(family), before)
 
 
 @pytest.mark.parametrize("text", ["linear:1.7", "yarn:4", "dynamic:4", "linear:2+ntk:2"])
