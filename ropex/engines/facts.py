@@ -185,7 +185,7 @@ def encoding(entry: dict[str, Any] | None) -> Encoding:
     """What engines make of a config entry.
 
     Args:
-        entry: As it is written (`model.tables.Native.entry`); empty if nothing needs to be, None
+        entry: As it is written (`model.realise.Native.entry`); empty if nothing needs to be, None
             if nothing can.
     """
     if entry is None:

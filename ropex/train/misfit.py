@@ -53,7 +53,7 @@ def misfit_of(
 
 
 def _plans_the_same(applied: tuple[Applied, ...], strategy: Strategy) -> bool:
-    """Whether one static strategy makes the tables that static patches have made."""
+    """Whether one static strategy gives the tables that static patches have made."""
     states = [each.handle.state for each in applied if each.handle is not None]
     all_of_them = [strategy, *(state.strategy for state in states)]
     by_length = any(each.length_class != "static" for each in all_of_them)
@@ -94,7 +94,7 @@ def _unscaled(site: Site) -> Site:
             module = type(site.module)(config)
     except Exception as error:  # families refuse entries with exceptions of many kinds
         raise UnsupportedModel(
-            f"{config.model_type} cannot be built without scaling, so there is no telling which "
-            "strategy it is under; make the guard without one"
+            f"{config.model_type} cannot be built without scaling, so its strategy is "
+            "unknown; make the guard without one"
         ) from error
     return replace(site, module=module, owner=SimpleNamespace(config=config))
