@@ -1,7 +1,8 @@
 """One policy for the trained length: what the caller states, or what config.json states.
 
 transformers fills in the default of a family where a file says nothing, and 2048 or 131072 tokens
-by default are a guess. A config that was made in memory was stated by whoever made it.
+by default are a guess. A config that was made in memory was stated by whoever made it, and the
+default in code that comes with a checkpoint is stated by that checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def require_stated(model: Any, site: Site, given: int | None) -> None:
     Raises:
         ValueError: Neither the caller nor the file of the model's config states it.
     """
-    file = None if given is not None else _config_file(model)
+    own_code = type(model.config).__module__.startswith("transformers_modules")
+    file = None if given is not None or own_code else _config_file(model)
     if file is None or _states(read_json(file), site):
         return
     raise ValueError(
