@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from ropex.checkpoints.remote_code import as_in_version_4, has_own_code, load_remote
 from ropex.config.limits import check_counts
 from ropex.config.notations import fold_version_5
 from ropex.errors import UnsupportedModel
@@ -23,6 +24,7 @@ _GGUF = (
     "writes it with another rotary embedding"
 )
 _LONGEST_REASON = 400
+_ALL_THERE: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": []}
 
 
 def find(model: str, *, weights: bool = True) -> Path:
@@ -154,10 +156,14 @@ def _load(folder: Path, dtype: Any, device_map: str | None, trusted: bool) -> tu
     """A model, and what transformers tells of its loading."""
     from transformers import AutoModelForCausalLM
 
+    config = _load_config(folder, trusted)
+    if device_map is None and has_own_code(config):
+        said = getattr(config, "torch_dtype", None) or torch.float32
+        return load_remote(folder, said if dtype == "auto" else dtype), _ALL_THERE
     auto: Any = AutoModelForCausalLM
     loaded: tuple[Any, Any] = auto.from_pretrained(
         folder,
-        config=_load_config(folder, trusted),
+        config=config,
         dtype=dtype,
         device_map=device_map,
         trust_remote_code=trusted,
@@ -219,7 +225,8 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     def build() -> Any:
         config = _load_config(folder, trust_remote_code)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        with as_in_version_4() if has_own_code(config) else nullcontext():
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
     check_counts(folder)
     with _reading(folder):

@@ -18,6 +18,7 @@ FEWEST = 8
 # On a model of eight billion parameters some hundred tokens take a second on a GPU and ten on a
 # processor, and most windows, chunks and selections below that are reached.
 MOST = 512
+_PROBE = 32  # of tokens that a training is tried on
 _ROWS = 8  # of logits that are kept
 _CYCLE = 7  # made-up tokens are 1 to 7, which every vocabulary has
 _SPAN = re.compile(r"window|chunk|index_topk|budget|local_attention|block_size|compress_rate")
@@ -116,3 +117,9 @@ def _takes_cache(model: nn.Module) -> bool:
     """Whether a model, or its wrapper, takes `use_cache`; encoders do not."""
     taken = inspect.signature(model.forward).parameters
     return "use_cache" in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values())
+
+
+def probe_ids(model: Any) -> Tensor:
+    """Token ids, `(1, tokens)`, where the input embedding of a model of transformers is."""
+    weight = model.get_input_embeddings().weight
+    return torch.arange(min(_PROBE, weight.shape[0]), device=weight.device)[None]

@@ -21,6 +21,7 @@ from ropex.model.sites.layouts import (
 )
 from ropex.model.sites.sinusoids import PositionBuffer, PositionEmbedding
 from ropex.model.tables import table_key
+from ropex.model.trained_length import require_stated
 from ropex.model.window import windowed
 from ropex.rope import Rope
 
@@ -99,7 +100,9 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
         UnsupportedModel: No rotary embedding was found, or not one that ropex can patch.
         ValueError: The config does not say the base or the trained length.
     """
-    return main_site(sites(model)).rope(trained_length)
+    site = main_site(sites(model))
+    require_stated(model, site, trained_length)
+    return site.rope(trained_length)
 
 
 def decoder_of(model: nn.Module, site: Site) -> nn.Module:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 
-from ropex.attention.attend import AttentionGuard
-from ropex.attention.modules import install_attention
+from ropex.attention.modules import AttentionGuard, install, reachable
+from ropex.attention.query_scale import QUERY_SCALE
+from ropex.attention.unrotated import UNROTATED, check_split
 from ropex.model.configs import homes_of, keep_edits, own_configs
 from ropex.model.latent import scale_softmax
 from ropex.model.options import Options
@@ -106,18 +106,20 @@ def apply_attention(state: PatchState, undo: ExitStack) -> bool:
     Returns:
         Whether there was something to change.
     """
-    attributes: dict[str, Any] = {}
-    if state.plan.query_scale is not None:
-        attributes["ropex_query_scale"] = state.plan.query_scale
-    if state.options.cache == "unrotated":
-        attributes["ropex_unrotated"] = state.rope.dim
-    if attributes:
-        split = state.reads_token_by_token
-        install_attention(state.model, state.configs, attributes, split, undo)
-        guard = AttentionGuard(str(state.strategy), state.configs[0])
-        for decoder in state.decoders:
-            undo.callback(decoder.register_forward_pre_hook(guard).remove)
-    return state.plan.query_scale is not None
+    scale, unrotated = state.plan.query_scale, state.options.cache == "unrotated"
+    if scale is None and not unrotated:
+        return False
+    modules = reachable(state.model, state.configs)
+    if scale is not None:
+        install(modules, QUERY_SCALE, "ropex_query_scale", scale, undo)
+    if unrotated:
+        for config in state.configs if state.reads_token_by_token else ():
+            check_split(config._attn_implementation or "eager")
+        install(modules, UNROTATED, "ropex_unrotated", state.rope.dim, undo)
+    guard = AttentionGuard(str(state.strategy), state.configs[0])
+    for decoder in state.decoders:
+        undo.callback(decoder.register_forward_pre_hook(guard).remove)
+    return scale is not None
 
 
 def _install(state: PatchState, each: Planned, native: Native, undo: ExitStack) -> Tables | None:

@@ -65,3 +65,8 @@ class Composed(Strategy):
     def __str__(self) -> str:
         """The text forms of the parts, joined."""
         return "+".join(map(str, self.parts))
+
+
+def parts_of(strategy: Strategy) -> tuple[Strategy, ...]:
+    """The strategies that a text names: those that are joined, or the only one."""
+    return strategy.parts if isinstance(strategy, Composed) else (strategy,)

@@ -13,9 +13,8 @@ from torch import nn
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
 from ropex.model.modes import in_mode
-from ropex.model.probe import has_weights
+from ropex.model.probe import has_weights, probe_ids
 from ropex.train.loss_pass import Chunks
-from ropex.train.probing import probe_ids
 
 
 def chunk_loss(model: nn.Module, rows: int | None = None) -> ChunkedLoss:

@@ -17,7 +17,7 @@ from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
 from ropex.model.head import Finish, close, finishes
 from ropex.model.modes import in_mode
-from ropex.train.probing import probe_ids
+from ropex.model.probe import probe_ids
 
 # Logits of one chunk and their gradient, in the model's dtype and in float32, and probabilities.
 _BYTES_PER_LOGIT = 16

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -19,11 +21,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import ropex
-from ropex.attention.attend import factors
+from ropex.attention.gathered import GATHERED, Slices
+from ropex.attention.modules import attention_modules, install
+from ropex.attention.query_scale import factors
 from ropex.families.tiny import causal_types, tiny_model
 from ropex.model.probe import MOST, probe_size, unreached
 from ropex.patching.verify import Verification
-from ropex_eval.measure.context_parallel import _attention, _gather
+from ropex_eval.measure.context_parallel import _gather
 from tests.support.cases import logits, tokens
 
 IDS = tokens(60)
@@ -336,9 +340,48 @@ def test_a_wrong_turn_beyond_the_window_is_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_attention_with_a_mask_of_its_own_is_not_split_over_processes() -> None:
-    states = torch.zeros(1, 1, 4, 8)
+    states, module = torch.zeros(1, 1, 4, 8), nn.Identity()
+    vars(module)["ropex_slices"] = Slices(alone, 0)
+    mask = torch.ones(1, 1, 4, 4).bool()
     with pytest.raises(ropex.UnsupportedModel, match="attends with a mask of its own, so a text"):
-        _attention(None, nn.Identity(), states, states, states, torch.ones(1, 1, 4, 4).bool())
+        GATHERED.run(None, module, states, states, states, mask)
+
+
+def alone(states: Tensor) -> Tensor:
+    """What a text gathers that is one slice."""
+    return states
+
+
+@contextmanager
+def gathering(model: Any) -> Iterator[None]:
+    """Attention of a text that is one slice."""
+    with ExitStack() as undo:
+        modules = attention_modules(model, (model.config,))
+        install(modules, GATHERED, "ropex_slices", Slices(alone, 0), undo)
+        yield
+
+
+@pytest.mark.parametrize("patched_first", [True, False])
+def test_queries_are_scaled_whichever_step_came_first(llama: Any, patched_first: bool) -> None:
+    llama.double()
+    patch = ropex.patch(llama, "logn", trained_length=16)
+    wanted = logits(llama, IDS)
+    with gathering(llama):
+        found = logits(llama, IDS)
+        if not patched_first:
+            patch.remove()
+            with patch:
+                found = logits(llama, IDS)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_unrotated_keys_are_not_gathered(llama: Any) -> None:
+    words = "gathered keys with un-rotated keys"
+    with gathering(llama), pytest.raises(ropex.UnsupportedModel, match=words):
+        ropex.patch(llama, "yarn:4", cache="unrotated")
+    ropex.patch(llama, "yarn:4", cache="unrotated")
+    with pytest.raises(ropex.UnsupportedModel, match=words), gathering(llama):
+        pass
 
 
 @pytest.mark.parametrize(("family", "words"), [("llama4_text", "in chunked_attention")])

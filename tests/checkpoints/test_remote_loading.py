@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ropex
+from ropex.checkpoints.find import load_model, load_skeleton
 from ropex.checkpoints.remote_code import load_remote
 from tests.support.cases import TRAINED, logits, tokens
 from tests.support.remote_code import DOUBLES
@@ -243,6 +244,19 @@ def test_a_checkpoint_with_its_code_is_loaded_as_it_was_saved(folder: Path) -> N
         assert patch.rope.trained_length == TRAINED
         assert (logits(model, IDS) - plain).abs().max() > 0.1
     assert torch.isfinite(plain).all()
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_code_of_its_own_is_loaded_so_by_every_command(folder: Path, dtype: str) -> None:
+    wanted = load_remote(folder, torch.float32 if dtype == "auto" else torch.bfloat16)
+    skeleton = load_skeleton(folder, trust_remote_code=True)
+    assert ropex.rope_of(skeleton, TRAINED).trained_length == TRAINED
+    model = load_model(folder, dtype=dtype, trust_remote_code=True)
+    assert (model.dtype, model.training) == (wanted.dtype, False)
+    assert torch.equal(model.rotary_emb.cos_cached, wanted.rotary_emb.cos_cached)
+    assert torch.equal(logits(model, IDS), logits(wanted, IDS))
+    with ropex.patch(model, "linear:2") as patch:
+        patch.verify()
 
 
 def test_a_head_that_is_tied_is_not_missing(folder: Path) -> None:

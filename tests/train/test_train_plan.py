@@ -250,6 +250,7 @@ def test_trained_weights_are_those_that_adapters_learn(
             ("strategy=dynamic:4",),
             "dynamic:4 goes by the length of a text, and processes",
         ),
+        (("strategy=logn+dynamic",), "fix it, as in dynamic:length=32k, or share no rows"),
         (("data.sources.0.layout=pack",), "packed documents and shifted attention need whole rows"),
         (("training.shifted_attention=4",), "packed documents and shifted attention need whole"),
     ],

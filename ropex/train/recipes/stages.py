@@ -12,6 +12,7 @@ from ropex.attention.shifted import shift_attention
 from ropex.config.from_file import read_strategy, require_base
 from ropex.patching.handle import Patch, patch
 from ropex.strategies.base import Strategy
+from ropex.strategies.composed import parts_of
 from ropex.train.chunked_loss import chunk_loss
 from ropex.train.collators import PackedCollator, PlainCollator, PositionCollator, isolates
 from ropex.train.positions import SAMPLERS
@@ -83,10 +84,11 @@ def check_shared(stage: Stage, strategy: Strategy) -> None:
         ValueError: They would not.
     """
     if strategy.length_class != "static":
+        grows = next(part for part in parts_of(strategy) if part.length_class != "static")
         raise ValueError(
             f"{strategy} goes by the length of a text, and processes that share one (context or "
             f"sequence parallelism) see different lengths; fix it, as in "
-            f"{strategy.name}:length=32k, or share no rows"
+            f"{grows.name}:length=32k, or share no rows"
         )
     if stage.data.packed or stage.training.shifted_attention:
         raise ValueError(
