@@ -1,4 +1,7 @@
-"""The page on all strategies, made of their docstrings and of what they do to one model."""
+"""Write docs/strategies.md and its pictures, from the docstrings and from what each strategy does.
+
+Run it from the root of the repository: `python -m tools.strategies_page`.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ from ropex.strategies.registry import registry, strategy
 
 # Llama 2: what pictures and figures of the page are about.
 _DIM, _BASE, _TRAINED, _FACTOR = 128, 1e4, 4096, 4
+
+_DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 # An instance of each strategy that neither takes a factor nor has a default for each parameter.
 _EXAMPLES = {
@@ -100,8 +105,9 @@ def text() -> str:
     parts = [_head()]
     grouped = {name: [each for each in entries if each.group == name] for name in GROUPS}
     for name, members in grouped.items():
-        links = ", ".join(f"[`{each.cls.name}`](#{each.cls.name})" for each in members)
-        parts.append(f"- [{name}](#{name.lower().replace(' ', '-')}): {links}")
+        group = f"[{name}](#{name.lower().replace(' ', '-')})"
+        parts += [f"| {group} | what it does | parameters |", "|---|---|---|"]
+        parts += [*(_row(each.cls) for each in members), ""]
     for name, members in grouped.items():
         parts.append(f"\n## {name}\n\n{_fill(GROUPS[name])}")
         parts += [_section(each) for each in members]
@@ -153,7 +159,7 @@ def _entry(cls: type[Strategy], site: Site) -> Entry:
 def _head() -> str:
     target = format_size(_FACTOR * _TRAINED)
     intro = (
-        f"Written by `ropex strategies --page docs`. Pictures and figures are for the rotary "
+        f"Written by `python -m tools.strategies_page`. Pictures and figures are for the rotary "
         f"embedding of Llama 2 (64 pairs, base 10000, trained at {format_size(_TRAINED)} tokens) "
         f"and a factor of {_FACTOR} where there is one: how many times longer the wavelength of "
         "each pair becomes, with a line at the critical pair, the last that made a full turn in "
@@ -165,6 +171,17 @@ def _head() -> str:
         f"`ropex suggest MODEL --length {target}` says which of them would carry it there."
     )
     return f"# Strategies\n\n{_fill(intro)}\n\n{_fill(advice)}\n"
+
+
+def _row(cls: type[Strategy]) -> str:
+    """A strategy in the table of contents."""
+    defaults = {each.name: _default(each.default).strip("`") for each in parameters(cls)}
+    listed = [
+        f"`{name}`" if default in ("", "required") else f"`{name}={default}`"
+        for name, default in defaults.items()
+    ]
+    summary = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+    return f"| [`{cls.name}`](#{cls.name}) | {summary} | {', '.join(listed) or 'none'} |"
 
 
 def _section(entry: Entry) -> str:
@@ -271,3 +288,7 @@ def _cache(entry: Entry) -> str:
 
 def _fill(paragraph: str) -> str:
     return textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    print(f"written: {len(write_page(_DOCS))} files in {_DOCS}")

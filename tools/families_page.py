@@ -1,12 +1,20 @@
-"""The page on all families, one for each version of transformers."""
+"""Write docs/families-N.md: every family of the installed transformers, and what was tried on it.
+
+Run it from the root of the repository: `python -m tools.families_page`, once per major version.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ropex.families.check import CLAUSES, Family, Outcome
+import torch
+from tqdm import tqdm
+
+from ropex.families.check import CLAUSES, Family, Outcome, check
+from ropex.families.tiny import causal_types
 from ropex.files.writing import write_text
 
 _COLUMNS = {
@@ -26,7 +34,7 @@ _HEAD = """\
 {rotary} of the {all} model types that transformers {version} maps to a causal language model have
 rotary embeddings. Each row was proved on a tiny random model of the family, in float32 on a CPU,
 and is proved again by every run of the tests. `ropex families --check` does it on your machine, and
-`ropex families --page docs` writes this page.
+`python -m tools.families_page` writes this page.
 
 - *tables*: where the frequencies are; `*` is any layer, and in brackets stands the type of the
   layers that use a table. A table that only layers with a sliding window use is left as it is.
@@ -127,3 +135,15 @@ def _version() -> str:
     import transformers
 
     return str(transformers.__version__)
+
+
+def main() -> None:
+    """Check all families and write their page into docs/; exit status 1 if a clause failed."""
+    torch.set_num_threads(1)  # more only get in each other's way on models as tiny as these
+    families = [check(each) for each in tqdm(causal_types(), unit="type")]
+    print(f"written: {write_page(families, Path(__file__).resolve().parents[1] / 'docs')}")
+    sys.exit(not all(family.passed for family in families))
+
+
+if __name__ == "__main__":
+    main()
