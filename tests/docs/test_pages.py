@@ -16,6 +16,7 @@ import ropex.train
 from ropex.checkpoints.find import load_tokenizer
 from ropex.cli import build_parser, main
 from ropex.strategies.registry import registry
+from tools import packages_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -129,3 +130,13 @@ def test_every_public_name_is_there_and_on_the_page(module: Any) -> None:
     for name in module.__all__:
         assert getattr(module, name).__doc__
         assert re.search(rf"\b{name}\b", PAGES["docs/python.md"])
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    for text in PAGES.values():
+        for path in re.findall(r"`((?:ropex|eval|tests|tools|recipes|benchmarks)/[\w/.-]*)`", text):
+            assert "X" in path or "NAME" in path or (ROOT / path).exists(), path
+
+
+def test_the_picture_of_the_packages_is_current() -> None:
+    assert packages_picture.svg() == packages_picture.PICTURE.read_text(encoding="utf-8")
