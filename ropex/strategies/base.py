@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -95,6 +95,10 @@ class Strategy(ABC):
     def target_length(self, rope: Rope) -> int:
         """Tokens of context that this strategy is meant to reach on `rope`."""
         return round(self.scale(rope) * rope.trained_length)
+
+    def fixed(self, length: int) -> Strategy:
+        """The same with one plan for sequences of all lengths, that of `length` tokens."""
+        return self
 
     def native(self, rope: Rope) -> dict[str, Any] | None:
         """The rope entry with which transformers computes the same frequencies by itself.
@@ -190,6 +194,10 @@ class PerLength(Strategy):
             require_longer(self, self.length, rope)
         tokens = torch.as_tensor(self.length or length, dtype=torch.float64)
         return tokens.clamp(min=rope.trained_length) / rope.trained_length
+
+    def fixed(self, length: int) -> Strategy:
+        """The same with `length` stated."""
+        return replace(self, length=length)
 
     def scale(self, rope: Rope) -> float:
         """The fixed length over the trained length; 1 if every sequence has its own."""

@@ -43,6 +43,20 @@ class Composed(Strategy):
         return plan
 
     @property
+    def name(self) -> str:  # type: ignore[override]  # of an instance, not of the class
+        """The names of the parts, joined with `+`."""
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def paper(self) -> str:  # type: ignore[override]
+        """The papers of the parts, joined with a space."""
+        return " ".join(part.paper for part in self.parts)
+
+    def fixed(self, length: int) -> Composed:
+        """The same with each part fixed."""
+        return Composed(tuple(part.fixed(length) for part in self.parts))
+
+    @property
     def length_class(self) -> LengthClass:
         """The most demanding class of the parts."""
         classes: tuple[LengthClass, ...] = ("static", "two", "per_length")

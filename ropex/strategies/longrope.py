@@ -63,6 +63,10 @@ class LongRope(Scaled):
         """One plan within the trained length and one beyond, unless the two lists are equal."""
         return "static" if self.short_factor == self.long_factor else "two"
 
+    def fixed(self, length: int) -> LongRope:
+        """The same with the long list for short sequences too."""
+        return replace(self, short_factor=self.long_factor)
+
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Divide by the list that `length` takes.
 

@@ -36,7 +36,7 @@ def registry() -> MappingProxyType[str, type[Strategy]]:
         for value in vars(importlib.import_module(info.name)).values():
             if not isinstance(value, type) or not issubclass(value, Strategy):
                 continue
-            if value.__module__ != info.name or "name" not in vars(value):
+            if value.__module__ != info.name or not isinstance(vars(value).get("name"), str):
                 continue
             for name in (value.name, *value.aliases):
                 if taken.setdefault(name, value) is not value:

@@ -146,6 +146,12 @@ def test_every_strategy_says_what_it_is(name: str) -> None:
     assert "arXiv:" in cls.__doc__ or "(20" in cls.__doc__
 
 
+def test_a_composition_says_what_its_parts_are() -> None:
+    both = strategy("yarn:4+logn")
+    assert both.name == "yarn+logn"
+    assert both.paper == f"{registry()['yarn'].paper} {registry()['logn'].paper}"
+
+
 @pytest.mark.parametrize("text", ["yarn:length=", "yarn:ramp=", "logn:length=", "none:", "yarn"])
 @pytest.mark.parametrize("digits", [400, 5000])
 def test_many_digits_are_refused_in_a_short_sentence(text: str, digits: int) -> None:

@@ -246,9 +246,11 @@ def test_trained_weights_are_those_that_adapters_learn(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (("strategy=dynamic:4",), "fix it, as in dynamic:factor=4,length=32k"),
+        (("strategy=logn+dynamic",), "fix it, as in logn+dynamic:length=32k"),
         (
-            ("strategy=dynamic:4",),
-            "dynamic:4 goes by the length of a text, and processes",
+            ("strategy=longrope:factor=4,long_factor=1/2/3/4",),
+            "as in longrope:factor=4,long_factor=1/2/3/4,short_factor=1/2/3/4",
         ),
         (("data.sources.0.layout=pack",), "packed documents and shifted attention need whole rows"),
         (("training.shifted_attention=4",), "packed documents and shifted attention need whole"),

@@ -84,9 +84,9 @@ def check_shared(stage: Stage, strategy: Strategy) -> None:
     """
     if strategy.length_class != "static":
         raise ValueError(
-            f"{strategy} goes by the length of a text, and processes that share one (context or "
-            f"sequence parallelism) see different lengths; fix it, as in "
-            f"{strategy.name}:length=32k, or share no rows"
+            f"{strategy} depends on the length of a text, and processes that share one (context or "
+            f"sequence parallelism) see different lengths; fix it, as in {strategy.fixed(2**15)}, "
+            "or share no rows"
         )
     if stage.data.packed or stage.training.shifted_attention:
         raise ValueError(
