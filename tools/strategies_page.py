@@ -24,12 +24,12 @@ from ropex.sizes import format_size
 from ropex.strategies.base import PerLength, Scaled, Strategy, parameters
 from ropex.strategies.registry import registry, strategy
 
-# Llama 2: what pictures and figures of the page are about.
+# Llama 2, which the pictures and figures of the page are for.
 _DIM, _BASE, _TRAINED, _FACTOR = 128, 1e4, 4096, 4
 
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 
-# An instance of each strategy that neither takes a factor nor has a default for each parameter.
+# Examples of strategies that take no factor and lack a default for some parameter.
 _EXAMPLES = {
     "giraffe_power": "giraffe_power:0.1",
     "giraffe_truncated": "giraffe_truncated:2k",
@@ -40,32 +40,32 @@ _EXAMPLES = {
 
 GROUPS = {
     "Static frequencies": (
-        "One set of frequencies for every length. Cached keys stay valid and a config carries "
-        "them, so engines can serve them; texts within the trained length pay for it. Take one of "
-        "these to serve a model."
+        "One set of frequencies for every length. Cached keys stay valid and a config carries the "
+        "frequencies, so engines can serve them; the cost is on texts within the trained length. "
+        "Use one of these to serve a model."
     ),
     "Frequencies by length": (
-        "Nothing changes within the trained length, and a longer text gets what it needs. Take one "
-        "of these where short texts must not change and ropex runs the model; `length=N` makes the "
-        "dynamic ones static."
+        "Nothing changes within the trained length, and a longer text is scaled as far as it needs. "
+        "Use one of these if short texts must not change and ropex runs the model; `length=N` makes "
+        "the dynamic ones static."
     ),
     "Sharper attention": (
         "Frequencies stay; attention becomes sharper, which keeps it from spreading over the many "
-        "tokens of a long text. They reach no further by themselves: join one to a scaling, as in "
-        "`yarn:4+logn`."
+        "tokens of a long text. On their own they extend nothing: combine one with a scaling, as "
+        "in `yarn:4+logn`."
     ),
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the page says of one strategy.
+    """What the page says about one strategy.
 
     Attributes:
         cls: Its class.
         example: An instance for a model like Llama 2.
         rope: The rotary embedding of that model.
-        encoding: How it stands in the config of that model.
+        encoding: What the config of that model holds for it.
     """
 
     cls: type[Strategy]
@@ -164,11 +164,11 @@ def _head() -> str:
         f"and a factor of {_FACTOR} where there is one: how many times longer the wavelength of "
         "each pair becomes, with a line at the critical pair, the last that made a full turn in "
         "training, and a cross where a pair no longer turns. For strategies that leave the "
-        "frequencies alone: what attention logits are multiplied by, by the position of the query."
+        "frequencies alone: the factor of attention logits, by the position of the query."
     )
     advice = (
         "`ropex show MODEL -s S -s S --png FILE` draws strategies for your model, "
-        f"`ropex suggest MODEL --length {target}` says which of them would carry it there."
+        f"`ropex suggest MODEL --length {target}` ranks them for your model."
     )
     return f"# Strategies\n\n{_fill(intro)}\n\n{_fill(advice)}\n"
 
@@ -198,7 +198,7 @@ def _section(entry: Entry) -> str:
 
 
 def _formula(cls: type[Strategy]) -> str:
-    """What `apply` says that it does."""
+    """The first paragraph of the docstring of `apply`."""
     return " ".join((inspect.getdoc(cls.apply) or "").partition("\n\n")[0].split())
 
 
@@ -207,18 +207,16 @@ def _when(entry: Entry) -> str:
     if entry.cls.name == "none":
         return "as the baseline of every comparison."
     if entry.group == by_length:
-        return (
-            "texts within the trained length must stay as they are, and ropex is there to run it."
-        )
+        return "texts within the trained length must not change, and ropex runs the model."
     if entry.group != static:
-        return "joined to a scaling, for long texts over which attention spreads too thin."
+        return "combined with a scaling, for long texts over which attention spreads too thin."
     if not issubclass(entry.cls, Scaled):
-        return "the model is trained on with it, or it is joined to a scaling."
+        return "the model continues training with it, or it is combined with a scaling."
     if source := UNTRAINED.get(entry.cls.name):
         return f"one factor serves all lengths, also without further training ({source})."
     return (
-        "one factor serves all lengths; published results are of models that were trained on with "
-        "it, so measure before you keep it without."
+        "one factor serves all lengths; published results are of models that continued training "
+        "with it, so measure before you use it without."
     )
 
 
@@ -239,7 +237,7 @@ def _default(value: Any) -> str:
 
 
 def _figures(entry: Entry) -> str:
-    """What closed form says of the example at the target and below the trained length."""
+    """What the example changes at the target and below the trained length, in closed form."""
     rope, length = entry.rope, _FACTOR * entry.rope.trained_length
     near, far = (entry.example.plan(rope, tokens) for tokens in (rope.trained_length, length))
     outside = int((~inside(rope, far, length)).sum())

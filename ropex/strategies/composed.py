@@ -25,8 +25,8 @@ class Composed(Strategy):
         growing = [p for p in self.parts if p.length_class == "per_length"]
         if len(stated) > 1 or len(growing) > 1:
             raise ValueError(
-                f"{self}: each of two target lengths would be reached on top of the other; "
-                "give factors"
+                f"{self}: each part starts from the result of the one before, so two target "
+                "lengths do not combine; give factors"
             )
         for place, part in enumerate(self.parts):
             later = [p for p in self.parts[place + 1 :] if p.changes_frequencies]

@@ -90,7 +90,7 @@ def test_parameters_are_those_of_the_strategy_that_it_derives_from() -> None:
         ("linear", "changes by up to 48 radians."),
         ("ntk", "17 of 64 pairs see new angles at 16k"),
         ("yarn", "also without further training (arXiv:2309.00071, section 3.4)"),
-        ("linear", "published results are of models that were trained on with it"),
+        ("linear", "published results are of models that continued training with it"),
     ],
 )
 def test_what_is_said_is_derived_from_the_class(name: str, line: str) -> None:
