@@ -33,7 +33,7 @@ _HEAD = """\
 
 {rotary} of the {all} model types that transformers {version} maps to a causal language model have
 rotary embeddings. Each row is the result of checks on a tiny random model of the family, in float32
-on a CPU; every run of the tests repeats them. `ropex families --check` runs them on your machine, and
+on a CPU; every run of the tests repeats them. `ropex families --check` runs them on your machine;
 `python -m tools.families_page` writes this page.
 
 - *tables*: where the frequencies are; `*` is any layer, and the type of the layers that use a table
@@ -65,7 +65,7 @@ _WRONG = {
     "4": """
 - `doge`: with an `attention_mask`, attention is not causal: changing the last ten of twenty tokens
   moves logits of the first ten by 3.2 (a tiny model, sdpa).
-- `deepseek_v2`: `mscale_all_dim` does not scale the logits, unlike in version 5 and in DeepSeek's code;
+- `deepseek_v2`: `mscale_all_dim` does not scale the logits, unlike in version 5 and in DeepSeek;
   ropex scales them, and refuses to save what version 4 would not compute.
 - `nemotron`, `dbrx`, `recurrent_gemma`, `modernbert-decoder`: any `rope_scaling` is ignored.
 - `llama4`, `llama4_text`: any type but `llama3` raises a KeyError (`low_freq_factor`).

@@ -45,9 +45,9 @@ GROUPS = {
         "Use one of these to serve a model."
     ),
     "Frequencies by length": (
-        "Nothing changes within the trained length, and a longer text is scaled as far as it needs. "
-        "Use one of these if short texts must not change and ropex runs the model; `length=N` makes "
-        "the dynamic ones static."
+        "Nothing changes within the trained length, and a longer text is scaled as far as it "
+        "needs. Use one of these if short texts must not change and ropex runs the model; "
+        "`length=N` makes the dynamic ones static."
     ),
     "Sharper attention": (
         "Frequencies stay; attention becomes sharper, which keeps it from spreading over the many "

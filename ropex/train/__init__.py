@@ -40,7 +40,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name on first use, so that recipes are listed at once."""
+    """Load a public name on first use, so that listing recipes is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ropex.train' has no attribute {name!r}")
     return getattr(importlib.import_module(f"ropex.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""A few tokens on which a live model is tried, whatever mode it is in."""
+"""A few tokens to try a live model on, in evaluation mode."""
 
 from __future__ import annotations
 

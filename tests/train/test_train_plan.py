@@ -211,7 +211,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert lines[1] == "stage 1   yarn:4: trained at 32, for 128"
     assert lines[3] == "  steps     4 of 4 rows, 256 tokens; 1,024 tokens in all"
     assert lines[6] == "stage 2   linear:8: trained at 32, for 256"
-    assert "24 tokens at once, at positions that pose draws, from docs.jsonl:text" in lines[7]
+    assert "24 tokens at once, at positions drawn by pose, from docs.jsonl:text" in lines[7]
     for memory, shared in (lines[4:6], lines[9:11]):
         assert memory.startswith("  memory    ")
         assert "optimizer" in memory
