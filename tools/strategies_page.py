@@ -65,7 +65,7 @@ class Entry:
         cls: Its class.
         example: An instance for a model like Llama 2.
         rope: The rotary embedding of that model.
-        encoding: What the config of that model holds for it.
+        encoding: How it stands in the config of that model.
     """
 
     cls: type[Strategy]

@@ -22,7 +22,7 @@ LARGEST_FACTOR = 2**20
 """The largest factor; a float32 table still represents the result."""
 
 SMALLEST, LARGEST = 1e-30, 1e30
-"""Bounds of parameters: float32 and bfloat16 still represent what is computed from them."""
+"""Numbers that float32 and bfloat16 hold with room for what is made of them."""
 
 LARGEST_SCALE = 1000
 """The largest factor of cos and sin, and the inverse of the smallest."""

@@ -1,4 +1,4 @@
-"""Which rotary tables are planned for a model, derived independently of the live ones."""
+"""Which rotary tables are planned for a model, worked out apart from the live ones."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ropex.train.misfit import misfit_of
 _JOINT = " then "  # between patches over patches
 
 Spoken = tuple[str, list[tuple[Tensor, float]], list[str]]
-"""What all ranks must share, to be sent: words, tables with scales, scales of queries."""
+"""All that ranks have to share, in a form to send: words, tables with scales, scales of queries."""
 
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """What one rotary module must compute with.
+    """What one rotary module is to compute with.
 
     Attributes:
         tables: Planned frequencies, `(dim // 2,)`, float64, by length.
-        module: The module that is patched; None where only the config counts.
-        said: Whether a model built from the config must compute the same.
+        module: The module that a patch is in; None where the config alone counts.
+        said: Whether a model that is built from the config has to compute the same.
         shared: Whether the module reads a config that is saved, and no copy of its own.
     """
 
@@ -52,8 +52,8 @@ class Expected:
     Attributes:
         under: The strategies of its patches, or how its config scales, in words.
         wanted: For each rotary table, in the order of `ropex.model.rotary.sites`.
-        patches: Those in place; None for a patch that came with a copy of a patched model.
-        misfit: Why this is not the requested strategy, in one sentence; None if it is.
+        patches: Those in place; None for one that came with a copy of a patched model.
+        misfit: Why this is not the strategy that was asked for, in one sentence; None if it is.
     """
 
     under: str
@@ -63,11 +63,11 @@ class Expected:
 
     @classmethod
     def of(cls, model: nn.Module, strategy: str | Strategy | None = None) -> Expected:
-        """What the patches of a model plan; without a patch, what its config says.
+        """What the patches of a model plan; without any, what its config says.
 
         Args:
-            model: The model, possibly wrapped. It is only read.
-            strategy: The required strategy; None for any.
+            model: The model, or another one around it. It is only read.
+            strategy: What it has to be under; None for whichever it is.
 
         Raises:
             UnsupportedModel: It has no rotary embedding that ropex knows, or is a copy of a patched
@@ -92,7 +92,7 @@ class Expected:
 
     @property
     def spoken(self) -> Spoken:
-        """What other ranks must plan as well."""
+        """What other ranks have to plan as well."""
         plans = [plan for each in self.wanted for _, plan in each.tables]
         tables = [(plan.inv_freq.float().cpu(), float(plan.attention_scale)) for plan in plans]
         queries = [str(patch.plan.query_scale) for patch in self.patches if patch is not None]
@@ -114,7 +114,7 @@ class Expected:
             return None
         return (
             f"the model is under {self.under} here and under {under} on rank 0; load it from the "
-            "same files and patch it in the same way on every rank"
+            "same files and patch it alike on every rank"
         )
 
 
@@ -132,7 +132,7 @@ def _wanted(model: nn.Module, site: Site, patches: tuple[Patch | None, ...]) -> 
     length = site.said_length()
     try:
         tables = built(site, site.config, (2, 2 * length) if length else (2,))
-    except TypeError:  # a module that is not built from a config, and so takes no scaling
+    except TypeError:  # a module that is not made from a config, and so takes no scaling
         dim, base = 2 * len(site.slot.table(site.module)), float(site.entry()["rope_theta"])
         return Wanted(((2, Plan(Rope.standard(dim, base, 2).inv_freq)),), None, False, shared)
     return Wanted(tables, None, True, shared)

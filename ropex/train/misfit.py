@@ -49,7 +49,7 @@ def misfit_of(
 
 
 def _plans_the_same(patches: tuple[Patch | None, ...], strategy: Strategy) -> bool:
-    """Whether one static strategy gives the tables that static patches have made."""
+    """Whether one static strategy makes the tables that static patches have made."""
     first, last = patches[0], patches[-1]
     if first is None or last is None:
         return False
@@ -91,7 +91,7 @@ def _unscaled(site: Site) -> Site:
             module = type(site.module)(config)
     except Exception as error:  # families refuse entries with exceptions of many kinds
         raise UnsupportedModel(
-            f"{config.model_type} cannot be built without scaling, so its strategy is "
-            "unknown; make the guard without one"
+            f"{config.model_type} cannot be built without scaling, so there is no telling which "
+            "strategy it is under; make the guard without one"
         ) from error
     return replace(site, module=module, owner=SimpleNamespace(config=config))

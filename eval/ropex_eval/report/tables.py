@@ -48,7 +48,7 @@ def render(
 
 
 def definitions(results: Results) -> tuple[str, ...]:
-    """The definitions that a run has numbers for, the most informative first."""
+    """The definitions that a run has numbers for, those to look at first in front."""
     asked = results.about.get("protocol", {}).get("definitions", ())
     found = {row.definition for row in results.results}
     known = dict.fromkeys(name for name in (*asked, *sorted(found)) if name in found)

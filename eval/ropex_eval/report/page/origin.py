@@ -45,7 +45,7 @@ def _amount(data: Mapping[str, Any]) -> str:
 
 
 def protocol(about: Mapping[str, Any], strategies: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Where the numbers come from: everything known about the run."""
+    """Where the numbers come from: everything that is known of the run."""
     parts = [described(title, about[title]) for title in ("model", "data", "protocol", "versions")
              if about.get(title)]  # fmt: skip
     command = about.get("command")
