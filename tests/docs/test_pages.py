@@ -13,6 +13,7 @@ import pytest
 
 import ropex
 import ropex.train
+import ropex_eval
 from ropex.checkpoints.find import load_tokenizer
 from ropex.cli import build_parser, main
 from ropex.strategies.registry import registry
@@ -125,9 +126,9 @@ def test_all_python_compiles() -> None:
     assert all(compile(block, name, "exec") for name, found in BLOCKS.items() for block in found)
 
 
-@pytest.mark.parametrize("module", [ropex, ropex.train], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [ropex, ropex.train, ropex_eval], ids=lambda m: m.__name__)
 def test_every_public_name_is_there_and_on_the_page(module: Any) -> None:
-    for name in module.__all__:
+    for name in getattr(module, "__all__", ()):
         assert getattr(module, name).__doc__
         assert re.search(rf"\b{name}\b", PAGES["docs/python.md"])
 
