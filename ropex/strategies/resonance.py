@@ -17,7 +17,7 @@ class Resonance(Strategy):
     """Round wavelengths to whole tokens: pairs that made a full turn see only trained angles.
 
     Wang et al., "Resonance RoPE: Improving Context Length Generalization of Large Language Models"
-    (arXiv:2403.00071). Put it behind a scaling, as in `yarn:4+resonance`, the authors' best.
+    (arXiv:2403.00071). Put it after a scaling, as in `yarn:4+resonance`, the authors' best.
     Later strategies must not change the frequencies, or the wavelengths would not stay whole. The
     fastest pair changes by 4.5 % (from 2 pi to 6 tokens). `precision="exact"` keeps far positions
     in phase as well.
