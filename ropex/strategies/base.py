@@ -107,7 +107,7 @@ class Strategy(ABC):
             Keys and values of the config entry; empty if the frequencies stay as they are, None
             if transformers has no such type.
         """
-        return None if self.changes_frequencies else {}
+        return None
 
     def __str__(self) -> str:
         """The text form; it parses back to an equal strategy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -38,6 +38,10 @@ class LogN(Strategy):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Add the scale of the queries."""
         return scale_queries(self, plan, LogScale(self.length or rope.trained_length))
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The frequencies stay as they are."""
+        return {}
 
 
 def scale_queries(strategy: Strategy, plan: Plan, scale: QueryScale) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Strategy
@@ -24,3 +24,7 @@ class Unscaled(Strategy):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Return `plan` as it is."""
         return plan
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """Nothing to write."""
+        return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,9 +45,6 @@ class Temperature(Strategy):
         """Multiply the attention scale."""
         return replace(plan, attention_scale=plan.attention_scale * self.factor)
 
-    def native(self, rope: Rope) -> None:
-        """No type of transformers has a temperature alone."""
-
 
 @dataclass(frozen=True)
 class Llama4Temperature(Strategy):
@@ -76,6 +73,10 @@ class Llama4Temperature(Strategy):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Add the scale of the queries."""
         return scale_queries(self, plan, StepScale(self.length, self.beta, 1))
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The frequencies stay as they are."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class MinistralTemperature(Strategy):
         """Add the scale of the queries."""
         scale = StepScale(self.length or rope.trained_length, self.beta, 0)
         return scale_queries(self, plan, scale)
+
+    def native(self, rope: Rope) -> dict[str, Any]:
+        """The frequencies stay as they are."""
+        return {}
 
 
 @dataclass(frozen=True)
