@@ -1,7 +1,7 @@
 """Greedy pass-key accuracy of the demo checkpoint: `python recipes/demo/passkey.py CHECKPOINT`.
 
 One five-digit number is hidden in text that the model was not trained on, at five depths, and asked
-for at the end. An answer counts if all five digits are what the model finds most likely.
+for at the end. An answer counts if the model finds all five digits most likely.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: one command, one module for each group of verbs, heavy imports inside them."""
+"""The command line: one module for each verb, named as the verb; heavy imports lie inside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an inference engine needs to compute the rotary embedding of a checkpoint.
+"""What an inference engine needs to compute a checkpoint as it is.
 
 Example:
     >>> from ropex.engines import export

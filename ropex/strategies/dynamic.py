@@ -21,11 +21,11 @@ class Dynamic(PerLength):
     length of `L`. Two conventions are in use: the paper's `l / L`, which is `factor` 1, and
     transformers', where `factor` is the target length over the trained length.
 
-    A sequence's keys must all be rotated alike, so a key-value cache cannot be continued beyond
-    the trained length; `length` fixes the base for all sequences and makes it possible. Documents
-    that are packed into one sequence count as one. Saved, it becomes transformers' own `dynamic`
-    type, whose result also depends on earlier and neighbouring sequences; `length` has no such
-    flaw.
+    All keys of a sequence must be rotated with the same base, so a key-value cache cannot be
+    continued beyond the trained length; `length` fixes the base for all sequences and makes that
+    possible. Documents that are packed into one sequence count as one. A saved model has
+    transformers' own `dynamic` type, whose result also depends on earlier and neighbouring
+    sequences; `length` avoids that.
 
     Args:
         factor: 1 for the paper's convention, more for transformers'.
@@ -43,7 +43,7 @@ class Dynamic(PerLength):
         require_factor(self, self.factor)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Stretch as NTK-aware scaling does, by the alpha of `length` tokens."""
+        """Stretch as NTK-aware scaling does, with the alpha of `length` tokens."""
         ratio = ntk_ratio(rope, self.alpha(rope, length))
         return replace(plan, inv_freq=plan.inv_freq * ratio)
 

@@ -33,7 +33,7 @@ class DynamicQwen(PerLength):
     logn: bool = field(default=True, kw_only=True)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Stretch as `ntk` does, by alpha."""
+        """Stretch as `ntk` does, with alpha as the factor."""
         ratio = ntk_ratio(rope, self.alpha(rope, length))
         plan = replace(plan, inv_freq=plan.inv_freq * ratio)
         return scale_queries(self, plan, LogScale(rope.trained_length)) if self.logn else plan

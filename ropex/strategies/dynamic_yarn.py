@@ -14,7 +14,7 @@ from ropex.strategies.yarn import band, linear_ramp, require_band
 
 @dataclass(frozen=True)
 class DynamicYarn(PerLength):
-    """YaRN by as much as the sequence needs: nothing changes within the trained length.
+    """YaRN by a factor that grows with the sequence: nothing changes within the trained length.
 
     Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models"
     (arXiv:2309.00071), section 3.3, and the authors' code: `yarn` with the length over the trained
@@ -41,7 +41,7 @@ class DynamicYarn(PerLength):
         require_band(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Blend as `yarn` does, by the growth."""
+        """Blend as `yarn` does, with the growth as the factor."""
         bounds = band(rope, self.beta_fast, self.beta_slow, self.truncate, rope.trained_length)
         share, growth = linear_ramp(rope, *bounds), self.growth(rope, length)
         scale = plan.attention_scale * (0.1 * torch.log(growth) + 1)

@@ -14,7 +14,7 @@ from ropex.strategies.base import Length, Strategy, require_length
 
 @dataclass(frozen=True)
 class LogN(Strategy):
-    """Multiply a query by `ln(n) / ln(L)` once it has more than `L` tokens in sight.
+    """Multiply a query by `ln(n) / ln(L)` once it attends to more than `L` tokens.
 
     Su Jianlin, "Scale operation of attention from the perspective of entropy invariance" (2021)
     and "ReRoPE" (2023): keeps the entropy of attention from growing with the number of keys. It
@@ -22,7 +22,7 @@ class LogN(Strategy):
     valid. It changes no frequency: combine it, as in `yarn:4+logn`.
 
     Args:
-        length: `L`, the tokens up to which nothing changes; by default the trained length.
+        length: `L`, up to which nothing changes, in tokens; by default the trained length.
     """
 
     name: ClassVar[str] = "logn"

@@ -1,4 +1,4 @@
-"""LongRoPE: a factor of its own for each pair, one list for short sequences and one for long."""
+"""LongRoPE: a separate factor for each pair; one list for short sequences, one for long."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ropex.strategies.base import (
 
 @dataclass(frozen=True)
 class LongRope(Scaled):
-    """Divide each pair by a factor of its own, which a search has found.
+    """Divide each pair by its own factor, found by a search.
 
     Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens"
     (arXiv:2402.13753), as transformers has it for Phi-3: sequences longer than the trained length
-    take the long list, others the short one, both with one temperature. The lists belong to one
-    model; take them from its authors, or from a search.
+    take the long list, others the short one, both with one temperature. The lists fit one model
+    only; take them from its authors, or from a search.
 
     Args:
         factor: Target length over trained length, at least 1.
@@ -63,11 +63,15 @@ class LongRope(Scaled):
         """One plan within the trained length and one beyond, unless the two lists are equal."""
         return "static" if self.short_factor == self.long_factor else "two"
 
+    def fixed(self, length: int) -> LongRope:
+        """The same with the long list for short sequences too."""
+        return replace(self, short_factor=self.long_factor)
+
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Divide by the list that `length` takes.
 
         Raises:
-            ValueError: A list has not one divisor for each pair.
+            ValueError: A list does not have one divisor for each pair.
         """
         short, long = self.divisors(rope, "short_factor"), self.divisors(rope, "long_factor")
         beyond = torch.as_tensor(length) > rope.trained_length

@@ -20,7 +20,7 @@ class MrRope(Scaled):
     "MrRoPE: Mixed-radix Rotary Position Embedding" (arXiv:2601.22181) and the authors' code. With
     `k` of the `K` steps of the band done, the stretch is the factor to the power of a share:
     `k (k + 1) / (K (K + 1))` if the radix grows (`progressive`, their MrRoPE-Pro), `k / K` if all
-    are alike (`uniform`, MrRoPE-Uni), `k (2 K + 1 - k) / (K (K + 1))` if it falls (`degressive`).
+    are equal (`uniform`, MrRoPE-Uni), `k (2 K + 1 - k) / (K (K + 1))` if it falls (`degressive`).
 
     Args:
         factor: Target length over trained length, at least 1.

@@ -18,7 +18,7 @@ class Ntk(Scaled):
 
     bloc97, "NTK-Aware Scaled RoPE" (2023), as given in Peng et al. (arXiv:2309.00071), section
     3.1: `base * factor ** (dim / (dim - 2))`. Pairs between the two ends are stretched by less
-    than the factor, so the reach falls short of it.
+    than the factor, so the reach is smaller than the factor.
 
     Args:
         factor: Stretch of the slowest pair, at least 1 (`alpha` in exllama).
@@ -47,7 +47,7 @@ def ntk_ratio(rope: Rope, factor: float | Tensor) -> Tensor:
     """New frequency over old one of each pair, `(dim // 2,)`, float64.
 
     Raises:
-        ValueError: There is one pair only, so that it would be the fastest and the slowest.
+        ValueError: There is only one pair, which would be both the fastest and the slowest.
     """
     if rope.dim < 4:
         raise ValueError(

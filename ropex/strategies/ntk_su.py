@@ -14,10 +14,10 @@ from ropex.strategies.base import Length, Scaled, require_positive
 
 @dataclass(frozen=True)
 class NtkFixed(Scaled):
-    """Stretch pair `i` by `factor ** ((2 i + 2) / dim)`: the slowest by the factor, all a little.
+    """Stretch pair `i` by `factor ** ((2 i + 2) / dim)`: the slowest by the factor, others by less.
 
     Su Jianlin, "Transformer upgrade 11: beta-based positional encoding" (2023), where positions
-    are numbers in a base. `ntk` in vLLM. Unlike bloc97's `ntk`, the fastest pair is stretched too.
+    are numbers in a base. `ntk` in vLLM. Unlike bloc97's `ntk`, it stretches the fastest pair too.
 
     Args:
         factor: Target length over trained length, at least 1.

@@ -1,4 +1,4 @@
-"""YaRN: by-parts interpolation and a temperature, in every convention that is in use."""
+"""YaRN: by-parts interpolation and a temperature, in all conventions in use."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Yarn(Scaled):
     Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models"
     (arXiv:2309.00071), sections 3.2 and 3.4. The defaults are the convention of the authors' code
     and of transformers: a ramp that is linear in the index of the pair, between bounds that are
-    floored and ceiled, and a blend of frequencies. The other parameters name what other
-    implementations do; by them "YaRN" means vectors that differ by up to 87 % in the middle.
+    floored and ceiled, and a blend of frequencies. The other parameters cover what other
+    implementations call YaRN; their frequencies differ by up to 87 % in the middle pairs.
 
     Args:
         factor: Target length over trained length, at least 1.
@@ -37,12 +37,12 @@ class Yarn(Scaled):
             frequency.
         beta_slow: Pairs that make fewer turns than this are divided by the factor.
         truncate: Round the bounds of the ramp to whole pairs; gpt-oss does not.
-        ramp: In which the share of interpolation grows linearly: the `index` of the pair (code), or
-            its `rotations` over the trained length (the paper's definition 2).
+        ramp: What the share of interpolation is linear in: the `index` of the pair (code), or its
+            `rotations` over the trained length (the paper's definition 2).
         blend: What is mixed: `frequency` (code), `wavelength` (the paper's footnote 4, PoSE), or
             the `log` of either (Grok, MrRoPE).
         clamp: Upper limit of the ramp's end: `dim` - 1 (code), or the last of the `pairs`.
-        range_length: Tokens that turns are counted over, if not the trained length.
+        range_length: Tokens over which turns are counted; by default the trained length.
         attention_factor: What cos and sin are multiplied by; by default `0.1 ln(factor) + 1`.
         mscale: With `mscale_all_dim`, cos and sin are multiplied by
             `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`, as in DeepSeek.
@@ -127,7 +127,7 @@ class Yarn(Scaled):
         return mscale * mscale
 
     def native(self, rope: Rope) -> dict[str, Any]:
-        """The `yarn` type; it is taken only where it says the same."""
+        """The `yarn` type; it is used only where it computes the same."""
         entry: dict[str, Any] = {
             "rope_type": "yarn",
             "factor": self.scale(rope),

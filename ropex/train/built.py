@@ -1,4 +1,4 @@
-"""Rotary tables as live modules answer, and as transformers builds them from a config."""
+"""Rotary tables of live modules, and those that transformers builds from a config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tables = tuple[tuple[int, Plan], ...]
 
 
 def same_table(table: Tensor, scale: float, plan: Plan) -> bool:
-    """Whether frequencies, and what cos and sin are multiplied by, are the planned ones."""
+    """Whether the frequencies and the factor of cos and sin are the planned ones."""
     return close(table, plan.inv_freq.cpu()) and abs(scale - float(plan.attention_scale)) < 1e-6
 
 

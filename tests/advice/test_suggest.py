@@ -137,7 +137,7 @@ def test_a_list_with_a_temperature_is_another_thing() -> None:
 
 @pytest.mark.parametrize("name", list_strategies())
 def test_every_type_that_a_strategy_writes_is_known(name: str) -> None:
-    from ropex.advice.strategies_page import example
+    from tools.strategies_page import example
 
     entry = example(registry()[name]).native(LLAMA_2)
     assert set(encoding(entry).by_engine()) == set(ENGINES)

@@ -570,12 +570,3 @@ def test_strategies_are_listed_by_wildcard(world: World, pattern: str, names: li
     _, out, _ = world("strategies", pattern)
     heads = [line.split(" ")[0] for line in out.splitlines() if not line.startswith(" ")]
     assert heads == names
-
-
-def test_strategies_are_a_table_for_documents(world: World) -> None:
-    status, out, _ = world("strategies", "--markdown")
-    assert status == 0
-    header, rule, *rows = out.splitlines()
-    assert header.count("|") == rule.count("|") == 4
-    assert [row.split("`")[1] for row in rows] == list(registry())
-    assert all(row.startswith("| [`") and row.endswith(" |") for row in rows)

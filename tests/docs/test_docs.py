@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from ropex.advice import pictures
-from ropex.advice import strategies_page as page
-from ropex.cli import main
 from ropex.doctor import RULES, Rule
 from ropex.rope import Rope
 from ropex.strategies.base import parameters
 from ropex.strategies.registry import list_strategies, registry
 from ropex_eval.scores.definitions import DEFINITIONS
 from ropex_eval.tasks import TASKS
+from tools import strategies_page as page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "strategies.md").read_text(encoding="utf-8")
@@ -29,7 +28,7 @@ def section(name: str) -> str:
 
 
 def test_the_page_is_current() -> None:
-    assert page.text() == PAGE, "run: ropex strategies --page docs"
+    assert page.text() == PAGE, "run: python -m tools.strategies_page"
 
 
 def test_every_picture_is_there_and_none_too_many() -> None:
@@ -91,25 +90,18 @@ def test_parameters_are_those_of_the_strategy_that_it_derives_from() -> None:
         ("linear", "changes by up to 48 radians."),
         ("ntk", "17 of 64 pairs see new angles at 16k"),
         ("yarn", "also without further training (arXiv:2309.00071, section 3.4)"),
-        ("linear", "published results are of models that were trained on with it"),
+        ("linear", "published results are of models that continued training with it"),
     ],
 )
 def test_what_is_said_is_derived_from_the_class(name: str, line: str) -> None:
     assert line in section(name)
 
 
-def test_page_is_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["strategies", "--page", str(tmp_path / "new")]) == 0
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", f"written: {tmp_path}/new/strategies.md and 29 pictures\n")
+def test_the_tool_writes_the_page_and_its_pictures(tmp_path: Path) -> None:
+    written = page.write_page(tmp_path / "new")
     assert (tmp_path / "new/strategies.md").read_text(encoding="utf-8") == PAGE
-    names = [path.name for path in sorted((tmp_path / "new/strategies").iterdir())]
-    assert names == [path.name for path in sorted((DOCS / "strategies").iterdir())]
-
-
-def test_page_of_some_strategies_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["strategies", "*ntk*", "--page", "new"]) == 2
-    assert "--page is about all strategies" in capsys.readouterr().err
+    names = [path.name for path in sorted((DOCS / "strategies").iterdir())]
+    assert sorted(path.name for path in written[1:]) == names
 
 
 @pytest.mark.parametrize(

@@ -349,8 +349,8 @@ PLACED = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
 @pytest.mark.parametrize(
     ("about", "size", "said"),
     [
-        ({"dtype": "F33"}, 4, "numbers of no type"),
-        ({"dtype": 7}, 4, "numbers of no type"),
+        ({"dtype": "F33"}, 4, "dtype that safetensors"),
+        ({"dtype": 7}, 4, "dtype that safetensors"),
         ({"dtype": "F16"}, 4, "has 4 bytes, and its shape takes 2"),
         ({"dtype": "F4"}, 4, "has 4 bytes, and its shape takes 0"),
         ({"shape": [2]}, 4, "has 4 bytes, and its shape takes 8"),

@@ -88,10 +88,10 @@ def test_stages_say_what_is_theirs(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "misspelt": ({"modle": "x"}, "modle is no key of a recipe; did you mean model?"),
+    "misspelt": ({"modle": "x"}, "modle is not a key of a recipe; did you mean model?"),
     "misspelt within": (
         {"training": {"steps": 1, "batch": 1, "lerning_rate": 1}},
-        "training.lerning_rate is no key of a recipe; did you mean learning_rate?",
+        "training.lerning_rate is not a key of a recipe; did you mean learning_rate?",
     ),
     "unlike any": ({"lora": {"zzz": 1}}, "there are rank, alpha, dropout, targets, also"),
     "missing": ({"training": {"steps": 1}}, "training.batch is missing"),

@@ -226,7 +226,7 @@ def test_rows_that_were_damaged_are_cut_again(
         content[place_of] ^= 1  # of tokens
     path.write_bytes(content[:-50] if cut else content)
     assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 0
-    told = f"{path} is not what was written; its rows are cut from the texts again"
+    told = f"{path} is damaged; its rows are cut from the texts again"
     assert told in capsys.readouterr().err.splitlines()
     assert same(Path("parts"), Path("whole"))
 
@@ -240,7 +240,7 @@ def test_no_whole_checkpoint_is_one_sentence(
     assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(told) == 1
-    assert "no whole checkpoint is left in parts/stage-1: restore a file, or remove" in told[0]
+    assert "no complete checkpoint is left in parts/stage-1: restore a file, or remove" in told[0]
     assert not Path("parts/final").exists()
 
 
@@ -436,7 +436,7 @@ def test_a_loss_that_is_no_number_stops_the_run(place: Path) -> None:
             with torch.no_grad():
                 models[0].model.norm.weight.fill_(torch.inf)
 
-    told = r"is no number at step 4; lower .*checkpoint-2 is kept, and the same command goes on"
+    told = r"is not a number at step 4; lower .*checkpoint-2 is kept, and the same command resumes"
     with pytest.raises(ValueError, match=told):
         train(read_recipe(Path("mine.yaml")), Path("wild"), watch, tell=diverge)
     assert not Path("wild/final").exists()
@@ -464,7 +464,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
     assert done.returncode == 2, done.stderr
     [told] = [line for line in done.stderr.splitlines() if "error:" in line]
     assert "checkpoint-4 could not be written" in told
-    assert "checkpoint-2 is kept, and the same command goes on from there" in told
+    assert "checkpoint-2 is kept, and the same command resumes from it" in told
     assert [path.name for path in Path("full/stage-1").glob("checkpoint-*")] == ["checkpoint-2"]
     assert same(run("full"), run("whole"))
 
@@ -515,7 +515,7 @@ def test_a_gradient_that_is_no_number_reaches_no_checkpoint(place: Path) -> None
         weight = trainer.model.model.norm.weight
         weight.register_hook(lambda g: g * torch.nan if trainer.state.global_step == 3 else g)
 
-    with pytest.raises(ValueError, match=r"no number at step 4; .*checkpoint-2 is kept"):
+    with pytest.raises(ValueError, match=r"not a number at step 4; .*checkpoint-2 is kept"):
         train(read_recipe(Path("mine.yaml")), Path("out"), watch, tell=lambda line: None)
     kept = [path.name for path in Path("out/stage-1").iterdir()]
     assert kept == ["checkpoint-2"]
@@ -589,7 +589,7 @@ def test_a_base_that_no_patch_writes_is_in_both_notations(place: Path, strategy:
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "unknown recipe": (("training.stepz=3",), "training.stepz is no key"),
+    "unknown recipe": (("training.stepz=3",), "training.stepz is not a key"),
     "no text": (("data.sources.0.text=nowhere.txt",), "no such file or folder: nowhere.txt"),
     "too short": (("data.length=4k",), "the longest of 20 documents has 291 tokens"),
     "no model": (("model=./nowhere",), "no such folder: './nowhere'"),

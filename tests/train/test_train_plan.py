@@ -211,7 +211,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert lines[1] == "stage 1   yarn:4: trained at 32, for 128"
     assert lines[3] == "  steps     4 of 4 rows, 256 tokens; 1,024 tokens in all"
     assert lines[6] == "stage 2   linear:8: trained at 32, for 256"
-    assert "24 tokens at once, at positions that pose draws, from docs.jsonl:text" in lines[7]
+    assert "24 tokens at once, at positions drawn by pose, from docs.jsonl:text" in lines[7]
     for memory, shared in (lines[4:6], lines[9:11]):
         assert memory.startswith("  memory    ")
         assert "optimizer" in memory
@@ -246,11 +246,12 @@ def test_trained_weights_are_those_that_adapters_learn(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (("strategy=dynamic:4",), "fix it, as in dynamic:factor=4,length=32k"),
+        (("strategy=logn+dynamic",), "fix it, as in logn+dynamic:length=32k"),
         (
-            ("strategy=dynamic:4",),
-            "dynamic:4 goes by the length of a text, and processes",
+            ("strategy=longrope:factor=4,long_factor=1/2/3/4",),
+            "as in longrope:factor=4,long_factor=1/2/3/4,short_factor=1/2/3/4",
         ),
-        (("strategy=logn+dynamic",), "fix it, as in dynamic:length=32k, or share no rows"),
         (("data.sources.0.layout=pack",), "packed documents and shifted attention need whole rows"),
         (("training.shifted_attention=4",), "packed documents and shifted attention need whole"),
     ],

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal."""
+"""The tables and the verdict of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ropex_eval.scores.verdict import Verdict
 _WIDTH = 100
 
 HUGE = 1e6
-"""Nobody reads digits from here on, nor a curve."""
+"""Perplexities from here on are shown as powers of ten, and cut off in plots."""
 
 
 def render(results: Results) -> str:
@@ -40,7 +40,7 @@ def render(results: Results) -> str:
 
 
 def _retrieval(results: Results, task: str) -> str:
-    """Share of answers that are found at each length, over all depths."""
+    """Share of answers found at each length, over all depths."""
     here = [row for row in results.retrieval if row.task == task]
     lengths = sorted({row.length for row in here})
     rows = [["L =", *map(format_size, lengths)]]
@@ -64,7 +64,7 @@ def settings_of(results: Results) -> Settings:
 
 
 def _verdict(results: Results) -> str:
-    """How far each strategy reaches, and what it costs below the trained length."""
+    """Safe and useful context of each strategy, and what it costs below the trained length."""
     trained = results.about["model"]["trained_length"]
     rows = [_verdict_row(results, each) for each in results.verdicts]
     within = _within(results)
@@ -81,7 +81,7 @@ def _verdict(results: Results) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    """What the table says, what it leaves open and why, and which strategy is best."""
+    """The notes below the table: what is open and why, and which strategy is best."""
     noun, count = unit(results.about), clusters(results.about)
     judged = [each for each in results.verdicts if each.finite]
     lost = [each.strategy for each in results.verdicts if not each.finite]
@@ -106,19 +106,19 @@ def decided(verdict: Verdict) -> bool:
 
 
 def told_open(verdict: Verdict, about: Mapping[str, Any]) -> str:
-    """What is open in a verdict, and how much text would tell."""
+    """What is open in a verdict, and how much text would decide it."""
     where = f"at {format_size(verdict.open.end)}" if verdict.open else "in whether it is useful"
     return f"{verdict.strategy} {where} ({told_needed(verdict, about)})"
 
 
 def told_needed(verdict: Verdict, about: Mapping[str, Any]) -> str:
-    """How much text would tell of what is open."""
+    """How much text would decide what is open."""
     noun, count = unit(about), clusters(about)
     if verdict.clusters_needed is not None:
-        told = "tell" if verdict.clusters_needed >= FEWEST else "show that it is not safe"
+        told = "decide" if verdict.clusters_needed >= FEWEST else "show that it is not safe"
         return f"about {verdict.clusters_needed} {noun} would {told}"
     if count and count < TELLING:
-        return f"too few {noun} to say how many would tell"
+        return f"too few {noun} to say how many would decide"
     return "too close to call"
 
 
@@ -126,7 +126,7 @@ def _winner(winner: Winner) -> str:
     """Which strategy is best, and how sure that is."""
     at = f"at {format_size(winner.length)}"
     if f"{abs(winner.nll):.3f}" == "0.000":
-        return f"best {at}: {winner.strategy} and {winner.second}, which are alike there"
+        return f"best {at}: {winner.strategy} and {winner.second}, which are equal there"
     if winner.low is None or winner.high is None:
         return f"best {at}: {winner.strategy}, before {winner.second}"
     sure, half = "" if winner.high < 0 else ", which may be chance", (winner.high - winner.low) / 2
@@ -162,7 +162,7 @@ def format_share(share: float | None) -> str:
 
 
 def _within(results: Results) -> int:
-    """The longest length that the model was trained at; 0 if there is none."""
+    """The longest measured length within the trained one; 0 if there is none."""
     trained, lengths = (
         results.about["model"]["trained_length"],
         results.about["protocol"]["lengths"],
@@ -206,7 +206,7 @@ def align(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
 
 
 def format_perplexity(value: float) -> str:
-    """Three significant digits, and powers of ten where nobody reads digits any more."""
+    """Three significant digits, and powers of ten for very large ones."""
     rounded = float(f"{value:.2e}")
     if not math.isfinite(rounded) or rounded >= HUGE:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

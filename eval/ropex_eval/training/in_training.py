@@ -26,7 +26,7 @@ from ropex_eval.study.protocol import Protocol
 
 
 def bare(model: Any) -> Any:
-    """A model without what wraps it for a training; one whose weights are split stays whole."""
+    """A model without its wrappers for training; unless its weights are split."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while isinstance(model, wrappers) or "_orig_mod" in getattr(model, "_modules", ()):
         model = model.module if isinstance(model, wrappers) else model._orig_mod
@@ -38,7 +38,7 @@ def bare(model: Any) -> Any:
 
 
 def _is_split(model: nn.Module) -> bool:
-    """Whether a forward of the whole model gathers its weights, and no other."""
+    """Whether only a forward pass of the whole model gathers its weights."""
     kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
     return any(isinstance(module, kinds) for module in model.modules())
 
@@ -70,7 +70,7 @@ def undisturbed(model: Any) -> Iterator[tuple[Site, ...]]:
 
 
 def _buffers(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Tables that a module owns, and what is in them: some are replaced, some written over."""
+    """Tables that a module owns, and their contents: some are replaced, some overwritten."""
     return {name: (each, each.clone()) for name, each in module.named_buffers(recurse=False)}
 
 
@@ -84,8 +84,8 @@ def local_nll(
 ) -> dict[int, list[float]]:
     """Length to the mean NLL of the targets of each excerpt.
 
-    One pass of the longest length serves all, unless the model rotates by length: then each has
-    passes of its own, of just that length.
+    One pass of the longest length serves all, unless the rotation depends on the length: then each
+    length has its own passes.
     """
     _check_rows(found, protocol.lengths[-1])
     scorer = _Whole(model) if _is_split(model) else Scorer(model)
@@ -122,7 +122,7 @@ def _read_targets(
 
 
 def _is_by_length(found: tuple[Site, ...]) -> bool:
-    """Whether the model rotates by length, of itself or by a patch."""
+    """Whether the rotation depends on the length, by the model itself or by a patch."""
     if any(applied.by_length for applied in stack(found)):
         return True
     return any(site.rope(2).by_length for site in found)
@@ -135,7 +135,7 @@ def trained_length(found: tuple[Site, ...]) -> int | None:
 
 
 def _check_rows(found: tuple[Site, ...], longest: int) -> None:
-    """Raise a ValueError where the model's own table ends before a text does."""
+    """Raise a ValueError if the model's own table ends before a text does."""
     said = main_site(found).said_length()
     if any(site.ends for site in found) and said is not None and said < longest:
         raise ValueError(
@@ -146,10 +146,10 @@ def _check_rows(found: tuple[Site, ...], longest: int) -> None:
 
 
 class _Whole(Scorer):
-    """Scores by the forward of the whole model alone, which gathers weights that are split."""
+    """Scores by the forward pass of the whole model, which gathers split weights."""
 
     def __init__(self, model: Any) -> None:
-        # Not that of Scorer, which tries parts of the model by themselves.
+        # Not that of Scorer, which calls parts of the model separately.
         self.model, self.device = model, model.get_input_embeddings().weight.device
         self.head_alone, self.feed_forward, self._finish = False, [], None
         self.chunkable = self._chunks_are_exact()

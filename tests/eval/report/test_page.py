@@ -188,8 +188,8 @@ def test_verdict_comes_first_in_words() -> None:
         "dynamic has the lowest fixed perplexity: 5.82 (none: 7820). It is shown to be safe up to"
         in text
     )
-    assert "Still open: 1 of 6 verdicts; about 40 documents would tell." in text
-    assert "about 40 documents would tell (12 read)" in text
+    assert "Still open: 1 of 6 verdicts; about 40 documents would decide." in text
+    assert "about 40 documents would decide (12 read)" in text
 
 
 def test_headline_definitions_come_first() -> None:

@@ -618,7 +618,7 @@ def test_intervals_are_wilsons(successes: int, trials: int, low: float, high: fl
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2), (math.nan, 2)])
 def test_impossible_shares_are_refused(successes: float, trials: int) -> None:
-    with pytest.raises(ValueError, match="is no share"):
+    with pytest.raises(ValueError, match="is not a share"):
         wilson(successes, trials)
 
 

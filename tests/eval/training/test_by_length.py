@@ -426,7 +426,7 @@ def test_a_file_of_other_tokens_or_damaged_is_refused(tmp_path: Path, corpus: Co
     trainer_of(tmp_path, watch=watch_of(corpus), max_steps=1).train()
     others = (watch_of(corpus, lengths=LENGTHS[1:]), watch_of(corpus.first(2)))
     for watch in (*others, watch_of(corpus, targets=3)):
-        with pytest.raises(ValueError, match=f"{FILE} was measured on another text"):
+        with pytest.raises(ValueError, match=f"{FILE} was measured on a different text"):
             resume(watch)
     resume(watch_of(corpus))
     (tmp_path / FILE).write_text("{}\n", encoding="utf-8")

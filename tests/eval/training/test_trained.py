@@ -246,7 +246,7 @@ def test_runs_that_were_measured_on_other_texts_are_refused(
     assert main(["trained", "same", "same"]) == 0
     capsys.readouterr()
     told = refused(capsys, "same", "other")
-    assert told.endswith("other and same were measured on other texts")
+    assert told.endswith("other and same were measured on different texts")
 
 
 @pytest.mark.parametrize("name", [UNTOUCHED, f"stage-1/{FILE}"])

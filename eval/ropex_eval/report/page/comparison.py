@@ -54,8 +54,8 @@ def compare(left: Results, right: Results, differences: Sequence[Difference]) ->
     Args:
         left: Shown as A.
         right: Shown as B.
-        differences: B minus A, where both have a number. That they read the same text is for the
-            caller to see to.
+        differences: B minus A, where both have a number. The caller ensures that they read the
+            same text.
     """
     texts = dict.fromkeys((*left.strategies, *right.strategies))
     chosen = (words.styles(texts), words.styles(texts, run=1))

@@ -60,7 +60,7 @@ def protocol(about: Mapping[str, Any], strategies: Mapping[str, Mapping[str, Any
 
 
 def warnings(about: Mapping[str, Any], of: str = "") -> Markup:
-    """What the run complained of."""
+    """The warnings of the run."""
     found = [str(each) for each in about.get("warnings") or ()]
     if not found:
         return Markup()
@@ -69,7 +69,7 @@ def warnings(about: Mapping[str, Any], of: str = "") -> Markup:
 
 
 def described(title: str, values: Mapping[str, Any]) -> Markup:
-    """Names and values of one part of what is known of a run."""
+    """Names and values of one part of it."""
     pairs = [part for key, value in values.items()
              for part in (tag("dt", key.replace("_", " ")), tag("dd", said(value)))]  # fmt: skip
     return tag("div", tag("h3", title), tag("dl", *pairs))

@@ -1,12 +1,20 @@
-"""The page on all families, one for each version of transformers."""
+"""Write docs/families-N.md: every family of the installed transformers, and what was tried on it.
+
+Run it from the root of the repository: `python -m tools.families_page`, once per major version.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ropex.families.check import CLAUSES, Family, Outcome
+import torch
+from tqdm import tqdm
+
+from ropex.families.check import CLAUSES, Family, Outcome, check
+from ropex.families.tiny import causal_types
 from ropex.files.writing import write_text
 
 _COLUMNS = {
@@ -24,41 +32,41 @@ _HEAD = """\
 # Families under transformers {version}
 
 {rotary} of the {all} model types that transformers {version} maps to a causal language model have
-rotary embeddings. Each row was proved on a tiny random model of the family, in float32 on a CPU,
-and is proved again by every run of the tests. `ropex families --check` does it on your machine, and
-`ropex families --page docs` writes this page.
+rotary embeddings. Each row is the result of checks on a tiny random model of the family, in float32
+on a CPU; every run of the tests repeats them. `ropex families --check` runs them on your machine;
+`python -m tools.families_page` writes this page.
 
-- *tables*: where the frequencies are; `*` is any layer, and in brackets stands the type of the
-  layers that use a table. A table that only layers with a sliding window use is left as it is.
-- *undone*: `none` changes no bit of the logits, and a removed patch leaves none changed.
+- *tables*: where the frequencies are; `*` is any layer, and the type of the layers that use a table
+  is in brackets. A table that only layers with a sliding window use is left as it is.
+- *undone*: `none` changes no bit of the logits, and neither does a patch after its removal.
 - *verified*: the live tables are the planned ones, and logits beyond position 0 move.
 - *bfloat16*: `.to(torch.bfloat16)` after patching rounds no frequency.
 - *decoding*: with YaRN, token by token with a key-value cache gives the logits of one pass.
 - *un-rotated keys*: the same for dynamic NTK with `cache="unrotated"`; where it is refused, a
-  strategy that goes by the length refuses to continue a cache beyond the trained length.
+  strategy that depends on the length refuses to continue a cache beyond the trained length.
 - *reloaded*: `save_pretrained` and plain `from_pretrained` give the logits of the patched model.
 - *saved in the config*: strategies (of linear, yarn, llama3, ntk and dynamic) which the config
-  holds, so that transformers by itself computes the same bits; saving any other is refused.
+  holds, so that plain transformers computes the same bits; saving any other is refused.
 """
 
 
-# What was seen to be wrong without any patch; the same under each patch, and no more.
+# What is wrong in transformers without any patch; it stays so under a patch.
 _WRONG = {
     "5": """
 - `bamba`: positions start at 0 again with a filled cache; pass `position_ids`.
 - `blt`: `use_cache=True` raises an AttributeError.
-- `doge`: beyond `keep_window_size` it selects keys, with a cache others than without.
+- `doge`: beyond `keep_window_size` it selects keys, and selects different ones with a cache.
 - `recurrent_gemma`: returns no cache object.
-- `mixtral`, `minimax`: `head_dim` is null by default, with which transformers' own `yarn`,
+- `mixtral`, `minimax`: `head_dim` is null by default, so that transformers' own `yarn`,
   `dynamic` and `longrope` raise a TypeError; ropex writes the number.
 - Any family with an entry per layer type: `truncate: false` of a nested `yarn` entry is ignored;
-  ropex sees that and writes a list instead.
+  ropex detects that and writes a list instead.
 """,
     "4": """
 - `doge`: with an `attention_mask`, attention is not causal: changing the last ten of twenty tokens
   moves logits of the first ten by 3.2 (a tiny model, sdpa).
-- `deepseek_v2`: `mscale_all_dim` does not scale the logits, as version 5 and DeepSeek do; ropex
-  scales them, and refuses to save what version 4 would not compute.
+- `deepseek_v2`: `mscale_all_dim` does not scale the logits, unlike in version 5 and in DeepSeek;
+  ropex scales them, and refuses to save what version 4 would not compute.
 - `nemotron`, `dbrx`, `recurrent_gemma`, `modernbert-decoder`: any `rope_scaling` is ignored.
 - `llama4`, `llama4_text`: any type but `llama3` raises a KeyError (`low_freq_factor`).
 - `phimoe`, `open-llama`: positions beyond the number of tokens raise an IndexError.
@@ -104,7 +112,7 @@ def text(families: tuple[Family, ...]) -> str:
 
 
 def row(family: Family) -> str:
-    """What the page says of one family."""
+    """The row of one family."""
     if family.status == "not built":
         return f"- `{family.model_type}`: {family.reason}"
     tables = "<br>".join(f"`{_broken(table)}`" for table in family.tables)
@@ -119,7 +127,7 @@ def _cell(name: str, outcome: Outcome) -> str:
 
 
 def _broken(path: str) -> str:
-    """A path without what all of them begin with."""
+    """A path without its first part, `model` or `transformer`."""
     return re.sub(r"^(model|transformer)\.", "", path)
 
 
@@ -127,3 +135,15 @@ def _version() -> str:
     import transformers
 
     return str(transformers.__version__)
+
+
+def main() -> None:
+    """Check all families and write their page into docs/; exit status 1 if a clause failed."""
+    torch.set_num_threads(1)  # more only get in each other's way on models as tiny as these
+    families = [check(each) for each in tqdm(causal_types(), unit="type")]
+    print(f"written: {write_page(families, Path(__file__).resolve().parents[1] / 'docs')}")
+    sys.exit(not all(family.passed for family in families))
+
+
+if __name__ == "__main__":
+    main()

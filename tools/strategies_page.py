@@ -1,4 +1,7 @@
-"""The page on all strategies, made of their docstrings and of what they do to one model."""
+"""Write docs/strategies.md and its pictures, from the docstrings and from what each strategy does.
+
+Run it from the root of the repository: `python -m tools.strategies_page`.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ from ropex.sizes import format_size
 from ropex.strategies.base import PerLength, Scaled, Strategy, parameters
 from ropex.strategies.registry import registry, strategy
 
-# Llama 2: what pictures and figures of the page are about.
+# Llama 2, which the pictures and figures of the page are for.
 _DIM, _BASE, _TRAINED, _FACTOR = 128, 1e4, 4096, 4
 
-# An instance of each strategy that neither takes a factor nor has a default for each parameter.
+_DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+# Examples of strategies that take no factor and lack a default for some parameter.
 _EXAMPLES = {
     "giraffe_power": "giraffe_power:0.1",
     "giraffe_truncated": "giraffe_truncated:2k",
@@ -35,26 +40,26 @@ _EXAMPLES = {
 
 GROUPS = {
     "Static frequencies": (
-        "One set of frequencies for every length. Cached keys stay valid and a config carries "
-        "them, so engines can serve them; texts within the trained length pay for it. Take one of "
-        "these to serve a model."
+        "One set of frequencies for every length. Cached keys stay valid and a config carries the "
+        "frequencies, so engines can serve them; the cost is on texts within the trained length. "
+        "Use one of these to serve a model."
     ),
     "Frequencies by length": (
-        "Nothing changes within the trained length, and a longer text gets what it needs. Take one "
-        "of these where short texts must not change and ropex runs the model; `length=N` makes the "
-        "dynamic ones static."
+        "Nothing changes within the trained length, and a longer text is scaled as far as it "
+        "needs. Use one of these if short texts must not change and ropex runs the model; "
+        "`length=N` makes the dynamic ones static."
     ),
     "Sharper attention": (
         "Frequencies stay; attention becomes sharper, which keeps it from spreading over the many "
-        "tokens of a long text. They reach no further by themselves: join one to a scaling, as in "
-        "`yarn:4+logn`."
+        "tokens of a long text. On their own they extend nothing: combine one with a scaling, as "
+        "in `yarn:4+logn`."
     ),
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the page says of one strategy.
+    """What the page says about one strategy.
 
     Attributes:
         cls: Its class.
@@ -100,8 +105,9 @@ def text() -> str:
     parts = [_head()]
     grouped = {name: [each for each in entries if each.group == name] for name in GROUPS}
     for name, members in grouped.items():
-        links = ", ".join(f"[`{each.cls.name}`](#{each.cls.name})" for each in members)
-        parts.append(f"- [{name}](#{name.lower().replace(' ', '-')}): {links}")
+        group = f"[{name}](#{name.lower().replace(' ', '-')})"
+        parts += [f"| {group} | what it does | parameters |", "|---|---|---|"]
+        parts += [*(_row(each.cls) for each in members), ""]
     for name, members in grouped.items():
         parts.append(f"\n## {name}\n\n{_fill(GROUPS[name])}")
         parts += [_section(each) for each in members]
@@ -153,18 +159,29 @@ def _entry(cls: type[Strategy], site: Site) -> Entry:
 def _head() -> str:
     target = format_size(_FACTOR * _TRAINED)
     intro = (
-        f"Written by `ropex strategies --page docs`. Pictures and figures are for the rotary "
+        f"Written by `python -m tools.strategies_page`. Pictures and figures are for the rotary "
         f"embedding of Llama 2 (64 pairs, base 10000, trained at {format_size(_TRAINED)} tokens) "
         f"and a factor of {_FACTOR} where there is one: how many times longer the wavelength of "
         "each pair becomes, with a line at the critical pair, the last that made a full turn in "
         "training, and a cross where a pair no longer turns. For strategies that leave the "
-        "frequencies alone: what attention logits are multiplied by, by the position of the query."
+        "frequencies alone: the factor of attention logits, by the position of the query."
     )
     advice = (
         "`ropex show MODEL -s S -s S --png FILE` draws strategies for your model, "
-        f"`ropex suggest MODEL --length {target}` says which of them would carry it there."
+        f"`ropex suggest MODEL --length {target}` ranks them for your model."
     )
     return f"# Strategies\n\n{_fill(intro)}\n\n{_fill(advice)}\n"
+
+
+def _row(cls: type[Strategy]) -> str:
+    """A strategy in the table of contents."""
+    defaults = {each.name: _default(each.default).strip("`") for each in parameters(cls)}
+    listed = [
+        f"`{name}`" if default in ("", "required") else f"`{name}={default}`"
+        for name, default in defaults.items()
+    ]
+    summary = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+    return f"| [`{cls.name}`](#{cls.name}) | {summary} | {', '.join(listed) or 'none'} |"
 
 
 def _section(entry: Entry) -> str:
@@ -181,7 +198,7 @@ def _section(entry: Entry) -> str:
 
 
 def _formula(cls: type[Strategy]) -> str:
-    """What `apply` says that it does."""
+    """The first paragraph of the docstring of `apply`."""
     return " ".join((inspect.getdoc(cls.apply) or "").partition("\n\n")[0].split())
 
 
@@ -190,18 +207,16 @@ def _when(entry: Entry) -> str:
     if entry.cls.name == "none":
         return "as the baseline of every comparison."
     if entry.group == by_length:
-        return (
-            "texts within the trained length must stay as they are, and ropex is there to run it."
-        )
+        return "texts within the trained length must not change, and ropex runs the model."
     if entry.group != static:
-        return "joined to a scaling, for long texts over which attention spreads too thin."
+        return "combined with a scaling, for long texts over which attention spreads too thin."
     if not issubclass(entry.cls, Scaled):
-        return "the model is trained on with it, or it is joined to a scaling."
+        return "the model continues training with it, or it is combined with a scaling."
     if source := UNTRAINED.get(entry.cls.name):
         return f"one factor serves all lengths, also without further training ({source})."
     return (
-        "one factor serves all lengths; published results are of models that were trained on with "
-        "it, so measure before you keep it without."
+        "one factor serves all lengths; published results are of models that continued training "
+        "with it, so measure before you use it without."
     )
 
 
@@ -222,7 +237,7 @@ def _default(value: Any) -> str:
 
 
 def _figures(entry: Entry) -> str:
-    """What closed form says of the example at the target and below the trained length."""
+    """What the example changes at the target and below the trained length, in closed form."""
     rope, length = entry.rope, _FACTOR * entry.rope.trained_length
     near, far = (entry.example.plan(rope, tokens) for tokens in (rope.trained_length, length))
     outside = int((~inside(rope, far, length)).sum())
@@ -271,3 +286,7 @@ def _cache(entry: Entry) -> str:
 
 def _fill(paragraph: str) -> str:
     return textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    print(f"written: {len(write_page(_DOCS))} files in {_DOCS}")
