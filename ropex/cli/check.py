@@ -38,7 +38,7 @@ def _check(arguments: argparse.Namespace) -> None:
     quiet()
     from ropex_eval.measure.losses import Scorer
     from ropex_eval.running.check import Checker, described
-    from ropex_eval.study.protocol import Protocol
+    from ropex_eval.scores.protocol import Protocol
 
     if not 32 <= arguments.length <= _LONGEST:
         raise ValueError(

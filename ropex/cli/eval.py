@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ropex.rope import Rope
     from ropex.strategies.base import Strategy
     from ropex_eval.running.retrieving import Retriever
+    from ropex_eval.scores.protocol import Protocol
     from ropex_eval.study.corpus import Corpus
-    from ropex_eval.study.protocol import Protocol
     from ropex_eval.study.study import Study
 
 _DEMO_FACTOR = 16
@@ -151,7 +151,7 @@ def _retriever(arguments: argparse.Namespace, study: Study, out: Path) -> Retrie
 
 def protocol_of(arguments: argparse.Namespace, trained: int) -> Protocol:
     """What is measured, as the arguments say."""
-    from ropex_eval.study.protocol import Protocol
+    from ropex_eval.scores.protocol import Protocol
 
     around = (trained // 4, trained // 2, trained, 2 * trained, 4 * trained)
     lengths = arguments.lengths or tuple(n for n in around if n >= 2)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ropex.rope import Rope
     from ropex.strategies.base import Strategy
     from ropex_eval.running.cost import Cost
-    from ropex_eval.study.protocol import Protocol
+    from ropex_eval.scores.protocol import Protocol
 
 
 def add_verbs(verbs: Verbs) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ropex.attention.modules import attention_modules, part_takes
+from ropex.model.modes import in_mode
 from ropex.model.options import Options
 from ropex.model.reach import FEWEST, probe_size, unreached
 from ropex.rope import Plan, QueryScale
@@ -185,15 +186,10 @@ def probe_logits(
         of_decoder = {f"decoder_{name}": value for name, value in inputs.items()}
         inputs |= {name: value for name, value in of_decoder.items() if name in taken}
         inputs["decoder_input_ids"] = ids
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with in_mode(model, training=False):
         if _takes_cache(run):
             inputs["use_cache"] = False
         output = run(input_ids=ids, **inputs)
-    finally:
-        for module, training in modes:
-            module.training = training
     logits: Tensor | None = getattr(output, "logits", None)  # a loss may come before them
     if logits is None:
         logits = output[0]  # hidden states, of a model without a head

@@ -7,13 +7,15 @@ from contextlib import ExitStack
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
+from ropex.model.modes import in_mode
 from ropex.patching.verify import has_weights
 from ropex.train.loss_pass import Chunks
-from ropex.train.probing import probe_ids, trying
+from ropex.train.probing import probe_ids
 
 
 def chunk_loss(model: nn.Module, rows: int | None = None) -> ChunkedLoss:
@@ -88,7 +90,7 @@ class ChunkedLoss:
     def _try(self) -> None:
         ids = probe_ids(self.model)
         try:
-            with trying(self.model):
+            with in_mode(self.model, training=False), torch.no_grad():
                 self.model(input_ids=ids, labels=ids)
         except BaseException:
             self.remove()

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ropex.model.modes import in_mode
 from ropex.train.positions import Sampler
 
 Row = Mapping[str, Any]
@@ -181,25 +181,17 @@ def _apart(model: nn.Module, rows: int, inputs: dict[str, Any], training: bool) 
     seconds = []
     for first in (half + 1, half + 9):
         ids = torch.cat([first, half + 5]).repeat(rows, 1) % embedding.shape[0]
-        with _mode(model, training), torch.random.fork_rng(gpus), warnings.catch_warnings():
+        with (
+            in_mode(model, training=training),
+            torch.random.fork_rng(gpus),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore", UserWarning)  # checkpointing misses gradients
             output = model(input_ids=ids, position_ids=places, **inputs)
             seconds.append(output.logits[:, 8:].float())
     before, after = seconds
     rounding = 1e-4 if embedding.dtype == torch.float32 else 5e-2  # experts round by their load
     return bool((before - after).abs().max() <= rounding * before.abs().max())
-
-
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """The model in training or evaluation, and then as it was, module by module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, before in modes:
-            module.training = before
 
 
 def _tokens_and_labels(row: Row) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
 from ropex.model.head import Finish, close, finishes
-from ropex.train.probing import probe_ids, trying
+from ropex.model.modes import in_mode
+from ropex.train.probing import probe_ids
 
 # Logits of one chunk and their gradient, in the model's dtype and in float32, and probabilities.
 _BYTES_PER_LOGIT = 16
@@ -61,7 +62,7 @@ class Chunks:
 
     def _find(self, model: Any) -> None:
         ids, found = probe_ids(model), _Probe(self, model)
-        with trying(model):
+        with in_mode(model, training=False), torch.no_grad():
             found.run({"input_ids": ids, "labels": ids})
         if not found.same:
             raise UnsupportedModel(

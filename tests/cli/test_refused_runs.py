@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.tiny_eval import Watch, save_checkpoint, start, study_of, tiny_causal, tree
 

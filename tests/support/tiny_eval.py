@@ -22,10 +22,10 @@ import ropex_eval.running.run
 from ropex_eval.measure.reader import Reader
 from ropex_eval.running.run import Effort, run
 from ropex_eval.running.work import Worker
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.corpus import Corpus, load_corpus
 from ropex_eval.study.passes import Pass
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 
 TRAINED = 32

@@ -12,10 +12,10 @@ import torch
 from ropex_eval.running.keeper import TEXT
 from ropex_eval.running.numbers import Numbers
 from ropex_eval.scores.definitions import DEFINITIONS
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
 from ropex_eval.scores.statistics import Estimate, estimate
 from ropex_eval.study.corpus import Corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.store import Store
 from ropex_eval.study.table import Keys, NotMeasured, Table
 

@@ -21,9 +21,9 @@ from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
 from ropex.texts.tokens import require_embedded
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.passes import length_classes, shared_by, wanted
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.table import Keys
 
 

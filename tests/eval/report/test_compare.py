@@ -13,8 +13,8 @@ import torch
 
 import ropex
 from ropex_eval.running.archive import Archive, common, difference
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.statistics import Estimate
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.shell import Shell
 from tests.support.tiny_eval import (

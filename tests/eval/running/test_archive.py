@@ -17,8 +17,8 @@ import pytest
 
 from ropex_eval.report.terminal import format_perplexity
 from ropex_eval.running.archive import Archive
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import NotMeasured
 from tests.support.shell import Shell

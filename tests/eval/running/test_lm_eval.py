@@ -12,9 +12,9 @@ import torch
 import ropex
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.running.lm_eval_suites import as_rows, harness_model
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import passes
-from ropex_eval.study.protocol import Protocol
 from tests.support.shell import Shell
 from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
 

@@ -15,8 +15,8 @@ from ropex.checkpoints.find import load_skeleton
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.memory import Shape, chunk_for
 from ropex_eval.running import cost as plan
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.store import Store
 from tests.support.shell import Shell
 from tests.support.tiny_eval import Watch, save_checkpoint, start, study_of, tiny_tokenizer, words

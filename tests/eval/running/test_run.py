@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import ropex
+from ropex_eval.scores.protocol import USUAL, Protocol
 from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.corpus import Corpus
-from ropex_eval.study.protocol import USUAL, Protocol
 from ropex_eval.study.study import Study, fingerprint
 from tests.support.tiny_eval import (
     BY_LENGTH,
