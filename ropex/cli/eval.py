@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, count, name_of, quiet, read_model, say
 from ropex.cli.eval_arguments import add_arguments
-from ropex.cli.report import write_report
 from ropex.sizes import format_size
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("runs") / name_of(arguments.model)
     quiet()
     from ropex_eval.report.terminal import render
+    from ropex_eval.report.written import write_report
     from ropex_eval.running.claim import check_out
     from ropex_eval.running.lm_eval_suites import require_known
     from ropex_eval.running.processes import launched

@@ -71,8 +71,8 @@ def test_eval_chooses_strategies_lengths_and_folder(world: World) -> None:
     status, _, _ = world("eval", "./tiny/", "--data", "book.txt", "--excerpts", "2")
     assert status == 0
     results = Results.load(Path("runs/tiny"))
-    assert results.about["protocol"]["lengths"] == [8, 16, 32, 64, 128]
-    assert results.about["protocol"]["targets"] == 4
+    assert results.protocol.lengths == (8, 16, 32, 64, 128)
+    assert results.protocol.targets == 4
     assert list(results.strategies) == ["none", "yarn:length=128"]
 
 
@@ -115,7 +115,7 @@ def test_windows_slide_in_excerpts_that_are_longer(world: World) -> None:
     assert "2 excerpts of 90 tokens from 1 document" in err
     assert "read in windows of L tokens that move on by 5 tokens" in out
     results = Results.load(Path("out"))
-    assert results.about["protocol"]["stride"] == 5
+    assert results.protocol.stride == 5
     assert results.about["data"]["tokens"] == 90
     assert {row.tokens for row in results.results if row.definition == "sliding"} == {2 * 89}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ropex.sizes import format_size
 from ropex_eval.scores.contexts import FEWEST, MARGIN, TELLING
-from ropex_eval.scores.definitions import Settings, explain
+from ropex_eval.scores.definitions import explain
 from ropex_eval.scores.results import Change, Results, Retrieval, Winner, clusters, unit
 from ropex_eval.scores.verdict import Verdict
 
@@ -21,15 +21,14 @@ HUGE = 1e6
 
 def render(results: Results) -> str:
     """The tables of a run: strategies down, lengths across, one for each definition; a verdict."""
-    protocol = results.about["protocol"]
-    parts = []
-    for name in protocol["definitions"]:
+    protocol, parts = results.protocol, []
+    for name in protocol.definitions:
         rows = [
-            [text, *(format_perplexity(values[n].perplexity) for n in protocol["lengths"])]
+            [text, *(format_perplexity(values[n].perplexity) for n in protocol.lengths)]
             for text, values in results.of(name).items()
         ]
-        header = ["L =", *map(format_size, protocol["lengths"])]
-        title = f"{name}: perplexity of {explain(name, settings_of(results))}"
+        header = ["L =", *map(format_size, protocol.lengths)]
+        title = f"{name}: perplexity of {explain(name, protocol.settings)}"
         parts.append(f"{title}\n{align([header, *rows])}")
     if results.verdicts:
         parts.append(_verdict(results))
@@ -56,20 +55,13 @@ def _share(rows: Sequence[Retrieval]) -> str:
     return f"{sum(r.accuracy * r.trials for r in rows) / trials:.0%}" if trials else "--"
 
 
-def settings_of(results: Results) -> Settings:
-    """What the definitions of a run were measured with."""
-    protocol = results.about["protocol"]
-    named = ("targets", "stride", "short", "evaluator")
-    return Settings(**{name: protocol[name] for name in named})
-
-
 def _verdict(results: Results) -> str:
     """How far each strategy reaches, and what it costs below the trained length."""
     trained = results.about["model"]["trained_length"]
     rows = [_verdict_row(results, each) for each in results.verdicts]
     within = _within(results)
     shown = format_size(within) if within else format_size(trained)
-    longest = format_size(results.about["protocol"]["lengths"][-1])
+    longest = format_size(results.protocol.lengths[-1])
     header = ["strategy", f"tax at {shown}", "hurt", f"at {longest}", "hurt", "safe", "useful"]
     lines = [
         f"verdict: how far each is shown to hold (trained at {format_size(trained)} tokens); "
@@ -96,7 +88,7 @@ def _notes(results: Results) -> list[str]:
     opened = [told_open(each, results.about) for each in judged if not decided(each)]
     if opened:
         notes.append(f"open: {'; '.join(opened)}")
-    last = results.about["protocol"]["lengths"][-1]
+    last = results.protocol.lengths[-1]
     return [*notes, *(_winner(each) for each in results.winners if each.length == last)]
 
 
@@ -143,7 +135,7 @@ def _verdict_row(results: Results, verdict: Verdict) -> list[str]:
         if each.strategy == verdict.strategy and each.definition == "fixed"
     }
     tax = changes.get(("tax", _within(results)))
-    longest = results.about["protocol"]["lengths"][-1]
+    longest = results.protocol.lengths[-1]
     end = changes.get(("gain", longest), changes.get(("tax", longest)))
     return [
         verdict.strategy,
@@ -165,7 +157,7 @@ def _within(results: Results) -> int:
     """The longest length that the model was trained at; 0 if there is none."""
     trained, lengths = (
         results.about["model"]["trained_length"],
-        results.about["protocol"]["lengths"],
+        results.protocol.lengths,
     )
     return max((length for length in lengths if length <= trained), default=0)
 

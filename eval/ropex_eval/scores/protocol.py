@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ropex.strategies.registry import strategy
 from ropex_eval.scores.definitions import Settings, require_known
+from ropex_eval.scores.sealed import read_rows
 
 USUAL = ("local", "fixed", "prefix")
 
@@ -74,6 +76,21 @@ class Protocol:
             )
         evaluator = str(strategy(evaluator))
         return cls(ordered, targets, names, stride, excerpt or ordered[-1], short, evaluator)
+
+    @classmethod
+    def read(cls, stored: dict[str, Any], excerpt: int) -> Protocol:
+        """What `stored` wrote.
+
+        Raises:
+            TypeError: A value is missing, unknown or of another type.
+        """
+        (protocol,) = read_rows(cls, [{**stored, "excerpt": excerpt}])
+        return protocol
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """As files hold it: all but the length of excerpts, which stands with the text."""
+        return {name: each for name, each in asdict(self).items() if name != "excerpt"}
 
     @property
     def settings(self) -> Settings:

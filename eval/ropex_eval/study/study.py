@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,6 @@ class Study:
 
     def about(self, corpus: Corpus) -> dict[str, Any]:
         """What a reader needs to know to compute the same numbers on some of the excerpts."""
-        protocol = asdict(self.protocol)
         return {
             "model": self.about_model,
             "data": {
@@ -97,12 +96,11 @@ class Study:
                 "too_short": corpus.too_short,
                 "repeated": corpus.repeated,
                 "excerpts": len(corpus.excerpts),
-                "tokens": protocol.pop("excerpt"),
+                "tokens": self.protocol.excerpt,
                 "bos": corpus.bos,
                 "tokens_sha256": corpus.sha256,
                 "clusters": "documents" if len(corpus.documents) > 1 else "excerpts",
             },
-            "protocol": protocol,
             "versions": versions(),
             "command": self.command,
         }

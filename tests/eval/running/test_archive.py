@@ -159,7 +159,8 @@ def no_text(folder: Path) -> None:
 
 
 def nothing_finished(folder: Path) -> None:
-    Results(Results.load(folder).about).save(folder)
+    run = Results.load(folder)
+    Results(run.about, run.protocol).save(folder)
 
 
 def cut_text(folder: Path) -> None:

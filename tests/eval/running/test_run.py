@@ -135,9 +135,9 @@ def test_results_are_replaced_whole_or_not_at_all(
 def test_numbers_that_json_does_not_have_are_kept_in_json(
     tmp_path: Path, nll: float, perplexity: float
 ) -> None:
-    about: dict[str, Any] = {"model": {}, "data": {}, "protocol": {}, "versions": {}}
+    about: dict[str, Any] = {"model": {}, "data": {"tokens": 8}, "versions": {}}
     row = Result("none", "local", 8, nll, perplexity, None, None, -math.inf, 4)
-    Results(about, {"none": {}}, (row,)).save(tmp_path)
+    Results(about, Protocol.of((8,)), {"none": {}}, (row,)).save(tmp_path)
     strict_json((tmp_path / "results.json").read_text(encoding="utf-8"))
     (read,) = Results.load(tmp_path).results
     assert (read.nll, read.perplexity) == pytest.approx((nll, perplexity), nan_ok=True)
