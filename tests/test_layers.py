@@ -14,7 +14,7 @@ GROUND = ("errors", "sizes", "version", "rope", "files", "shipped")
 ORDER = (
     *GROUND, "texts", "strategies", "config", "model", "attention", "patching", "checkpoints",
     "parity", "engines", "advice", "doctor", "train", "families",
-    "scores", "study", "measure", "tasks", "running", "report", "training", "cli",
+    "scores", "study", "measure", "tasks", "running", "report", "training", "api", "cli",
 )  # fmt: skip
 ROOT_FILES = {"__init__", "__main__", "errors", "rope", "shipped", "sizes", "version"}
 WITHOUT_TRANSFORMERS = {"texts", "strategies", "advice", "files"}
@@ -24,6 +24,7 @@ FILES = {
     for base in (ROOT, ROOT / "eval")
     for path in sorted((base / ("ropex" if base == ROOT else "ropex_eval")).rglob("*.py"))
 }
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'eval'}", "PATH": "/usr/bin:/bin"}
 MODULES = {
     ".".join(name.parts[:-1] if name.name == "__init__" else name.parts): path
     for name, path in FILES.items()
@@ -70,11 +71,16 @@ def test_the_ground_floor_is_frozen() -> None:
     assert {package_of(name) for name in MODULES} <= {*ORDER, "ropex", "ropex_eval", "__main__"}
 
 
-@pytest.mark.parametrize("module", ["ropex", "ropex.cli"])
+@pytest.mark.parametrize("module", ["ropex", "ropex.cli", "ropex_eval"])
 def test_importing_is_light(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     output = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=ENVIRONMENT,
     ).stdout.split()
     assert not {"torch", "transformers", "matplotlib", "datasets"} & set(output)
 
@@ -92,5 +98,4 @@ for name in {sorted(set(MODULES) - {"ropex.__main__"})}:
     importlib.import_module(name)
 assert before == [dict(table) for table in tables]
 """
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'eval'}", "PATH": "/usr/bin:/bin"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=ENVIRONMENT)

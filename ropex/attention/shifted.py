@@ -5,15 +5,17 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ropex.attention.dispatch import calls_interface, route
 from ropex.attention.grouped import shifted_attention
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
+from ropex.model.modes import in_mode
 from ropex.model.window import window_of
 from ropex.patching.verify import has_weights
-from ropex.train.probing import probe_ids, trying
+from ropex.train.probing import probe_ids
 
 _BASE = "sdpa"
 _ADVICE = "train it without shift_attention"
@@ -94,7 +96,7 @@ class ShiftedAttention:
     def _try(self) -> None:
         """Run a few tokens, so that what cannot be shifted is refused now."""
         self._shift.tried = set()
-        with trying(self.model):
+        with in_mode(self.model, training=False), torch.no_grad():
             self.model(input_ids=probe_ids(self.model))
         if len(self._shift.tried) != len(self.layers):
             raise UnsupportedModel(

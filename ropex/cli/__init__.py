@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ropex.cli import (
-    check,
+    demo,
     doctor,
     export,
     families,
-    plan,
     show,
     suggest,
     tasks,
@@ -39,7 +38,7 @@ from ropex.errors import UnsupportedModel
 from ropex.version import __version__
 
 _VERBS = (
-    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, export, doctor,
+    evaluate, demo, reports, tasks, show, suggest, checkpoints, verifying, export, doctor,
     train, listing, families,
 )  # fmt: skip
 

@@ -37,7 +37,7 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex rescore runs/llama --definitions mean_perplexity --lengths 4k,8k",
     )
     _add_run(rescore)
-    add_definitions(rescore, default=None)
+    add_definitions(rescore)
     compare = add_verb(
         verbs,
         "compare",

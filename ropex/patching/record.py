@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ropex.errors import UnsupportedModel
 from ropex.files.writing import write_json
 from ropex.model.rotary import sites
-from ropex.model.sites.base import Site
 from ropex.patching.plan import Planned
 from ropex.patching.stack import stack
 from ropex.sizes import LONGEST
@@ -127,22 +129,35 @@ def write_record(model: Any, folder: Path) -> None:
         record.write(folder)
 
 
-def fingerprint(planned: tuple[Planned, ...]) -> str:
-    """Hash of the tables and scales that patches plan, as float32 numbers."""
+def _scales(each: Planned) -> str:
+    scale = float(each.plan.attention_scale)
+    return f"{each.site.layer_type} {scale:.9g} {each.plan.query_scale}"
+
+
+def fingerprint(
+    planned: tuple[Planned, ...],
+    said: Callable[[Planned], str] = _scales,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Hash of the tables that patches plan, and of what is said of each.
+
+    Files hold these hashes, so each kind of file keeps what it has said: a record what a reader can
+    see on the loaded model, a study (`ropex_eval.study`) all that decides a number.
+
+    Args:
+        planned: Of one patch, or of several.
+        said: What counts besides the table; by default its layers and scales.
+        dtype: The table is hashed in it.
+    """
     digest = hashlib.sha256()
     for each in planned:
-        digest.update(_described(each.site, each).encode())
-        digest.update(each.plan.inv_freq.float().cpu().numpy().tobytes())
+        digest.update(said(each).encode())
+        digest.update(each.plan.inv_freq.to(dtype).cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _described(site: Site, each: Planned) -> str:
-    return f"{site.layer_type} {float(each.plan.attention_scale):.9g} {each.plan.query_scale}"
 
 
 def versions() -> dict[str, str]:
     """Of what has computed it."""
-    import torch
     import transformers
 
     return {

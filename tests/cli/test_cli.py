@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
-from ropex.cli.common import _says_trained_length
+from ropex.checkpoints.skeleton import says_trained_length
 from ropex.strategies.registry import registry
 from ropex_eval.scores.results import Results
 from tests.support.cli_world import (
@@ -421,7 +421,7 @@ def test_trained_length_is_looked_for_under_the_names_that_a_family_gives_it(
 ) -> None:
     write(str(tmp_path / "config.json"), json.dumps(content))
     lengths = ("max_position_embeddings",)
-    assert _says_trained_length(tmp_path, lengths, AutoConfig.for_model("gpt2")) == says
+    assert says_trained_length(tmp_path, lengths, AutoConfig.for_model("gpt2")) == says
 
 
 def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World) -> None:

@@ -36,8 +36,8 @@ def _picture(results: Results) -> Any:
     from matplotlib.figure import Figure
 
     protocol, model = results.protocol, results.about["model"]
-    names = protocol.definitions
-    names = [name for name in names if name in HEADLINE] or names[:_PANELS]
+    named = protocol.definitions
+    names = [name for name in named if name in HEADLINE] or named[:_PANELS]
     tables = {name: results.of(name) for name in names}
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)

@@ -50,6 +50,33 @@ def _retrieval(results: Results, task: str) -> str:
     return f"{task}: answers found, over {depths} depths\n{align(rows)}"
 
 
+def suites(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What lm-evaluation-harness found: strategies down, metrics of tasks across; empty without.
+
+    Args:
+        found: Strategy to task to metrics. Those that are no numbers are left out.
+    """
+    names = list(
+        dict.fromkeys(
+            (task, metric)
+            for tasks in found.values()
+            for task, metrics in tasks.items()
+            for metric, value in metrics.items()
+            if isinstance(value, float) and "stderr" not in metric and value >= 0
+        )
+    )
+    header = ["", *(f"{task} {metric.partition(',')[0]}" for task, metric in names)]
+    rows = [
+        [text, *(_metric(tasks.get(task, {}).get(metric)) for task, metric in names)]
+        for text, tasks in found.items()
+    ]
+    return f"lm-evaluation-harness\n{align([header, *rows])}" if rows else ""
+
+
+def _metric(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) and value >= 0 else "--"
+
+
 def _share(rows: Sequence[Retrieval]) -> str:
     trials = sum(row.trials for row in rows)
     return f"{sum(r.accuracy * r.trials for r in rows) / trials:.0%}" if trials else "--"

@@ -22,6 +22,9 @@ from ropex_eval.study.store import Store
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import Table
 
+SHORTEST, LONGEST = 32, 8192
+"""Tokens of a text that can be checked: all its logits are held."""
+
 _DECODED = 16
 _EXACT, _ROUNDED = 1e-4, 5e-2  # nats a token, in float32 and in shorter number types
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from ropex_eval.measure.feed_forward import ROWS
 from ropex_eval.measure.memory import Shape, chunk_for
 from ropex_eval.study.passes import Pass
+from ropex_eval.study.study import Study
 
 _SECONDS = 0.3  # of trying how fast the device is
 _SHARE = 0.7  # of the speed of a product of matrices that a whole model reaches
@@ -38,27 +40,89 @@ class Cost:
     peak: int
 
 
-def cost(shape: Shape, wanted: list[Pass], limit: int | None) -> Cost:
+def cost(
+    shape: Shape, wanted: Sequence[Pass], limit: int | None, asked: Sequence[int] = ()
+) -> Cost:
     """Add up passes.
 
     Args:
         shape: Of the model.
         wanted: The passes of one strategy.
         limit: Bytes that weights and a pass may take together; None if there is no limit.
+        asked: Tokens of the contexts in which tasks are asked.
 
     Raises:
         MemoryError: The longest pass does not fit.
     """
-    longest = max(each.length for each in wanted)
+    lengths = [*(each.length for each in wanted), *asked]
+    longest = max(lengths)
     chunk = chunk_for(shape, longest, limit)
     return Cost(
-        len(wanted),
-        sum(each.length for each in wanted),
-        sum(shape.work(each.length) for each in wanted),
+        len(lengths),
+        sum(lengths),
+        sum(map(shape.work, lengths)),
         longest,
         chunk,
         shape.held() + shape.peak(longest, chunk),
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation would take.
+
+    Attributes:
+        study: What would be measured.
+        shape: Of the model; decides memory and work.
+        costs: Strategy to what its passes take.
+        rate: Multiply-adds a second, as tried on the device.
+        budget: Seconds after which no more excerpts would be begun; None for as much as it takes.
+        spread: Whether all devices share what is held in memory.
+    """
+
+    study: Study
+    shape: Shape
+    costs: dict[str, Cost]
+    rate: float
+    budget: float | None = None
+    spread: bool = False
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Strategy to about how long it takes, once the weights are loaded."""
+        return {text: each.work / self.rate for text, each in self.costs.items()}
+
+    @property
+    def worst(self) -> Cost:
+        """What the strategy takes that needs the most memory."""
+        return max(self.costs.values(), key=lambda each: each.peak)
+
+    @property
+    def begun(self) -> int:
+        """How many excerpts the budget allows to begin, as `running.run.Budget` counts."""
+        count = len(self.study.corpus.excerpts)
+        if self.budget is None:
+            return count
+        return max(1, min(count, int(self.budget * count / sum(self.seconds.values()))))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in values of JSON."""
+        strategies = {
+            text: {**asdict(each), "seconds": self.seconds[text]}
+            for text, each in self.costs.items()
+        }
+        return {
+            "model": self.study.model_id,
+            "trained_length": self.study.rope.trained_length,
+            "dtype": self.study.dtype,
+            "device": self.study.device,
+            "weights": self.shape.weights,
+            "weights_bytes": self.shape.held(),
+            "excerpts": len(self.study.corpus.excerpts),
+            "excerpts_begun": self.begun,
+            "tokens": self.study.protocol.excerpt,
+            "strategies": strategies,
+        }
 
 
 def plain_work(shape: Shape, wanted: Mapping[int, int]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Row = TypeVar("Row")
@@ -32,7 +31,7 @@ def read_rows(kind: type[Row], rows: list[dict[str, Any]]) -> tuple[Row, ...]:
 def _value(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple and isinstance(value, list):
         kind = get_args(hint)[0]
-        if is_dataclass(kind):
+        if hasattr(kind, "__dataclass_fields__"):
             return read_rows(kind, value)
         return tuple(_value(key, each, kind) for each in value)
     kinds = get_args(hint) or (hint,)

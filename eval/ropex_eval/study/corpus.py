@@ -15,11 +15,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ropex.files.writing import atomically
+from ropex.sizes import count as counted
 from ropex.texts.sources import read_texts
 from ropex.texts.tokens import encode
 from ropex_eval.scores.definitions import Text
 
 _CHARACTERS = 16  # of a text that are read for each token; few languages and tokenizers need more
+_UNKNOWN = 0.01  # share of unknown tokens from which on a text is not the model's
 _STRETCH = 8  # tokens: by chance no two texts share many of them
 _SKETCH = 256  # of the hashes of a document's stretches, which are enough to compare it by
 _PRIME = 0x5851F42D4C957F2D
@@ -105,6 +107,27 @@ class Corpus:
             if _alike(smallest[pair[0]], smallest[pair[1]])
         ]
 
+    def warnings(self, tokenizer: Any) -> tuple[str, ...]:
+        """What a reader of numbers on this text should know of it."""
+        found, share = [], self.share_of(tokenizer.unk_token_id)
+        if share > _UNKNOWN:
+            found.append(
+                f"{share:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know "
+                "this text, so its perplexities say little"
+            )
+        if self.repeated:
+            found.append(
+                f"{counted(self.repeated, 'document')} repeated others word for word and "
+                f"{'was' if self.repeated == 1 else 'were'} left out"
+            )
+        if alike := self.alike:
+            found.append(
+                f"some documents are nearly the same ({' and '.join(alike[0])}: "
+                f"{counted(len(alike), 'pair')} in all), yet count as independent: intervals and "
+                "verdicts are surer than they should be"
+            )
+        return tuple(found)
+
     def first(self, count: int) -> Corpus:
         """The first excerpts of these."""
         return replace(self, excerpts=self.excerpts[:count])
@@ -147,6 +170,18 @@ class Corpus:
         for excerpt in self.excerpts:
             digest.update(excerpt.ids.to(torch.int64).numpy().tobytes())
         return digest.hexdigest()
+
+
+def imagined(length: int, excerpts: int, *, bos: bool) -> Corpus:
+    """Excerpts that nobody has, to count what reading them would take.
+
+    Args:
+        length: Tokens of each, BOS included.
+        excerpts: How many.
+        bos: Whether a BOS is in front.
+    """
+    ids = torch.zeros(1, dtype=torch.long).expand(length - bos)
+    return Corpus("", (Excerpt("", 0, ids),) * excerpts, 0 if bos else None, 0)
 
 
 def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excerpts: int) -> Corpus:

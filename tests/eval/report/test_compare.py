@@ -223,7 +223,7 @@ def no_bos(place: Place, folder: Path) -> Path:
 
 def longer_excerpts(place: Place, folder: Path) -> Path:
     protocol = Protocol.of((8, 24, 48), 4, excerpt=96)
-    study = study_of(place.folder, place.studies[1].folder, place.studies[1].load(), protocol)
+    study = study_of(place.folder, place.folder / "m1", place.studies[1].load(), protocol)
     start(study, place.folder / "longer", "none")
     return place.folder / "longer"
 
