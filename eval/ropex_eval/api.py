@@ -222,10 +222,9 @@ class Evaluation:
         if isinstance(self.model, (str, Path)):
             how = replace(how, device=device or how.device)
             return named(str(self.model), self.trained_length, how, weights=weights)
-        model = bare(self.model)
-        subject = live(model, self.trained_length, how)
+        model = bare(self.model) if isinstance(self.model, torch.nn.Module) else self.model
         stack.enter_context(undisturbed(model))
-        return subject
+        return live(model, self.trained_length, how)
 
     def _protocol(self, subject: Subject, usual: tuple[int, ...] = ()) -> Protocol:
         """What is measured."""

@@ -84,6 +84,9 @@ def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
     [
         ((), "VERB"),
         (("evaluate",), "invalid choice: 'evaluate'"),
+        (("plan", "tiny", "-s", "yarn:4"), "ropex plan is now ropex eval --dry-run"),
+        (("--traceback", "check", "tiny"), "ropex check is now ropex eval --check"),
+        (("eval", "tiny", "--dry-run", "--check"), "--check: not allowed with argument --dry-run"),
         (("eval",), "MODEL"),
         (("patch", "tiny", "-o", "new"), "-s/--strategy"),
         (("patch", "tiny", "-s", "yarn:4"), "-o/--out"),
@@ -284,7 +287,6 @@ REFUSALS = {
     "show, length 0": (command("show", "tiny", "--length", "0"), "--length: '0' is no length"),
     "suggest, length 0": (command("suggest", "tiny", "--length", "0"), "'0' is no length"),
     "tasks, length 0": (command("tasks", "kv", "tiny", "--length", "0"), "'0' is no length"),
-    "check, length 0": (command("check", "tiny", "--length", "0"), "'0' is no length"),
     "doctor, trained length 0": (command("doctor", "tiny", "--trained-length", "0"), "'0' is no"),
     "length of 5000 digits": (evaluation("--targets", "9" * 5000), "is not a length"),
     "lengths of 5000 digits": (evaluation("--lengths", "9" * 5000), "is not a length"),
@@ -296,7 +298,7 @@ REFUSALS = {
         "tiny has embeddings of 0 to 49; ",
     ),
     "larger tokenizer, check": (
-        larger_tokenizer("check", "tiny", "--data", "book.txt", "--length", "32"),
+        larger_tokenizer("eval", "tiny", "--check", "--data", "book.txt", "--lengths", "32"),
         "has embeddings of 0 to 49",
     ),
     "larger tokenizer, tasks": (

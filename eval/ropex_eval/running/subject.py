@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ropex.checkpoints.find import find, load_model, load_tokenizer
+from ropex.checkpoints import find
 from ropex.checkpoints.skeleton import read_skeleton
 from ropex.model.rotary import rope_of, sites
 from ropex.patching.stack import stack
@@ -84,7 +84,7 @@ def named(name: str, trained_length: int | None, how: Loading, *, weights: bool 
     def load() -> Any:
         with enough_memory(lambda: f"loading the model onto {device}; --dtype bfloat16 needs less"):
             spread = how.device_map
-            model = load_model(folder, dtype=dtype, device_map=spread, trust_remote_code=trust)
+            model = find.load_model(folder, dtype=dtype, device_map=spread, trust_remote_code=trust)
             return model if spread else model.to(device)
 
     return Subject(
@@ -95,7 +95,7 @@ def named(name: str, trained_length: int | None, how: Loading, *, weights: bool 
         dtype if dtype != "auto" else _own_dtype(skeleton),
         device,
         load,
-        cache(lambda: load_tokenizer(folder, trust_remote_code=trust)),
+        cache(lambda: find.load_tokenizer(folder, trust_remote_code=trust)),
     )
 
 
@@ -127,7 +127,7 @@ def live(model: Any, trained_length: int | None, how: Loading) -> Subject:
         if not name:
             raise ValueError("the model does not say where it comes from; give its tokenizer")
         trust = how.trust_remote_code
-        return load_tokenizer(find(name, weights=False), trust_remote_code=trust)
+        return find.load_tokenizer(find.find(name, weights=False), trust_remote_code=trust)
 
     device = str(model.get_input_embeddings().weight.device)
     rope = rope_of(model, trained_length)
