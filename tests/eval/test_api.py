@@ -164,9 +164,8 @@ def test_evaluate_takes_what_an_evaluation_takes() -> None:
 @pytest.mark.parametrize("mode", ["run", "plan", "check"])
 def test_every_setting_is_read_or_refused(mode: str) -> None:
     kind, seen = watched(Evaluation)
-    asked = kind("tiny", ["none"], **{**SMALL, "lengths": (36, 72)})
-    if mode != "check":
-        asked = dataclasses.replace(asked, out="out")
+    place = {} if mode == "check" else {"out": "out"}
+    asked = kind("tiny", ["none"], **{**SMALL, "lengths": (36, 72)}, **place)
     found = getattr(asked, mode)()
     assert found if mode != "check" else list(found)
     assert {each.name for each in dataclasses.fields(Evaluation)} - seen <= {"tell", "begin"}
