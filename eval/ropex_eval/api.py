@@ -6,7 +6,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -14,28 +14,28 @@ import torch
 from tqdm import tqdm
 
 import ropex
-from ropex.config.from_file import read_strategy, require_base
 from ropex.strategies.base import Strategy
 from ropex.texts.tokens import first_token
 from ropex_eval.measure.losses import Scorer
-from ropex_eval.measure.memory import Shape
 from ropex_eval.report.results import Results
 from ropex_eval.report.written import write_report
-from ropex_eval.running.check import LONGEST, SHORTEST, Checker, Finding
+from ropex_eval.running.check import Checker, Finding, require_checkable
 from ropex_eval.running.claim import check_out
-from ropex_eval.running.cost import Plan, cost, speed
+from ropex_eval.running.cost import Plan, planned
 from ropex_eval.running.lm_eval_suites import Suites, require_known, scores
 from ropex_eval.running.processes import launched
 from ropex_eval.running.retrieving import Questions, Retriever
 from ropex_eval.running.run import Effort, run
-from ropex_eval.running.subject import Loading, Subject, live, named
-from ropex_eval.scores.protocol import USUAL, Protocol
-from ropex_eval.study.corpus import Corpus, imagined, load_corpus
-from ropex_eval.study.passes import passes
+from ropex_eval.running.subject import Subject, live, named
+from ropex_eval.scores.protocol import USUAL, Protocol, around
+from ropex_eval.study.corpus import imagined_corpus, load_corpus
 from ropex_eval.study.study import Study
 from ropex_eval.training.in_training import bare, undisturbed
 
 _EXCERPTS = 32
+_UNTOLD = ("lm_eval", "lm_eval_limit", "cp", "device_map")
+_UNCHECKED = ("tasks", "depths", "samples", "lm_eval", "lm_eval_limit", "budget", "max_memory",
+              "cp", "out", "force")  # fmt: skip
 _Given = ParamSpec("_Given")
 
 
@@ -147,30 +147,16 @@ class Evaluation:
             MemoryError: A pass does not fit into `max_memory`.
             ValueError: Something is asked for that cannot be told before.
         """
-        self._refuse("a dry run cannot tell what that takes", "lm_eval", "lm_eval_limit", "cp")
+        self._refuse("a dry run cannot tell what that takes", *_UNTOLD)
         with ExitStack() as stack:
             out = self._folder(stack)
             subject = self._subject(None, stack, weights=False)
             protocol = self._protocol(subject)
-            count = self._count(_EXCERPTS)
-            text = None if self.data else imagined(protocol.excerpt, count, bos=self.bos != "none")
-            study = self._study(subject, protocol, count, text)
-            text = study.corpus
+            study = self._study(subject, protocol, _EXCERPTS, imagined=not self.data)
             retriever = self._retriever(study, out)
             asked = [context.setting.length for _, context in retriever.asked] if retriever else []
-            dtype: torch.dtype = getattr(torch, subject.dtype)
-            shape = Shape.of(subject.skeleton, dtype)
-            costs = {
-                str(each): cost(
-                    shape,
-                    passes(study.corpus, protocol, each, subject.rope),
-                    self.max_memory,
-                    asked,
-                )
-                for each in self._chosen(subject, protocol)
-            }
-            rate = speed(shape, subject.device, dtype)
-            return Plan(study, shape, costs, rate, self.budget, self.device_map is not None)
+            return planned(study, subject.device, self._chosen(subject, protocol), asked,
+                           self.max_memory, self.budget)  # fmt: skip
 
     def check(self) -> Iterator[Finding]:
         """Prove on the model that what `run` does to be fast changes no number; nothing is kept.
@@ -181,19 +167,11 @@ class Evaluation:
             ValueError: Texts are too short or too long to be checked, or something is asked for
                 that is not checked.
         """
-        self._refuse(
-            "a check is of what is read alone, and keeps nothing", "tasks", "depths", "samples",
-            "lm_eval", "lm_eval_limit", "budget", "max_memory", "cp", "out", "force",
-        )  # fmt: skip
+        self._refuse("a check is of what is read alone, and keeps nothing", *_UNCHECKED)
         with ExitStack() as stack:
             subject = self._subject(None, stack)
             protocol = self._protocol(subject, (256, 512))
-            if not SHORTEST <= protocol.excerpt <= LONGEST:
-                raise ValueError(
-                    f"texts of {protocol.excerpt} tokens cannot be checked, only of {SHORTEST} to "
-                    f"{LONGEST} (--lengths, --excerpt): each is read some twenty times, and all "
-                    "its logits are held"
-                )
+            require_checkable(protocol.excerpt)
             study = self._study(subject, protocol, 1)
             chosen = self._given(subject) or [ropex.strategy("none"), ropex.strategy("yarn:4")]
             yield from Checker(study, Scorer(study.load())).run(chosen)
@@ -218,20 +196,22 @@ class Evaluation:
 
     def _subject(self, device: str | None, stack: ExitStack, *, weights: bool = True) -> Subject:
         """The model, which a live one is until the stack is closed, and then what it was."""
-        how = Loading(self.dtype, self.device, self.device_map, self.trust_remote_code)
+        trust, trained = self.trust_remote_code, self.trained_length
         if isinstance(self.model, (str, Path)):
-            how = replace(how, device=device or how.device)
-            return named(str(self.model), self.trained_length, how, weights=weights)
+            return named(
+                str(self.model), trained, dtype=self.dtype, device=device or self.device,
+                device_map=self.device_map, trust=trust, weights=weights,
+            )  # fmt: skip
+        self._refuse("a live model stays as it is loaded", "dtype", "device", "device_map")
         model = bare(self.model) if isinstance(self.model, torch.nn.Module) else self.model
         stack.enter_context(undisturbed(model))
-        return live(model, self.trained_length, how)
+        return live(model, trained, trust=trust)
 
     def _protocol(self, subject: Subject, usual: tuple[int, ...] = ()) -> Protocol:
         """What is measured."""
-        trained = subject.rope.trained_length
-        usual = usual or (trained // 4, trained // 2, trained, 2 * trained, 4 * trained)
+        usual = usual or around(subject.rope.trained_length)
         return Protocol.of(
-            [each for each in usual if each >= 2] if self.lengths is None else self.lengths,
+            usual if self.lengths is None else self.lengths,
             self.targets,
             () if tuple(self.definitions) == ("none",) else self.definitions,
             self.stride,
@@ -240,34 +220,12 @@ class Evaluation:
             self.evaluator,
         )
 
-    def _count(self, usual: int) -> int:
-        found = usual if self.excerpts is None else self.excerpts
-        if found < 1:
-            raise ValueError(f"--excerpts is {found}, it must be at least 1")
-        return found
-
     def _given(self, subject: Subject) -> list[Strategy]:
-        """The strategies that are named, each tried on the model.
-
-        Raises:
-            ValueError: One does not fit it.
-        """
-        if isinstance(self.strategies, (str, Strategy)):
-            return [self._fitting(self.strategies, subject)]
-        return [self._fitting(each, subject) for each in self.strategies]
-
-    def _fitting(self, given: str | Strategy, subject: Subject) -> Strategy:
-        """A strategy, tried on the model."""
-        if isinstance(given, str):
-            require_base(given, subject.rope.base)
-            given = read_strategy(given)
-        ropex.patch(
-            subject.skeleton,
-            given,
-            trained_length=self.trained_length,
-            lift_sliding_window=self.lift_sliding_window,
-        ).remove()
-        return given
+        """The strategies that are named, each tried before any work."""
+        named = self.strategies
+        given = [named] if isinstance(named, (str, Strategy)) else named
+        lift = self.lift_sliding_window
+        return [subject.fitting(each, lift_sliding_window=lift) for each in given]
 
     def _chosen(self, subject: Subject, protocol: Protocol) -> list[Strategy]:
         """The strategies that are compared: no scaling comes first, and YaRN if none is named."""
@@ -278,16 +236,20 @@ class Evaluation:
         return [*([] if plain in chosen else [plain]), *chosen]
 
     def _study(
-        self, subject: Subject, protocol: Protocol, usual: int, corpus: Corpus | None = None
+        self, subject: Subject, protocol: Protocol, usual: int, *, imagined: bool = False
     ) -> Study:
-        """Model, text and protocol; the text is read unless it is given."""
-        tokenizer = self.tokenizer
-        if corpus is None or self.tasks:
-            tokenizer = tokenizer or subject.tokenizer()
-        if corpus is None:
-            bos, source = first_token(tokenizer, self.bos, subject.name), self.data or "stdlib"
-            count = self._count(usual)
-            corpus = load_corpus(source, tokenizer, bos, protocol.excerpt, count)
+        """Model, text and protocol; of a text that is imagined only its length is known."""
+        length, count = protocol.excerpt, usual if self.excerpts is None else self.excerpts
+        if imagined and not self.tasks:
+            corpus, tokenizer = imagined_corpus(length, count, bos=self.bos != "none"), None
+        else:
+            tokenizer = self.tokenizer or subject.tokenizer()
+            bos = first_token(tokenizer, self.bos, subject.name)
+            corpus = (
+                imagined_corpus(length, count, bos=bos is not None)
+                if imagined
+                else load_corpus(self.data or "stdlib", tokenizer, bos, length, count)
+            )
         return Study(
             model_id=subject.name,
             folder=subject.folder,
@@ -300,22 +262,16 @@ class Evaluation:
             trained_length=self.trained_length,
             lift_sliding_window=self.lift_sliding_window,
             command=self.command,
-            warnings=corpus.warnings(tokenizer) if tokenizer else (),
+            warnings=() if imagined else corpus.warnings(tokenizer),
             tokenizer=tokenizer,
         )
 
     def _retriever(self, study: Study, out: Path) -> Retriever | None:
         """What is asked besides reading; None if nothing is."""
         questions = Questions(tuple(self.tasks), tuple(self.depths), self.samples)
-        if not questions.tasks:
-            return None
-        if self.cp > 1:
+        if questions.tasks and self.cp > 1:
             raise ValueError("--cp splits texts that are read; ask --tasks in a run without it")
-        retriever = Retriever(study, questions, study.tokenizer, out)
-        retriever.asked  # noqa: B018  # lengths that are all too short are told before any work
-        for text in retriever.left_out:
-            self.tell(f"left out: {text}")
-        return retriever
+        return Retriever.asking(study, questions, out, self.tell) if questions.tasks else None
 
 
 def _running(kind: Callable[_Given, Evaluation]) -> Callable[_Given, Results]:
@@ -325,15 +281,12 @@ def _running(kind: Callable[_Given, Evaluation]) -> Callable[_Given, Results]:
     def evaluate(*given: _Given.args, **settings: _Given.kwargs) -> Results:
         """Measure perplexity of a model by length under several strategies, and what tasks ask.
 
-        Everything that `ropex eval` does: what is in `out` already is not measured again, every
-        number comes with an interval, and strategies are compared on the same tokens.
+        It does what `ropex eval` does: what is in `out` already is not measured again, every number
+        has an interval, and strategies are compared on the same tokens.
 
         Args:
             *given: The model and the strategies; see `Evaluation`.
-            **settings: All its other attributes, such as `lengths`, `data`, `tasks` and `out`.
-
-        Returns:
-            Tables, verdicts, a picture and a DataFrame of what was measured.
+            **settings: Its other attributes, such as `lengths`, `data`, `tasks` and `out`.
 
         Raises:
             FileExistsError: `out` holds other files, or a run of another model.
@@ -342,12 +295,9 @@ def _running(kind: Callable[_Given, Evaluation]) -> Callable[_Given, Results]:
             ValueError: Something does not fit the model, the text or each other.
 
         Example:
-            >>> results = ropex_eval.evaluate(
-            ...     "./llama", ["yarn:4", "dynamic"], lengths=(4096, 16384), data="book.txt"
-            ... )
+            >>> results = evaluate(model, ["yarn:4"], lengths=(4096, 16384), data="book.txt")
             >>> print(results.table())
-            >>> results.plot("ppl.png")
-            >>> frame = results.frame()  # of pandas; one row a strategy, definition and length
+            >>> results.frame()  # of pandas; one row a strategy, definition and length
         """
         return kind(*given, **settings).run()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +34,8 @@ def _eval(arguments: argparse.Namespace) -> None:
 
     for text in arguments.strategy:  # before what takes long to import
         read_strategy(text)
+    if arguments.json and (arguments.dry_run or arguments.check):
+        raise ValueError("--json prints results, and neither --dry-run nor --check has any")
     given = {name: getattr(arguments, name) for name in SETTINGS}
     usual = None if arguments.check else Path("runs") / name_of(arguments.model)
     evaluation = evaluation_of(
@@ -45,10 +45,9 @@ def _eval(arguments: argparse.Namespace) -> None:
         **{name: value for name, value in given.items() if value is not None},
     )
     if arguments.dry_run:
-        plan = evaluation.plan()
-        print(json.dumps(plan.to_json(), indent=2) if arguments.json else _described(plan))
+        print(_described(evaluation.plan()))
     elif arguments.check:
-        _check(evaluation, arguments.json)
+        _check(evaluation)
     else:
         run(evaluation, arguments.json)
 
@@ -80,17 +79,14 @@ def run(evaluation: Evaluation, as_json: bool = False) -> None:
     say(f"\n{out}/report.html  {out}/results.json  {out}/results.csv  {out}/ppl.png  {out}/nll/")
 
 
-def _check(evaluation: Evaluation, as_json: bool) -> None:
+def _check(evaluation: Evaluation) -> None:
     from ropex_eval.running.check import described
 
-    findings = []
+    failed = 0
     for finding in evaluation.check():
-        findings.append(finding)
-        if not as_json:
-            print(described(finding), flush=True)
-    if as_json:
-        print(json.dumps([asdict(each) for each in findings], indent=2))
-    if not all(each.passed for each in findings):
+        print(described(finding), flush=True)
+        failed += not finding.passed
+    if failed:
         raise SystemExit(1)
 
 
@@ -112,9 +108,8 @@ def _described(plan: Plan) -> str:
         f"{shape.weights / 1e9:.3g} billion weights, trained at "
         f"{format_size(study.rope.trained_length)} tokens, {study.dtype}\n"
         f"text    {texts} of {format_size(study.protocol.excerpt)} tokens\n"
-        f"memory  {gib(worst.peak)} at most{', over all devices' if plan.spread else ''}: "
-        f"{gib(shape.held())} of weights, and a pass of {format_size(worst.longest)} tokens, read "
-        f"{pieces}\n"
+        f"memory  {gib(worst.peak)} at most: {gib(shape.held())} of weights, and a pass of "
+        f"{format_size(worst.longest)} tokens, read {pieces}\n"
         f"time    about {in_words(sum(plan.seconds.values()))} on this {study.device}, once the "
         f"weights are loaded{budget}\n\n"
         f"{align([['strategy', 'passes', 'tokens', 'time'], *rows])}"

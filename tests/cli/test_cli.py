@@ -327,6 +327,7 @@ REFUSALS = {
     ),
     "trained length 0": (evaluation("--trained-length", "0"), "--trained-length: '0' is no"),
     "trained length 1": (evaluation("--trained-length", "1"), "trained_length is 1"),
+    "json of a dry run": (evaluation("--dry-run", "--json"), "neither --dry-run nor --check has"),
     "text too short": (evaluation("--lengths", "8,1k"), "has 200 tokens, and 1023 are needed"),
     "bad device": (evaluation("--device", "warp"), "--device warp: "),
     "empty device": (evaluation("--device", ""), "--device : "),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from ropex.strategies.base import Strategy
 from ropex_eval.measure.feed_forward import ROWS
 from ropex_eval.measure.memory import Shape, chunk_for
-from ropex_eval.study.passes import Pass
+from ropex_eval.study.passes import Pass, passes
 from ropex_eval.study.study import Study
 
 _SECONDS = 0.3  # of trying how fast the device is
@@ -77,15 +77,13 @@ class Plan:
         costs: Strategy to what its passes take.
         rate: Multiply-adds a second, as tried on the device.
         budget: Seconds after which no more excerpts would be begun; None for as much as it takes.
-        spread: Whether all devices share what is held in memory.
     """
 
     study: Study
     shape: Shape
     costs: dict[str, Cost]
     rate: float
-    budget: float | None = None
-    spread: bool = False
+    budget: float | None
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -105,34 +103,22 @@ class Plan:
             return count
         return max(1, min(count, int(self.budget * count / sum(self.seconds.values()))))
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything in values of JSON."""
-        strategies = {
-            text: {**asdict(each), "seconds": self.seconds[text]}
-            for text, each in self.costs.items()
-        }
-        return {
-            "model": self.study.model_id,
-            "trained_length": self.study.rope.trained_length,
-            "dtype": self.study.dtype,
-            "device": self.study.device,
-            "weights": self.shape.weights,
-            "weights_bytes": self.shape.held(),
-            "excerpts": len(self.study.corpus.excerpts),
-            "excerpts_begun": self.begun,
-            "tokens": self.study.protocol.excerpt,
-            "strategies": strategies,
-        }
 
-
-def plain_work(shape: Shape, wanted: Mapping[int, int]) -> float:
-    """Multiply-adds of a forward for every length, as other harnesses do.
-
-    Args:
-        shape: Of the model.
-        wanted: Length to how many texts of that length are read.
-    """
-    return sum(shape.work(length) * count for length, count in wanted.items())
+def planned(
+    study: Study,
+    device: str,
+    strategies: Sequence[Strategy],
+    asked: Sequence[int],
+    limit: int | None,
+    budget: float | None,
+) -> Plan:
+    """Count what a study would take; see `cost` and `Plan`."""
+    dtype: torch.dtype = getattr(torch, study.dtype)
+    shape, costs = Shape.of(study.skeleton, dtype), {}
+    for each in strategies:
+        wanted = passes(study.corpus, study.protocol, each, study.rope)
+        costs[str(each)] = cost(shape, wanted, limit, asked)
+    return Plan(study, shape, costs, speed(shape, device, dtype), budget)
 
 
 def speed(shape: Shape, device: str, dtype: torch.dtype) -> float:

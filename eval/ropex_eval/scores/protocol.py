@@ -96,3 +96,9 @@ class Protocol:
     def settings(self) -> Settings:
         """What definitions need to know besides the length."""
         return Settings(self.targets, self.stride, self.short, self.evaluator)
+
+
+def around(trained: int) -> tuple[int, ...]:
+    """The usual lengths: from a quarter of the trained one to four times as much."""
+    doubled = (trained // 4, trained // 2, trained, 2 * trained, 4 * trained)
+    return tuple(length for length in doubled if length >= 2)

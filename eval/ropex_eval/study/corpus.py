@@ -172,7 +172,7 @@ class Corpus:
         return digest.hexdigest()
 
 
-def imagined(length: int, excerpts: int, *, bos: bool) -> Corpus:
+def imagined_corpus(length: int, excerpts: int, *, bos: bool) -> Corpus:
     """Excerpts that nobody has, to count what reading them would take.
 
     Args:
@@ -180,6 +180,7 @@ def imagined(length: int, excerpts: int, *, bos: bool) -> Corpus:
         excerpts: How many.
         bos: Whether a BOS is in front.
     """
+    _require_some(excerpts)
     ids = torch.zeros(1, dtype=torch.long).expand(length - bos)
     return Corpus("", (Excerpt("", 0, ids),) * excerpts, 0 if bos else None, 0)
 
@@ -201,6 +202,7 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
         FileNotFoundError: There is no such file or folder.
         ValueError: There is no text, or none is as long as an excerpt.
     """
+    _require_some(excerpts)
     size = length if bos is None else length - 1
     per_document: list[list[Excerpt]] = []
     longest, too_short, repeated = ("", 0), 0, 0
@@ -227,6 +229,11 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
     rounds = max(map(len, per_document))
     ordered = [found[turn] for turn in range(rounds) for found in per_document if turn < len(found)]
     return Corpus(source, tuple(ordered[:excerpts]), bos, too_short, repeated)
+
+
+def _require_some(excerpts: int) -> None:
+    if excerpts < 1:
+        raise ValueError(f"--excerpts is {excerpts}, it must be at least 1")
 
 
 def _is_new(ids: Tensor, seen: set[bytes]) -> bool:
