@@ -32,7 +32,6 @@ from ropex_eval.study.corpus import imagined_corpus, load_corpus
 from ropex_eval.study.study import Study
 from ropex_eval.training.in_training import bare, undisturbed
 
-_EXCERPTS = 32
 _UNTOLD = ("lm_eval", "lm_eval_limit", "cp", "device_map")
 _UNCHECKED = ("tasks", "depths", "samples", "lm_eval", "lm_eval_limit", "budget", "max_memory",
               "cp", "out", "force")  # fmt: skip
@@ -122,8 +121,9 @@ class Evaluation:
             out = self._folder(stack)
             processes = launched(self.cp)
             subject = self._subject(processes.device, stack)
-            study = self._study(subject, self._protocol(subject), _EXCERPTS)
-            chosen = self._chosen(subject, study.protocol)
+            protocol = self._protocol(subject)
+            chosen = self._chosen(subject, protocol)  # before the text, which may take long
+            study = self._study(subject, protocol)
             effort = Effort(self.budget, self.max_memory, processes)
             found = run(
                 study, chosen, out, retriever=self._retriever(study, out), effort=effort,
@@ -145,18 +145,17 @@ class Evaluation:
 
         Raises:
             MemoryError: A pass does not fit into `max_memory`.
-            ValueError: Something is asked for that cannot be told before.
+            ValueError: Something cannot be known before it is run.
         """
         self._refuse("a dry run cannot tell what that takes", *_UNTOLD)
         with ExitStack() as stack:
-            out = self._folder(stack)
-            subject = self._subject(None, stack, weights=False)
+            out, subject = self._folder(stack), self._subject(None, stack, weights=False)
             protocol = self._protocol(subject)
-            study = self._study(subject, protocol, _EXCERPTS, imagined=not self.data)
+            chosen = self._chosen(subject, protocol)
+            study = self._study(subject, protocol, imagined=not self.data)
             retriever = self._retriever(study, out)
             asked = [context.setting.length for _, context in retriever.asked] if retriever else []
-            return planned(study, subject.device, self._chosen(subject, protocol), asked,
-                           self.max_memory, self.budget)  # fmt: skip
+            return planned(study, subject.device, chosen, asked, self.max_memory, self.budget)
 
     def check(self) -> Iterator[Finding]:
         """Prove on the model that what `run` does to be fast changes no number; nothing is kept.
@@ -164,8 +163,7 @@ class Evaluation:
         Without strategies, `none` and `yarn:4`; without lengths, 256 and 512.
 
         Raises:
-            ValueError: Texts are too short or too long to be checked, or something is asked for
-                that is not checked.
+            ValueError: Texts are too short or too long, or something cannot be checked.
         """
         self._refuse("a check is of what is read alone, and keeps nothing", *_UNCHECKED)
         with ExitStack() as stack:
@@ -177,25 +175,21 @@ class Evaluation:
             yield from Checker(study, Scorer(study.load())).run(chosen)
 
     def _refuse(self, why: str, *names: str) -> None:
-        """Refuse settings that mean nothing here.
-
-        Raises:
-            ValueError: One of them is not what it is by default.
-        """
+        """Raise a ValueError for settings that mean nothing here, and are not as by default."""
         defaults = {each.name: each.default for each in fields(self)}
         for name in names:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"--{name.replace('_', '-')}: {why}; leave it out")
 
     def _folder(self, stack: ExitStack) -> Path:
-        """Where the run is kept, as far as it is."""
+        """Where the run is kept: in `out`, or until the stack is closed."""
         if self.out is None:
             return Path(stack.enter_context(tempfile.TemporaryDirectory()))
         check_out(Path(self.out), self.force)
         return Path(self.out)
 
     def _subject(self, device: str | None, stack: ExitStack, *, weights: bool = True) -> Subject:
-        """The model, which a live one is until the stack is closed, and then what it was."""
+        """The model; a live one is put back as it was when the stack is closed."""
         trust, trained = self.trust_remote_code, self.trained_length
         if isinstance(self.model, (str, Path)):
             return named(
@@ -222,9 +216,8 @@ class Evaluation:
 
     def _given(self, subject: Subject) -> list[Strategy]:
         """The strategies that are named, each tried before any work."""
-        named = self.strategies
-        given = [named] if isinstance(named, (str, Strategy)) else named
-        lift = self.lift_sliding_window
+        given, lift = self.strategies, self.lift_sliding_window
+        given = [given] if isinstance(given, (str, Strategy)) else given
         return [subject.fitting(each, lift_sliding_window=lift) for each in given]
 
     def _chosen(self, subject: Subject, protocol: Protocol) -> list[Strategy]:
@@ -236,20 +229,20 @@ class Evaluation:
         return [*([] if plain in chosen else [plain]), *chosen]
 
     def _study(
-        self, subject: Subject, protocol: Protocol, usual: int, *, imagined: bool = False
+        self, subject: Subject, protocol: Protocol, usual: int = 32, *, imagined: bool = False
     ) -> Study:
-        """Model, text and protocol; of a text that is imagined only its length is known."""
+        """Model, text and protocol; of an imagined text only the length is known."""
         length, count = protocol.excerpt, usual if self.excerpts is None else self.excerpts
-        if imagined and not self.tasks:
-            corpus, tokenizer = imagined_corpus(length, count, bos=self.bos != "none"), None
-        else:
-            tokenizer = self.tokenizer or subject.tokenizer()
+        tokenizer = self.tokenizer
+        if self.tasks or not imagined:
+            tokenizer = tokenizer or subject.tokenizer()
             bos = first_token(tokenizer, self.bos, subject.name)
-            corpus = (
-                imagined_corpus(length, count, bos=bos is not None)
-                if imagined
-                else load_corpus(self.data or "stdlib", tokenizer, bos, length, count)
-            )
+        else:
+            bos = None if self.bos == "none" else 0
+        if imagined:
+            corpus = imagined_corpus(length, bos, count)
+        else:
+            corpus = load_corpus(self.data or "stdlib", tokenizer, bos, length, count)
         return Study(
             model_id=subject.name,
             folder=subject.folder,

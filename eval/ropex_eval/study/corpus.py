@@ -172,17 +172,11 @@ class Corpus:
         return digest.hexdigest()
 
 
-def imagined_corpus(length: int, excerpts: int, *, bos: bool) -> Corpus:
-    """Excerpts that nobody has, to count what reading them would take.
-
-    Args:
-        length: Tokens of each, BOS included.
-        excerpts: How many.
-        bos: Whether a BOS is in front.
-    """
+def imagined_corpus(length: int, bos: int | None, excerpts: int) -> Corpus:
+    """Excerpts of `length` tokens, BOS included, that nobody has: to count what they would take."""
     _require_some(excerpts)
-    ids = torch.zeros(1, dtype=torch.long).expand(length - bos)
-    return Corpus("", (Excerpt("", 0, ids),) * excerpts, 0 if bos else None, 0)
+    ids = torch.zeros(1, dtype=torch.long).expand(length - (bos is not None))
+    return Corpus("", (Excerpt("", 0, ids),) * excerpts, bos, 0)
 
 
 def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excerpts: int) -> Corpus:
