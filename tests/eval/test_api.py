@@ -77,7 +77,7 @@ def test_evaluate_measures_what_a_study_does_and_leaves_no_file() -> None:
     assert {"report.html", "results.json", "ppl.png"} <= {
         each.name for each in Path("out").iterdir()
     }
-    assert ropex_eval.Results.load(Path("out")).results == results.results
+    assert ropex_eval.Results.load("out").results == results.results
 
 
 def test_live_model_has_the_numbers_of_its_checkpoint_and_is_left_as_it_was(model: Any) -> None:

@@ -22,7 +22,7 @@ class Results(values.Results):
         suites: What lm-evaluation-harness found: strategy to task to metrics.
 
     Example:
-        >>> results = Results.load(Path("runs/llama"))
+        >>> results = Results.load("runs/llama")
         >>> print(results.table())
         >>> results.verdict["yarn:4"].safe
         16384

@@ -9,12 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ropex.files.writing import atomically
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.sealed import read_rows, seal
 from ropex_eval.scores.verdict import Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SCHEMA = 3
 _VERDICTS_OF_DOUBLINGS = 2
@@ -176,13 +179,13 @@ class Results:
     retrieval: tuple[Retrieval, ...] = ()
 
     @classmethod
-    def load(cls, folder: Path) -> Results:
+    def load(cls, folder: Path | str) -> Self:
         """Read the results of a run.
 
         Raises:
             ValueError: The file is damaged or changed, or of another version of ropex.
         """
-        path = folder / "results.json"
+        path = Path(folder) / "results.json"
         content = _read(path)
         try:
             stated, schema = content.pop("sha256", None), content["schema"]

@@ -100,7 +100,7 @@ def test_plan_reads_no_weights_and_no_text_and_writes_nothing(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(shell.folder.rglob("*"))
-    told = shell.done("eval", "--dry-run", "tiny", "--data", "nowhere.txt")
+    told = shell.done("eval", "--dry-run", "tiny")
     assert "trained at 32 tokens, float32" in told
     assert "32 excerpts of 128 tokens" in told
     assert list(rows(told)) == ["none", "yarn:length=128"]
