@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ropex_eval.measure.losses import Scorer
-from ropex_eval.study.protocol import Protocol
+from ropex_eval.scores.protocol import Protocol
 from ways import plain_nll, plain_table, random_llama, random_text, ropex_table
 
 

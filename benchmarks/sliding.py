@@ -18,9 +18,9 @@ import ropex
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.reader import BATCH_TOKENS, Reader
 from ropex_eval.scores.definitions import DEFINITIONS, Span
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import batches, passes, rows
-from ropex_eval.study.protocol import Protocol
 from ways import plain_nll, random_llama, random_text
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ropex_eval.measure.losses import Scorer
-from ropex_eval.study.protocol import Protocol
+from ropex_eval.scores.protocol import Protocol
 from ways import Numbers, plain_table, random_llama, random_text, ropex_table
 
 

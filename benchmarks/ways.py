@@ -19,9 +19,9 @@ import ropex
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.reader import Reader
 from ropex_eval.scores.definitions import DEFINITIONS
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import passes
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.store import Store
 from ropex_eval.study.table import Keys, Table
 

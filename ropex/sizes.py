@@ -1,4 +1,4 @@
-"""Lengths in tokens as people write them: `4096`, `32k`, `1M`."""
+"""Lengths in tokens as people write them: `4096`, `32k`, `1M`; and other amounts."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def format_size(tokens: int) -> str:
         if tokens and tokens % size == 0:
             return f"{tokens // size}{unit}"
     return str(tokens)
+
+
+def count(number: int, thing: str) -> str:
+    """`1 pair`, `2 pairs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

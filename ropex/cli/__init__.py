@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ropex.cli import (
-    check,
+    demo,
     doctor,
     export,
     families,
-    plan,
     show,
     suggest,
     tasks,
@@ -39,9 +38,13 @@ from ropex.errors import UnsupportedModel
 from ropex.version import __version__
 
 _VERBS = (
-    evaluate, plan, check, reports, tasks, show, suggest, checkpoints, verifying, export, doctor,
+    evaluate, demo, reports, tasks, show, suggest, checkpoints, verifying, export, doctor,
     train, listing, families,
 )  # fmt: skip
+
+
+_FORMER = {"plan": "eval --dry-run", "check": "eval --check"}
+"""Verbs that have become something else."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; changes of a recipe may also come after options, which argparse denies."""
     parser = build_parser()
+    given = sys.argv[1:] if argv is None else argv
+    verb = next((word for word in given if not word.startswith("-")), "")
+    if verb in _FORMER:
+        parser.exit(2, f"ropex: error: ropex {verb} is now ropex {_FORMER[verb]}\n")
     arguments, rest = parser.parse_known_args(argv)
     if hasattr(arguments, "changes") and not any(each.startswith("-") for each in rest):
         arguments.changes += rest

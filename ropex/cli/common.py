@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import warnings
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ropex.sizes import count as count
 from ropex.sizes import parse_length
 
 if TYPE_CHECKING:
@@ -86,45 +86,23 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
         ValueError: Neither its config nor the user says the trained length, or the strategy of a
             file scales another base.
     """
-    from ropex.checkpoints.find import find, load_skeleton
+    from ropex.checkpoints.skeleton import read_skeleton
     from ropex.config.from_file import require_base
-    from ropex.model.rotary import main_site, sites
 
-    folder = find(arguments.model, weights=weights)
-    model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
-    site = main_site(
-        sites(model)
-    )  # nobody is asked for the trained length of a model that will be refused
-    if arguments.trained_length is None and not _says_trained_length(
-        folder, site.lengths, site.config
-    ):
-        raise ValueError(
-            f"{folder / 'config.json'} does not say the trained length in a number "
-            f"(max_position_embeddings), and the default of {model.config.model_type} would be a "
-            "guess; give --trained-length N"
-        )
-    rope = site.rope(arguments.trained_length)
+    folder, model, rope = read_skeleton(
+        arguments.model,
+        trained_length=arguments.trained_length,
+        trust_remote_code=arguments.trust_remote_code,
+        weights=weights,
+    )
     for text in getattr(arguments, "strategy", None) or ():
         require_base(text, rope.base)
     return folder, model, rope
 
 
-def _says_trained_length(folder: Path, lengths: tuple[str, ...], config: Any) -> bool:
-    """Whether the file itself has the value, under the name that the family gives it."""
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = {*lengths, *(config.attribute_map.get(name, name) for name in lengths)}
-    parts = (raw, raw.get("text_config") or {})
-    return any(isinstance(part.get(name), (int, float)) for part in parts for name in names)
-
-
 def name_of(model: str) -> str:
     """What to call what is made of MODEL: the last part of a folder's path or of a hub id."""
     return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
-
-
-def count(number: int, thing: str) -> str:
-    """`1 pair`, `2 pairs`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def quiet() -> None:

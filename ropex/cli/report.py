@@ -37,7 +37,7 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex rescore runs/llama --definitions mean_perplexity --lengths 4k,8k",
     )
     _add_run(rescore)
-    add_definitions(rescore, default=None)
+    add_definitions(rescore)
     compare = add_verb(
         verbs,
         "compare",
@@ -58,27 +58,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def write_report(results: Results, folder: Path) -> None:
-    """Write `report.html`, and `ppl.png` if perplexity was measured."""
-    from ropex_eval.report import page
-    from ropex_eval.report.plot import plot
-
-    page.write(results, _explanations(results), folder / "report.html")
-    if results.results:
-        plot(results, folder / "ppl.png")
-
-
-def _explanations(results: Results) -> dict[str, str]:
-    from ropex_eval.report.terminal import settings_of
-    from ropex_eval.scores.definitions import explain
-    from ropex_eval.tasks import TASKS
-
-    names, settings = results.about["protocol"]["definitions"], settings_of(results)
-    perplexities = {name: f"perplexity of {explain(name, settings)}" for name in names}
-    return perplexities | {task.name: task.help for task in TASKS.values()}
-
-
 def _report(arguments: argparse.Namespace) -> None:
+    from ropex_eval.report.written import write_report
     from ropex_eval.running.archive import Archive
 
     results = Archive.open(arguments.run_folder).results

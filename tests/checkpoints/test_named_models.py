@@ -16,13 +16,13 @@ from tests.support.tiny_eval import tiny_tokenizer
 
 VERBS = {
     "eval": ("eval", "{}", "--data", "book.txt", "-o", "out"),
-    "plan": ("plan", "{}", "-s", "yarn:4"),
+    "plan": ("eval", "{}", "-s", "yarn:4", "--dry-run"),
     "show": ("show", "{}"),
     "suggest": ("suggest", "{}", "--length", "16k"),
     "patch": ("patch", "{}", "-s", "yarn:4", "-o", "new"),
     "verify": ("verify", "{}", "{}"),
     "export": ("export", "{}", "--for", "vllm"),
-    "check": ("check", "{}"),
+    "check": ("eval", "{}", "--check"),
     "train": ("train", "smoke", "model={}", "--dry-run"),
 }
 

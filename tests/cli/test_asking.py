@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ropex_eval.running.retrieving import Questions, Retriever
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.tasks import TASKS
 from tests.support.shell import Shell
 from tests.support.tiny_eval import corpus_of, save_checkpoint, start, study_of, tiny_tokenizer

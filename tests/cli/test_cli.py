@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import ropex
-from ropex.cli.common import _says_trained_length
 from ropex.strategies.registry import registry
 from ropex_eval.scores.results import Results
 from tests.support.cli_world import (
@@ -84,6 +83,9 @@ def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
     [
         ((), "VERB"),
         (("evaluate",), "invalid choice: 'evaluate'"),
+        (("plan", "tiny", "-s", "yarn:4"), "ropex plan is now ropex eval --dry-run"),
+        (("--traceback", "check", "tiny"), "ropex check is now ropex eval --check"),
+        (("eval", "tiny", "--dry-run", "--check"), "--check: not allowed with argument --dry-run"),
         (("eval",), "MODEL"),
         (("patch", "tiny", "-o", "new"), "-s/--strategy"),
         (("patch", "tiny", "-s", "yarn:4"), "-o/--out"),
@@ -284,7 +286,6 @@ REFUSALS = {
     "show, length 0": (command("show", "tiny", "--length", "0"), "--length: '0' is no length"),
     "suggest, length 0": (command("suggest", "tiny", "--length", "0"), "'0' is no length"),
     "tasks, length 0": (command("tasks", "kv", "tiny", "--length", "0"), "'0' is no length"),
-    "check, length 0": (command("check", "tiny", "--length", "0"), "'0' is no length"),
     "doctor, trained length 0": (command("doctor", "tiny", "--trained-length", "0"), "'0' is no"),
     "length of 5000 digits": (evaluation("--targets", "9" * 5000), "is not a length"),
     "lengths of 5000 digits": (evaluation("--lengths", "9" * 5000), "is not a length"),
@@ -296,7 +297,7 @@ REFUSALS = {
         "tiny has embeddings of 0 to 49; ",
     ),
     "larger tokenizer, check": (
-        larger_tokenizer("check", "tiny", "--data", "book.txt", "--length", "32"),
+        larger_tokenizer("eval", "tiny", "--check", "--data", "book.txt", "--lengths", "32"),
         "has embeddings of 0 to 49",
     ),
     "larger tokenizer, tasks": (
@@ -325,6 +326,7 @@ REFUSALS = {
     ),
     "trained length 0": (evaluation("--trained-length", "0"), "--trained-length: '0' is no"),
     "trained length 1": (evaluation("--trained-length", "1"), "trained_length is 1"),
+    "json of a dry run": (evaluation("--dry-run", "--json"), "neither --dry-run nor --check has"),
     "text too short": (evaluation("--lengths", "8,1k"), "has 200 tokens, and 1023 are needed"),
     "bad device": (evaluation("--device", "warp"), "--device warp: "),
     "empty device": (evaluation("--device", ""), "--device : "),
@@ -402,26 +404,6 @@ def test_mistake_is_one_line_and_changes_no_file(
     world: World, prepare: Callable[[], list[str]], message: str
 ) -> None:
     assert message in world.refused(*prepare())
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ({"max_position_embeddings": 64}, True),
-        ({"n_positions": 64}, True),
-        ({"text_config": {"max_position_embeddings": 64}}, True),
-        ({}, False),
-        ({"max_position_embeddings": None, "text_config": None}, False),
-        ({"max_position_embeddings": "64"}, False),
-        ({"vision_config": {"max_position_embeddings": 64}}, False),
-    ],
-)
-def test_trained_length_is_looked_for_under_the_names_that_a_family_gives_it(
-    tmp_path: Path, content: dict[str, Any], says: bool
-) -> None:
-    write(str(tmp_path / "config.json"), json.dumps(content))
-    lengths = ("max_position_embeddings",)
-    assert _says_trained_length(tmp_path, lengths, AutoConfig.for_model("gpt2")) == says
 
 
 def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import ropex
-from ropex.cli import eval as evaluate
+from ropex_eval.api import Evaluation
 from ropex_eval.report.terminal import render
 from ropex_eval.scores.results import Results
 from tests.support.cli_world import World, evaluation, write
@@ -71,8 +72,8 @@ def test_eval_chooses_strategies_lengths_and_folder(world: World) -> None:
     status, _, _ = world("eval", "./tiny/", "--data", "book.txt", "--excerpts", "2")
     assert status == 0
     results = Results.load(Path("runs/tiny"))
-    assert results.about["protocol"]["lengths"] == [8, 16, 32, 64, 128]
-    assert results.about["protocol"]["targets"] == 4
+    assert results.protocol.lengths == (8, 16, 32, 64, 128)
+    assert results.protocol.targets == 4
     assert list(results.strategies) == ["none", "yarn:length=128"]
 
 
@@ -102,7 +103,7 @@ def test_budget_is_read_as_people_write_it(
         given.append(named["effort"].budget)
         raise ValueError("enough")
 
-    monkeypatch.setattr("ropex_eval.running.run.run", stop)
+    monkeypatch.setattr("ropex_eval.api.run", stop)
     assert "enough" in world.refused(*evaluation("-s", "none", "--budget", budget)())
     assert given == [seconds]
 
@@ -115,7 +116,7 @@ def test_windows_slide_in_excerpts_that_are_longer(world: World) -> None:
     assert "2 excerpts of 90 tokens from 1 document" in err
     assert "read in windows of L tokens that move on by 5 tokens" in out
     results = Results.load(Path("out"))
-    assert results.about["protocol"]["stride"] == 5
+    assert results.protocol.stride == 5
     assert results.about["data"]["tokens"] == 90
     assert {row.tokens for row in results.results if row.definition == "sliding"} == {2 * 89}
 
@@ -192,19 +193,18 @@ def test_sliding_window_is_told_and_lifted_on_request(world: World) -> None:
 def test_demo_compares_strategies_on_the_shipped_model(
     world: World, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = evaluate._eval, []
+    real, seen = Evaluation.run, []
 
-    def shrunk(arguments: Any) -> None:
-        seen.append((arguments.model, arguments.lengths, arguments.data))
-        arguments.lengths, arguments.excerpts, arguments.targets = (8, 48), 2, 4
-        arguments.data = "book.txt"
-        real(arguments)
+    def shrunk(asked: Evaluation) -> Any:
+        seen.append((asked.model, asked.lengths, asked.data))
+        small = {"lengths": (8, 48), "excerpts": 2, "targets": 4, "data": "book.txt"}
+        return real(dataclasses.replace(asked, **small))  # type: ignore[arg-type]
 
     monkeypatch.setattr("ropex.checkpoints.find.demo_checkpoint", lambda: checkpoint)
-    monkeypatch.setattr(evaluate, "_eval", shrunk)
+    monkeypatch.setattr(Evaluation, "run", shrunk)
     status, out, err = world("demo")
     assert status == 0
-    assert seen == [("demo", (64, 128, 256, 512, 1024, 2048, 4096), "stdlib")]
+    assert seen == [("demo", (64, 128, 256, 512, 1024, 2048, 4096), None)]
     results = Results.load(Path("ropex-demo"))
     assert out == render(results) + "\n"
     assert {"none", "yarn:16", "linear:16", "ntk:16", "dynamic"} <= results.strategies.keys()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.results import Results
 from tests.support.cli_world import World, evaluation, with_config, write
-from tests.support.tiny_eval import Watch, break_reading, tree, words
+from tests.support.tiny_eval import Watch, break_reading
 
 UNREADABLE = "tiny: transformers cannot read this checkpoint: "
 
@@ -23,55 +23,6 @@ def test_strategies_are_always_compared_with_none(world: World) -> None:
     assert list(Results.load(Path("out")).strategies) == ["none", "yarn:4"]
     assert world.eval("-s", "yarn:4", "-s", "none", "-o", "turned")[0] == 0
     assert list(Results.load(Path("turned")).strategies) == ["yarn:4", "none"]
-
-
-def test_second_eval_continues_and_an_added_strategy_is_measured_alone(
-    world: World, measured: Watch
-) -> None:
-    _, first, _ = world.eval("-s", "none", "-s", "yarn:4")
-    before = tree(Path("out"))
-    assert measured.take() == ["none", "yarn:4"]
-    status, again, _ = world.eval("-s", "none", "-s", "yarn:4")
-    assert (status, again) == (0, first)
-    assert tree(Path("out")).items() >= {
-        (name, content) for name, content in before.items() if name != "report.html"
-    }
-    assert measured.take() == []
-    assert world.eval("-s", "linear:4")[0] == 0
-    assert measured.take() == ["linear:4"]
-    assert list(Results.load(Path("out")).strategies) == ["none", "yarn:4", "linear:4"]
-
-
-def test_damaged_table_is_told_and_measured_again(world: World, measured: Watch) -> None:
-    world.eval("-s", "none", "-s", "yarn:4")
-    measured.take()
-    damaged = sorted(Path("out/nll").iterdir())[0]
-    damaged.write_bytes(b"\x00" * 10)
-    status, _, err = world.eval("-s", "none", "-s", "yarn:4")
-    assert status == 0
-    assert err.count(f"ropex: {damaged} is damaged, and what it held is measured again") == 1
-    assert len(measured.batches) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "read"),
-    [
-        (("--lengths", "8,24,48"), {24}),
-        (("--excerpts", "4"), {8, 48}),
-        (("--definitions", "sliding"), {8}),
-        (("--data", "other.txt"), {8, 48}),
-        (("--bos", "none"), {8, 48}),
-        (("--targets", "2"), set()),
-    ],
-)
-def test_other_wishes_cost_what_is_missing(
-    world: World, measured: Watch, change: tuple[str, str], read: set[int]
-) -> None:
-    write("other.txt", words(200, seed=1))
-    world.eval("-s", "none")
-    measured.take()
-    assert world.eval("-s", "none", *change)[0] == 0
-    assert {each.length for _, each in measured.passes} == read
 
 
 @pytest.mark.parametrize(

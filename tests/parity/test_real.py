@@ -17,8 +17,8 @@ import ropex
 from ropex.checkpoints.find import load_model, load_tokenizer
 from ropex.strategies.frozen import Frozen
 from ropex_eval.measure.losses import Scorer
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, load_corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.tiny_eval import start
 

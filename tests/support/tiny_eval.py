@@ -22,10 +22,10 @@ import ropex_eval.running.run
 from ropex_eval.measure.reader import Reader
 from ropex_eval.running.run import Effort, run
 from ropex_eval.running.work import Worker
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.corpus import Corpus, load_corpus
 from ropex_eval.study.passes import Pass
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 
 TRAINED = 32
@@ -222,19 +222,12 @@ def results_of(
     about = {
         "model": {"id": "tiny", "trained_length": trained},
         "data": {"clusters": "documents"},
-        "protocol": {
-            "lengths": lengths,
-            "targets": 4,
-            "stride": None,
-            "short": None,
-            "evaluator": "none",
-            "definitions": list(values),
-        },
     }
+    protocol = Protocol(tuple(lengths), 4, tuple(values), None, lengths[-1])
     rows = [
         Result(text, name, n, math.log(value) if value > 0 else value, value, None, None, None, 12)
         for name, table in values.items()
         for text, perplexities in table.items()
         for n, value in zip(lengths, perplexities, strict=True)
     ]
-    return Results(about, {row.strategy: {} for row in rows}, tuple(rows))
+    return Results(about, protocol, {row.strategy: {} for row in rows}, tuple(rows))

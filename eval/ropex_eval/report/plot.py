@@ -9,7 +9,7 @@ from typing import Any
 
 from ropex.files.writing import atomically
 from ropex.sizes import format_size
-from ropex_eval.report.terminal import HUGE, settings_of
+from ropex_eval.report.terminal import HUGE
 from ropex_eval.scores.definitions import HEADLINE, explain
 from ropex_eval.scores.results import Result, Results
 
@@ -35,9 +35,9 @@ def _picture(results: Results) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    protocol, model = results.about["protocol"], results.about["model"]
-    names = protocol["definitions"]
-    names = [name for name in names if name in HEADLINE] or names[:_PANELS]
+    protocol, model = results.protocol, results.about["model"]
+    named = protocol.definitions
+    names = [name for name in named if name in HEADLINE] or named[:_PANELS]
     tables = {name: results.of(name) for name in names}
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
@@ -46,14 +46,14 @@ def _picture(results: Results) -> Any:
         each.perplexity for t in tables.values() for row in t.values() for each in row.values()
     )
     for axis, (name, table) in zip(axes, tables.items(), strict=True):
-        _draw(axis, table, protocol["lengths"], high)
-        _scale_lengths(axis, protocol["lengths"], model["trained_length"])
+        _draw(axis, table, protocol.lengths, high)
+        _scale_lengths(axis, protocol.lengths, model["trained_length"])
         axis.set_title(name, fontsize=11, fontweight="bold", pad=18)
-        explanation = f"perplexity of {explain(name, settings_of(results))}"
+        explanation = f"perplexity of {explain(name, protocol.settings)}"
         axis.annotate(explanation, (0.5, 1), (0, 6), "axes fraction", "offset points",
                       ha="center", fontsize=8)  # fmt: skip
     _scale_perplexities(axes[0], low, high)
-    figure.suptitle(_title(model, protocol["lengths"]))
+    figure.suptitle(_title(model, protocol.lengths))
     _add_legend(figure, axes)
     return figure
 

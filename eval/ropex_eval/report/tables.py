@@ -49,7 +49,7 @@ def render(
 
 def definitions(results: Results) -> tuple[str, ...]:
     """The definitions that a run has numbers for, those to look at first in front."""
-    asked = results.about.get("protocol", {}).get("definitions", ())
+    asked = results.protocol.definitions
     found = {row.definition for row in results.results}
     known = dict.fromkeys(name for name in (*asked, *sorted(found)) if name in found)
     return tuple(sorted(known, key=lambda name: name not in HEADLINE))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ropex.sizes import format_size
 from ropex_eval.scores.contexts import FEWEST, MARGIN, TELLING
-from ropex_eval.scores.definitions import Settings, explain
+from ropex_eval.scores.definitions import explain
 from ropex_eval.scores.results import Change, Results, Retrieval, Winner, clusters, unit
 from ropex_eval.scores.verdict import Verdict
 
@@ -21,15 +21,14 @@ HUGE = 1e6
 
 def render(results: Results) -> str:
     """The tables of a run: strategies down, lengths across, one for each definition; a verdict."""
-    protocol = results.about["protocol"]
-    parts = []
-    for name in protocol["definitions"]:
+    protocol, parts = results.protocol, []
+    for name in protocol.definitions:
         rows = [
-            [text, *(format_perplexity(values[n].perplexity) for n in protocol["lengths"])]
+            [text, *(format_perplexity(values[n].perplexity) for n in protocol.lengths)]
             for text, values in results.of(name).items()
         ]
-        header = ["L =", *map(format_size, protocol["lengths"])]
-        title = f"{name}: perplexity of {explain(name, settings_of(results))}"
+        header = ["L =", *map(format_size, protocol.lengths)]
+        title = f"{name}: perplexity of {explain(name, protocol.settings)}"
         parts.append(f"{title}\n{align([header, *rows])}")
     if results.verdicts:
         parts.append(_verdict(results))
@@ -51,16 +50,36 @@ def _retrieval(results: Results, task: str) -> str:
     return f"{task}: answers found, over {depths} depths\n{align(rows)}"
 
 
+def suites(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What lm-evaluation-harness found: strategies down, metrics of tasks across; empty without.
+
+    Args:
+        found: Strategy to task to metrics. Those that are no numbers are left out.
+    """
+    names = list(
+        dict.fromkeys(
+            (task, metric)
+            for tasks in found.values()
+            for task, metrics in tasks.items()
+            for metric, value in metrics.items()
+            if isinstance(value, float) and "stderr" not in metric and value >= 0
+        )
+    )
+    header = ["", *(f"{task} {metric.partition(',')[0]}" for task, metric in names)]
+    rows = [
+        [text, *(_metric(tasks.get(task, {}).get(metric)) for task, metric in names)]
+        for text, tasks in found.items()
+    ]
+    return f"lm-evaluation-harness\n{align([header, *rows])}" if rows else ""
+
+
+def _metric(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) and value >= 0 else "--"
+
+
 def _share(rows: Sequence[Retrieval]) -> str:
     trials = sum(row.trials for row in rows)
     return f"{sum(r.accuracy * r.trials for r in rows) / trials:.0%}" if trials else "--"
-
-
-def settings_of(results: Results) -> Settings:
-    """What the definitions of a run were measured with."""
-    protocol = results.about["protocol"]
-    named = ("targets", "stride", "short", "evaluator")
-    return Settings(**{name: protocol[name] for name in named})
 
 
 def _verdict(results: Results) -> str:
@@ -69,7 +88,7 @@ def _verdict(results: Results) -> str:
     rows = [_verdict_row(results, each) for each in results.verdicts]
     within = _within(results)
     shown = format_size(within) if within else format_size(trained)
-    longest = format_size(results.about["protocol"]["lengths"][-1])
+    longest = format_size(results.protocol.lengths[-1])
     header = ["strategy", f"tax at {shown}", "hurt", f"at {longest}", "hurt", "safe", "useful"]
     lines = [
         f"verdict: how far each is shown to hold (trained at {format_size(trained)} tokens); "
@@ -96,7 +115,7 @@ def _notes(results: Results) -> list[str]:
     opened = [told_open(each, results.about) for each in judged if not decided(each)]
     if opened:
         notes.append(f"open: {'; '.join(opened)}")
-    last = results.about["protocol"]["lengths"][-1]
+    last = results.protocol.lengths[-1]
     return [*notes, *(_winner(each) for each in results.winners if each.length == last)]
 
 
@@ -143,7 +162,7 @@ def _verdict_row(results: Results, verdict: Verdict) -> list[str]:
         if each.strategy == verdict.strategy and each.definition == "fixed"
     }
     tax = changes.get(("tax", _within(results)))
-    longest = results.about["protocol"]["lengths"][-1]
+    longest = results.protocol.lengths[-1]
     end = changes.get(("gain", longest), changes.get(("tax", longest)))
     return [
         verdict.strategy,
@@ -165,7 +184,7 @@ def _within(results: Results) -> int:
     """The longest measured length within the trained one; 0 if there is none."""
     trained, lengths = (
         results.about["model"]["trained_length"],
-        results.about["protocol"]["lengths"],
+        results.protocol.lengths,
     )
     return max((length for length in lengths if length <= trained), default=0)
 

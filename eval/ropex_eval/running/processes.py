@@ -36,6 +36,11 @@ class Processes:
         return self.index == 0
 
 
+def speaks() -> bool:
+    """Whether this process is the first of those that a launcher started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 ALONE = Processes(0, 1, None, lambda: None)
 
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ropex.texts.tokens import first_token, require_embedded
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, load_corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.training.by_length import ByLength, read_lines, write_lines
 from ropex_eval.training.in_training import bare, local_nll, trained_length, undisturbed
 

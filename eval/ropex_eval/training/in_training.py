@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import fsdp
 
+from ropex.model.modes import in_mode
 from ropex.model.rotary import main_site, sites
 from ropex.model.sites.base import Site
 from ropex.patching.stack import stack
@@ -20,9 +21,9 @@ from ropex.strategies.registry import strategy
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.reader import Reader
 from ropex_eval.scores.definitions import DEFINITIONS
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.passes import batches, passes, rows
-from ropex_eval.study.protocol import Protocol
 
 
 def bare(model: Any) -> Any:
@@ -46,20 +47,17 @@ def _is_split(model: nn.Module) -> bool:
 @contextmanager
 def undisturbed(model: Any) -> Iterator[tuple[Site, ...]]:
     """Its rotary tables; the model is in evaluation mode, and as it was at the end of the block."""
-    modes = [(module, module.training) for module in model.modules()]
     found = sites(model)
     modules = list({id(site.module): site.module for site in found}.values())
     kept = [(module, vars(module).copy(), _buffers(module)) for module in modules]
     cards = {p.device for p in model.parameters() if p.device.type in ("cuda", "xpu")}
     kind = next(iter(cards)).type if cards else "cpu"
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(list(cards), device_type=kind):
+        random = torch.random.fork_rng(list(cards), device_type=kind)
+        with in_mode(model, training=False), torch.no_grad(), random:
             yield found
     finally:
         torch.clear_autocast_cache()  # in some torch, casts made without a graph stay without
-        for module, training in modes:
-            module.training = training
         for module, attributes, buffers in kept:
             vars(module).clear()
             vars(module).update(attributes)

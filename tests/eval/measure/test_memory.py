@@ -19,8 +19,8 @@ from ropex_eval.measure.feed_forward import ROWS
 from ropex_eval.measure.losses import BYTES_PER_LOGIT, ROWS_BYTES, Scorer
 from ropex_eval.measure.memory import Shape, chunk_for, is_out_of_memory, parse_bytes
 from ropex_eval.measure.reader import Reader
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.passes import Pass
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.tiny_eval import Watch, corpus_of, start, study_of, tiny_causal
 

@@ -13,8 +13,8 @@ import torch
 
 import ropex
 from ropex_eval.running.archive import Archive, common, difference
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.statistics import Estimate
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.shell import Shell
 from tests.support.tiny_eval import (
@@ -223,7 +223,7 @@ def no_bos(place: Place, folder: Path) -> Path:
 
 def longer_excerpts(place: Place, folder: Path) -> Path:
     protocol = Protocol.of((8, 24, 48), 4, excerpt=96)
-    study = study_of(place.folder, place.studies[1].folder, place.studies[1].load(), protocol)
+    study = study_of(place.folder, place.folder / "m1", place.studies[1].load(), protocol)
     start(study, place.folder / "longer", "none")
     return place.folder / "longer"
 

@@ -17,8 +17,8 @@ import pytest
 
 from ropex_eval.report.terminal import format_perplexity
 from ropex_eval.running.archive import Archive
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import NotMeasured
 from tests.support.shell import Shell
@@ -159,7 +159,8 @@ def no_text(folder: Path) -> None:
 
 
 def nothing_finished(folder: Path) -> None:
-    Results(Results.load(folder).about).save(folder)
+    run = Results.load(folder)
+    Results(run.about, run.protocol).save(folder)
 
 
 def cut_text(folder: Path) -> None:

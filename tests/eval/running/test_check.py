@@ -23,7 +23,7 @@ from tests.support.shell import Shell
 from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, tree, words
 
 STRATEGIES = ("none", "yarn:4", "dynamic", "dynamic:2+logn")
-ASKED = ("check", "tiny", "--length", 72, "--data", "book.txt")
+ASKED = ("eval", "tiny", "--check", "--lengths", "36,72", "--data", "book.txt")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_right_harness_passes_in_shorter_number_types(shell: Shell, dtype: str) 
             parameter.mul_(0.2 if parameter.ndim == 2 else 1)
     quiet.save_pretrained(shell.folder / "quiet")
     tiny_tokenizer().save_pretrained(shell.folder / "quiet")
-    asked = ("check", "quiet", *ASKED[2:])
+    asked = ("eval", "quiet", *ASKED[2:])
     assert all(findings(shell.done(*asked, "-s", "yarn:4", "--dtype", dtype)).values())
 
 
@@ -99,8 +99,11 @@ def test_model_without_bos_is_checked_on_request(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--length", "31"), "--length is 31, it must be from 32 to 8192"),
-        (("--length", "1k"), "the longest text, book.txt, has 400 tokens"),
+        (("--lengths", "31"), "texts of 31 tokens cannot be checked, only of 32 to 8192"),
+        (("--lengths", "1k"), "the longest text, book.txt, has 400 tokens"),
+        (("--tasks", "kv"), "--tasks: a check is of what is read alone"),
+        (("--max-memory", "1GiB"), "--max-memory: a check is of what is read alone"),
+        (("-o", "out"), "--out: a check is of what is read alone, and keeps nothing; leave it out"),
         (("-s", "yran"), "unknown strategy 'yran'"),
         (("--bos", "wild"), "the tokenizer of tiny has no token 'wild'"),
     ],

@@ -146,7 +146,7 @@ def test_evaluator_that_is_not_measured_is_told_before_any_work(shell: Shell) ->
     assert "longppl goes by linear:4, which is not measured; add -s linear:4" in told
     assert "unknown strategy 'lineal'" in shell.refused(*asked, "--evaluator", "lineal:4")
     shell.done(*asked, "--evaluator", "yarn:factor=4")  # yarn:4, as it is measured
-    assert Results.load(shell.folder / "out").about["protocol"]["evaluator"] == "yarn:4"
+    assert Results.load(shell.folder / "out").protocol.evaluator == "yarn:4"
 
 
 # Numbers that are none.

@@ -14,8 +14,8 @@ import torch
 import ropex
 from ropex_eval.report.page import render as page_of
 from ropex_eval.report.terminal import render
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from tests.support.tiny_eval import TRAINED, plain_nll, start, study_of, tiny_causal
 
 TEXTS = ("none", "yarn:4", "dynamic")

@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock, Timeout
 
 from ropex_eval.running import work
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.tiny_eval import Watch, break_reading, start, study_of, tree
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import ropex
 from ropex_eval.scores.definitions import DEFINITIONS, Settings, Span, Text, explain
+from ropex_eval.scores.protocol import USUAL, Protocol
 from ropex_eval.study.passes import rows
-from ropex_eval.study.protocol import USUAL, Protocol
 from tests.support.brute_force import BRUTE, Window, losses, mean
 from tests.support.tiny_eval import TRAINED, corpus_of, start, study_of
 

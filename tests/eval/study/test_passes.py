@@ -13,8 +13,8 @@ import ropex
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, LengthClass, Strategy
 from ropex.strategies.frozen import Frozen
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.passes import Pass, batches, length_classes, passes
-from ropex_eval.study.protocol import Protocol
 from tests.support.tiny_eval import (
     BY_LENGTH,
     LENGTHS,

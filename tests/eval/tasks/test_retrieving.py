@@ -15,8 +15,8 @@ from filelock import FileLock
 import ropex
 from ropex_eval.running import retrieving
 from ropex_eval.running.retrieving import Questions, Retriever
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results, Retrieval
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from ropex_eval.tasks import TASKS, ask, cells, measure_task
 from tests.support.tiny_eval import (

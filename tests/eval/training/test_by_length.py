@@ -23,8 +23,8 @@ from transformers import (
 
 import ropex
 from ropex_eval.measure.reader import Reader
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.training.by_length import ByLength
 from ropex_eval.training.callback import FILE, PerplexityByLength
 from tests.support.tiny_eval import (

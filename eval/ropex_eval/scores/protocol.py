@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ropex.strategies.registry import strategy
 from ropex_eval.scores.definitions import Settings, require_known
+from ropex_eval.scores.sealed import read_rows
 
 USUAL = ("local", "fixed", "prefix")
 
@@ -75,7 +77,28 @@ class Protocol:
         evaluator = str(strategy(evaluator))
         return cls(ordered, targets, names, stride, excerpt or ordered[-1], short, evaluator)
 
+    @classmethod
+    def read(cls, stored: dict[str, Any], excerpt: int) -> Protocol:
+        """What `stored` wrote.
+
+        Raises:
+            TypeError: A value is missing, unknown or of another type.
+        """
+        (protocol,) = read_rows(cls, [{**stored, "excerpt": excerpt}])
+        return protocol
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """As files hold it: all but the length of excerpts, which stands with the text."""
+        return {name: each for name, each in asdict(self).items() if name != "excerpt"}
+
     @property
     def settings(self) -> Settings:
         """What definitions need to know besides the length."""
         return Settings(self.targets, self.stride, self.short, self.evaluator)
+
+
+def around(trained: int) -> tuple[int, ...]:
+    """The usual lengths: from a quarter of the trained one to four times as much."""
+    doubled = (trained // 4, trained // 2, trained, 2 * trained, 4 * trained)
+    return tuple(length for length in doubled if length >= 2)
