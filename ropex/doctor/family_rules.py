@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ropex.doctor.findings import Edit, Path, Problem, Rule
-from ropex.doctor.parts import NOTATIONS, Entry, Part, on_parts
-from ropex.doctor.values import MAX, positive
+from ropex.config.edits import Edit, Path
+from ropex.config.entry import Entry, entries_of
+from ropex.config.parts import NOTATIONS, Part
+from ropex.config.values import MAX, positive
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_parts
 from ropex.engines.facts import ENGINES
 
 
@@ -112,12 +115,12 @@ def stated_bases(part: Part) -> dict[Path, float]:
 
 def _full(part: Part) -> list[Entry]:
     """The entries of layers that see all tokens; those of a window may have a base of their own."""
-    return [entry for entry in part.entries if entry.path[-1] != "sliding_attention"]
+    return [entry for entry in entries_of(part) if entry.layer_type != "sliding_attention"]
 
 
 def base_written(part: Part) -> bool:
     """Whether there is a base at all, be it no number, which another rule tells."""
-    raws = [part.raw, *(entry.raw for entry in part.entries)]
+    raws = [part.raw, *(entry.raw for entry in entries_of(part))]
     return any(raw.get("rope_theta") is not None for raw in raws)
 
 
@@ -148,7 +151,7 @@ def _scaled_or_broken(part: Part) -> bool:
     entries = [part.raw.get(key) for key in NOTATIONS]
     if any(entry is not None and not isinstance(entry, dict) for entry in entries):
         return True
-    return any(entry.kind != "default" or "factor" in entry.raw for entry in part.entries)
+    return any(entry.kind != "default" or "factor" in entry.raw for entry in entries_of(part))
 
 
 FAMILY_RULES = (

@@ -7,10 +7,12 @@ from functools import wraps
 from typing import TYPE_CHECKING
 
 from ropex.checkpoints.gguf import Gguf
+from ropex.config.edits import shown
+from ropex.config.entry import USUAL_BETAS
+from ropex.config.values import number, positive
 from ropex.doctor.family_rules import family_of
-from ropex.doctor.findings import Problem, Rule, shown
-from ropex.doctor.values import number, positive
-from ropex.engines.facts import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP, USUAL_BETAS
+from ropex.doctor.findings import Problem, Rule
+from ropex.engines.facts import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint

@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from ropex.doctor.findings import Problem, Rule, shown
-from ropex.doctor.parts import NOTATIONS, Entry, Part, on_entries, on_parts
-from ropex.doctor.values import MAX, ORIGINAL, TYPES
+from ropex.config.edits import shown
+from ropex.config.entry import Entry, entries_of
+from ropex.config.families import BASES, SHARES
+from ropex.config.parts import NOTATIONS, Part
+from ropex.config.values import MAX, ORIGINAL, TYPES
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_entries, on_parts
 from ropex.engines.facts import ENGINES
 
-# Of some families: mrope of Qwen-VL, axial of vision towers, ntk_alpha of HunYuan.
-_TYPES_OF_FAMILIES = ("mrope", "axial", "ntk_alpha")
+# Of some families: axial of vision towers, ntk_alpha of HunYuan.
+_TYPES_OF_FAMILIES = ("axial", "ntk_alpha")
 # fmt: off
 _KEYS = (
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", ORIGINAL,
@@ -20,16 +24,7 @@ _KEYS = (
     "short_mscale", "long_mscale", "alpha",
 )
 # fmt: on
-_AT_ROOT = (
-    "rope_theta",
-    *NOTATIONS,
-    MAX,
-    ORIGINAL,
-    "partial_rotary_factor",
-    "rope_local_base_freq",
-    "rotary_pct",
-    "rotary_emb_base",
-)  # fmt: skip
+_AT_ROOT = (*NOTATIONS, MAX, ORIGINAL, *BASES, *SHARES)
 # Keys of other meanings that some config of transformers 4.57 or 5.23 has.
 _RESEMBLING = frozenset({
     "left_max_position_embeddings", "t2u_max_position_embeddings", "max_2d_position_embeddings",
@@ -68,7 +63,7 @@ def _missing_type(entry: Entry) -> Iterator[Problem]:
 
 def _typed_twin(entry: Entry) -> Entry | None:
     """The entry of the other notation that says all of this one, and its type."""
-    others = [each for each in entry.part.entries if each.path[0] != entry.path[0]]
+    others = [each for each in entries_of(entry.part) if each.path[0] != entry.path[0]]
     twins = [each for each in others if each.raw.items() >= entry.raw.items() and _typed(each)]
     return twins[0] if len(others) == len(twins) == 1 else None
 
@@ -99,7 +94,7 @@ def _unknown_type(entry: Entry) -> Iterator[Problem]:
 @on_entries
 def _type_keys_disagree(entry: Entry) -> Iterator[Problem]:
     """`type` and `rope_type` do not contradict each other."""
-    if {"type", "rope_type"} <= entry.raw.keys() and not _same_type(entry):
+    if {"type", "rope_type"} <= entry.raw.keys() and entry.two_types:
         both = f"type is {shown(entry.raw['type'])} and rope_type {shown(entry.raw['rope_type'])}"
         yield Problem(
             entry.where,
@@ -111,17 +106,12 @@ def _type_keys_disagree(entry: Entry) -> Iterator[Problem]:
 @on_entries
 def _two_type_keys(entry: Entry) -> Iterator[Problem]:
     """One key says the type."""
-    if {"type", "rope_type"} <= entry.raw.keys() and _same_type(entry):
+    if {"type", "rope_type"} <= entry.raw.keys() and not entry.two_types:
         yield Problem(
             entry.where,
             "type and rope_type say the same: harmless, until only one of them is edited",
             advice="keep rope_type alone when the entry is next edited",
         )
-
-
-def _same_type(entry: Entry) -> bool:
-    old, new = entry.raw["type"], entry.raw["rope_type"]
-    return bool(old == new) or (old, new) in (("mrope", "default"), ("su", "longrope"))
 
 
 @on_entries

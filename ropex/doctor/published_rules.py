@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ropex.config.entry import Entry
+from ropex.config.parts import Part
+from ropex.config.values import MAX, close, positive
 from ropex.doctor.family_rules import base_written, stated_bases
 from ropex.doctor.findings import Problem, Rule
-from ropex.doctor.parts import Entry, Part, on_entries, on_parts
-from ropex.doctor.values import MAX, close, positive
+from ropex.doctor.parts import on_entries, on_parts
 from ropex.engines.facts import ENGINES
 
 _USUAL_BASE = 1e4  # what converters and engines write or take where they know no other

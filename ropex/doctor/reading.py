@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ropex.checkpoints.gguf import Gguf, read_gguf
-from ropex.doctor.values import positive
+from ropex.config.values import positive
 from ropex.files.untrusted import (
     Tensor,
     absent_tensors,

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ropex.config.edits import Edit, shown
 from ropex.doctor.diagnosis import examine
-from ropex.doctor.findings import Edit, Finding, shown
+from ropex.doctor.findings import Finding
 from ropex.doctor.loads import why_not
 from ropex.doctor.reading import CONFIG, TOKENIZER, Checkpoint, read
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ropex.config.entry import carrier, write_entry
 from ropex.config.notations import keeps_base, misread_by_5
+from ropex.config.write import carrier, write_entry
 from ropex.model.latent import SOFTMAX_KEYS, same_softmax
 from ropex.model.tables import DynamicTable, PlannedTable, Rows, TableAt, TwoTables
 from ropex.rope import Plan, Rope

@@ -7,25 +7,44 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ropex.config.families import BASES, SHARES
+from ropex.sizes import LARGEST
+
 MAX = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
 TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
-_LARGEST = 1e15  # beyond any length, base or factor
 _SPELLED = re.compile(r"\s*\d{1,15}(\.\d{1,20})?([eE][+-]?\d{1,2})?\s*", re.ASCII)
+_ANY_SIGN = ("mscale", "mscale_all_dim", "alpha")
 
 
 def number(value: Any) -> float | None:
     """The value as a float; None if it is no number, or not one that a config can mean."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if abs(value) <= _LARGEST else None  # False for NaN as well
+    return float(value) if abs(value) <= LARGEST else None  # False for NaN as well
 
 
 def positive(raw: Mapping[str, Any], key: str) -> float | None:
     """A number above 0 under `key`; else None."""
     found = number(raw.get(key))
     return found if found is not None and found > 0 else None
+
+
+def allowed(key: str, value: Any) -> bool:
+    """Whether a value is a number that `key` can have."""
+    found = number(value)
+    if found is None or key in _ANY_SIGN:
+        return found is not None
+    return found > (1 if key in BASES else 0) and (key not in SHARES or found <= 1)
+
+
+def range_of(key: str) -> str:
+    """Which numbers a key can have, in words."""
+    if key in _ANY_SIGN:
+        return "number"
+    least = "number above 1" if key in BASES else "number above 0"
+    return f"{least} and at most 1" if key in SHARES else least
 
 
 def spelled(value: Any) -> float | None:
@@ -41,8 +60,3 @@ def whole(value: float) -> int | float:
 def close(one: float, other: float, share: float = 1e-6) -> bool:
     """Whether two numbers differ by no more than rounding."""
     return math.isclose(one, other, rel_tol=share)
-
-
-def yarn_scale(factor: float, mscale: float = 1.0) -> float:
-    """What YaRN multiplies cos and sin by; its paper for `mscale` 1, DeepSeek for others."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
