@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ropex.config.entry import Entry
-from ropex.config.values import number
+from ropex.config.values import KEYS, ORIGINAL, number
 from ropex.strategies.attention_factors import yarn_temperature
 
 
@@ -28,7 +28,7 @@ def strategy_of(entry: Entry, where: str) -> tuple[str, list[str]]:
     if entry.kind not in _READ:
         given = entry.raw.get("rope_type", entry.raw.get("type"))
         raise ValueError(f"{where} has the rope type {_cut(given)}; known: {', '.join(_READ)}")
-    read, keys = _READ[entry.kind]
+    keys = KEYS[entry.kind]
     for key, value in entry.raw.items():
         # an object is no parameter of any type, and transformers reads none
         unread = value is None or isinstance(value, dict)
@@ -37,7 +37,7 @@ def strategy_of(entry: Entry, where: str) -> tuple[str, list[str]]:
                 f"{where} says {key} in an entry of the type {entry.kind}, which is not part of "
                 f"it; it takes {', '.join(keys) or 'no keys'}"
             )
-    return read(entry)
+    return _READ[entry.kind](entry)
 
 
 def _cut(value: Any) -> str:
@@ -130,20 +130,15 @@ def _longrope(entry: Entry) -> tuple[str, list[str]]:
 # Keys that belong to the model, not to a strategy: which pairs rotate, and what it was trained at.
 _OF_THE_MODEL = (
     "type", "rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "finetuned",
-    "original_max_position_embeddings",
-)  # fmt: skip
-_MSCALES = ("attention_factor", "mscale", "mscale_all_dim", "attn_factor")
-_LISTS = (
-    "factor", "long_factor", "short_factor", "attention_factor", "short_mscale", "long_mscale",
+    ORIGINAL,
 )  # fmt: skip
 _BETAS = ("beta_fast", "beta_slow")
-# Of each type: what reads it, and the keys that it reads.
-_READ: dict[str, tuple[Callable[[Entry], tuple[str, list[str]]], tuple[str, ...]]] = {
-    "default": (_default, ()),
-    "linear": (_by_factor, ("factor",)),
-    "dynamic": (_by_factor, ("factor",)),
-    "yarn": (_yarn, ("factor", *_BETAS, "truncate", *_MSCALES)),
-    "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
-    "longrope": (_longrope, _LISTS),
-    "proportional": (_proportional, ()),
+_READ: dict[str, Callable[[Entry], tuple[str, list[str]]]] = {
+    "default": _default,
+    "linear": _by_factor,
+    "dynamic": _by_factor,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+    "proportional": _proportional,
 }

@@ -12,7 +12,23 @@ from ropex.sizes import LARGEST
 
 MAX = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
-TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+KEYS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": (
+        "factor", "attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale",
+        "mscale_all_dim", "truncate",
+    ),
+    "longrope": (
+        "factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale",
+    ),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "proportional": (),
+}  # fmt: skip
+"""Parameters of each rope type."""
+PARAMETERS = (*dict.fromkeys(key for keys in KEYS.values() for key in keys), "alpha")
+"""Those of all types, HunYuan's included."""
 
 _SPELLED = re.compile(r"\s*\d{1,15}(\.\d{1,20})?([eE][+-]?\d{1,2})?\s*", re.ASCII)
 _ANY_SIGN = ("mscale", "mscale_all_dim", "alpha")

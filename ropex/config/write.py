@@ -6,15 +6,9 @@ from typing import Any
 
 from ropex.config.entry import read_entry
 from ropex.config.notations import version_4, version_5
+from ropex.config.values import ORIGINAL, PARAMETERS
 
-# Parameters of one rope type; they go when another type is written.
-# fmt: off
-_TYPE_KEYS = frozenset({
-    "type", "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-    "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
-    "short_mscale", "long_mscale", "original_max_position_embeddings", "alpha",
-})
-# fmt: on
+_TYPE_KEYS = {"type", ORIGINAL, *PARAMETERS}
 # Rope types whose factor multiplies `max_position_embeddings`, which must stay as trained.
 _MULTIPLIES_MAX = ("linear", "dynamic")
 
@@ -34,17 +28,15 @@ def write_entry(
     old = read_entry(config, layer_type)
     entry = {**{key: old[key] for key in old.keys() - _TYPE_KEYS}, **entry}
     if "llama_4_scaling_beta" in old:  # Ministral 3 reads the original length at every call
-        entry.setdefault(
-            "original_max_position_embeddings", old["original_max_position_embeddings"]
-        )
+        entry.setdefault(ORIGINAL, old[ORIGINAL])
     config.max_position_embeddings = trained if entry["rope_type"] in _MULTIPLIES_MAX else target
     # transformers 4 hands a head_dim of None to YaRN, dynamic and longrope, and 5 for Mixtral.
     # Not by getattr, which some families refuse where layers differ in it (Gemma 4).
     if vars(config).get("head_dim", 0) is None:
         config.head_dim = config.hidden_size // config.num_attention_heads
-    original = entry.get("original_max_position_embeddings")
+    original = entry.get(ORIGINAL)
     # At the root it overrules the entry, and is all that transformers 4 reads for longrope.
-    read_there = hasattr(config, "original_max_position_embeddings") or not version_5()
+    read_there = hasattr(config, ORIGINAL) or not version_5()
     if original is not None and read_there:
         config.original_max_position_embeddings = original
     if layer_type:
@@ -71,5 +63,5 @@ def carrier(ratios: list[float], attention_scale: float, length: int) -> dict[st
         "long_factor": ratios,
         "factor": 1.0,
         "attention_factor": attention_scale,
-        "original_max_position_embeddings": length,
+        ORIGINAL: length,
     }

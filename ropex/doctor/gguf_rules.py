@@ -10,8 +10,8 @@ from ropex.checkpoints.gguf import Gguf
 from ropex.config.edits import shown
 from ropex.config.entry import USUAL_BETAS
 from ropex.config.values import number, positive
-from ropex.doctor.family_rules import family_of
 from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.published import FAMILIES
 from ropex.engines.facts import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def _bad_metadata(file: Gguf) -> Iterator[Problem]:
 @_on_gguf
 def _family_base(file: Gguf) -> Iterator[Problem]:
     """A well-known model has a base that it was published with."""
-    sizes = (_size(file, key) for key in ("vocab_size", "embedding_length", "block_count"))
-    family, base = family_of(file.arch, *sizes), _size(file, "rope.freq_base")
+    sizes = [_size(file, key) for key in ("vocab_size", "embedding_length", "block_count")]
+    family = next((each for each in FAMILIES if each.has(file.arch, *sizes)), None)
+    base = _size(file, "rope.freq_base")
     if family is not None and (base or 1e4) < family.base:
         said = f"is {base:g}" if base else "is missing, so it is 10000"
         yield Problem(

@@ -9,21 +9,14 @@ from ropex.config.edits import shown
 from ropex.config.entry import Entry, entries_of
 from ropex.config.families import BASES, SHARES
 from ropex.config.parts import NOTATIONS, Part
-from ropex.config.values import MAX, ORIGINAL, TYPES
+from ropex.config.values import KEYS, MAX, ORIGINAL, PARAMETERS
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries, on_parts
 from ropex.engines.facts import ENGINES
 
 # Of some families: axial of vision towers, ntk_alpha of HunYuan.
 _TYPES_OF_FAMILIES = ("axial", "ntk_alpha")
-# fmt: off
-_KEYS = (
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", ORIGINAL,
-    "attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-    "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
-    "short_mscale", "long_mscale", "alpha",
-)
-# fmt: on
+_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", ORIGINAL, *PARAMETERS)
 _AT_ROOT = (*NOTATIONS, MAX, ORIGINAL, *BASES, *SHARES)
 # Keys of other meanings that some config of transformers 4.57 or 5.23 has.
 _RESEMBLING = frozenset({
@@ -57,7 +50,7 @@ def _missing_type(entry: Entry) -> Iterator[Problem]:
             entry.where,
             f"there is {present[0]} but no rope_type, so nothing is scaled",
             (entry.set("rope_type", twin.kind),) if twin else (),
-            advice=f"add rope_type: one of {', '.join(TYPES)}",
+            advice=f"add rope_type: one of {', '.join(KEYS)}",
         )
 
 
@@ -69,23 +62,23 @@ def _typed_twin(entry: Entry) -> Entry | None:
 
 
 def _typed(entry: Entry) -> bool:
-    return entry.kind in TYPES and ("rope_type" in entry.raw or "type" in entry.raw)
+    return entry.kind in KEYS and ("rope_type" in entry.raw or "type" in entry.raw)
 
 
 @on_entries
 def _unknown_type(entry: Entry) -> Iterator[Problem]:
     """The type is one that engines know."""
-    known = (*TYPES, *_TYPES_OF_FAMILIES)
+    known = (*KEYS, *_TYPES_OF_FAMILIES)
     if entry.kind in known or entry.part.remote:
         return
     key = "rope_type" if "rope_type" in entry.raw else "type"
     value = entry.raw[key]
     meant = entry.kind.strip().casefold().replace("-", "").replace("_", "")
-    edits = (entry.set(key, meant),) if meant in TYPES else ()
-    near = difflib.get_close_matches(meant[:40], TYPES, 1)
+    edits = (entry.set(key, meant),) if meant in KEYS else ()
+    near = difflib.get_close_matches(meant[:40], KEYS, 1)
     yield Problem(
         entry.where,
-        f"{key} is {shown(value)}; engines know {', '.join(TYPES)}",
+        f"{key} is {shown(value)}; engines know {', '.join(KEYS)}",
         edits,
         f"write {near[0]}, if that was meant" if near else "write one of these",
     )

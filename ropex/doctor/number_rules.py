@@ -9,17 +9,25 @@ from ropex.config.edits import Edit, Path, shown
 from ropex.config.entry import Entry, entries_of
 from ropex.config.families import BASES, SHARES
 from ropex.config.parts import Part
-from ropex.config.values import MAX, ORIGINAL, allowed, positive, range_of, spelled, whole
+from ropex.config.values import (
+    MAX,
+    ORIGINAL,
+    PARAMETERS,
+    allowed,
+    positive,
+    range_of,
+    spelled,
+    whole,
+)
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries, on_parts
 from ropex.engines.facts import ENGINES
 
 _LENGTHS = (MAX, ORIGINAL)
 _AT_ROOT = (*_LENGTHS, *BASES, *SHARES)
+_NO_NUMBERS = ("truncate", "short_factor", "long_factor")
 _IN_ENTRY = (
-    "rope_theta", "partial_rotary_factor", ORIGINAL, "factor", "attention_factor", "attn_factor",
-    "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "short_mscale", "long_mscale",
-    "mscale", "mscale_all_dim", "alpha",
+    "rope_theta", SHARES[0], ORIGINAL, *(key for key in PARAMETERS if key not in _NO_NUMBERS)
 )  # fmt: skip
 _NOT_NULL = (MAX, "rope_theta")  # null is no way to say that a family's own number is meant
 _HF, _SERVERS = ("transformers",), ("vLLM", "SGLang")

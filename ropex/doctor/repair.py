@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from ropex.doctor.diagnosis import examine
 from ropex.doctor.findings import Finding
 from ropex.doctor.loads import why_not
 from ropex.doctor.reading import CONFIG, TOKENIZER, Checkpoint, read
+from ropex.files.writing import atomically
 
 _MOST = 100  # rounds, each of which mends what one rule finds
 
@@ -123,23 +124,13 @@ def _rewrite(path: Path, content: dict[str, Any]) -> Path:
     """Replace a file at once, and return where the old one is kept; all or nothing."""
     backup = _backup(path)
     try:
-        _replace(path, _text(content))
+        with atomically(path) as temporary:
+            temporary.write_text(_text(content), encoding="utf-8")
+            shutil.copymode(path, temporary)
     except OSError:
         backup.unlink()
         raise
     return backup
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _text(content: dict[str, Any] | None) -> str:
@@ -148,24 +139,16 @@ def _text(content: dict[str, Any] | None) -> str:
 
 
 def _backup(path: Path) -> Path:
-    """A copy of a file beside it, under a name that nothing has."""
-    content, backup = path.read_bytes(), _reserved(path)
+    """A copy of a file beside it, under a name that nothing had, a dangling link included."""
+    content = path.read_bytes()
+    for count in itertools.count():
+        backup = path.with_name(f"{path.name}.bak{f'.{count}' if count else ''}")
+        with contextlib.suppress(FileExistsError):
+            backup.touch(exist_ok=False)
+            break
     try:
         backup.write_bytes(content)
     except BaseException:  # a full disk
         backup.unlink()
         raise
     return backup
-
-
-def _reserved(path: Path) -> Path:
-    """An empty file beside a file, under a name that nothing had."""
-    count = 0
-    while True:
-        name = path.with_name(f"{path.name}.bak{f'.{count}' if count else ''}")
-        try:
-            name.touch(exist_ok=False)  # fails if there is one, a dangling link included
-        except FileExistsError:
-            count += 1
-            continue
-        return name

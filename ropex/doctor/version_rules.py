@@ -10,7 +10,7 @@ from ropex.config.entry import Entry, entries_of
 from ropex.config.families import KEYS_IN_4, defaults_in_4
 from ropex.config.notations import is_nested, keys_in_4, misread_by_4
 from ropex.config.parts import Part
-from ropex.config.values import MAX, ORIGINAL, TYPES, close, positive
+from ropex.config.values import KEYS, MAX, ORIGINAL, close, positive
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries, on_parts
 from ropex.engines.facts import ENGINES
@@ -49,7 +49,7 @@ def _notations_disagree(part: Part) -> Iterator[Problem]:
         return
     edits: tuple[Edit, ...] = ()
     typed = isinstance(old, dict) and not {"rope_type", "type"}.isdisjoint(old)
-    told = wrong == ["rope_scaling"] and typed and _comparable(old)["rope_type"] in TYPES
+    told = wrong == ["rope_scaling"] and typed and _comparable(old)["rope_type"] in KEYS
     if isinstance(old, dict) and told and not is_nested(new):
         entry = {key: value for key, value in old.items() if key != "type"}
         entry["rope_type"] = old.get("rope_type", old.get("type"))
