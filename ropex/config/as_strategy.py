@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from ropex.config.entry import Entry
+from ropex.config.entry import USUAL_BETAS, Entry
 from ropex.config.values import KEYS, ORIGINAL, number
 from ropex.strategies.attention_factors import yarn_temperature
+
+# Keys that belong to the model, not to a strategy: which pairs rotate, and what it was trained at.
+_OF_THE_MODEL = (
+    "type", "rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "finetuned",
+    ORIGINAL,
+)  # fmt: skip
+# What strategies call some of them.
+_RENAMED = {"low_freq_factor": "alpha", "high_freq_factor": "beta"}
 
 
 def strategy_of(entry: Entry, where: str) -> tuple[str, list[str]]:
@@ -20,14 +27,33 @@ def strategy_of(entry: Entry, where: str) -> tuple[str, list[str]]:
     Raises:
         ValueError: There is no strategy for its type, or for a key of it.
     """
+    _check(entry, where)
+    if entry.kind == "default":
+        base = entry.stated_base
+        return ("theta", [f"base={_shown(base)}"]) if base else ("none", [])
+    if entry.kind == "proportional":
+        return "proportional", [f"p={_shown(entry.share)}"]
+    raw = entry.raw
+    if raw.get("factor") is None and entry.stretch:
+        raw = {**raw, "factor": entry.stretch}
+    if entry.kind == "yarn":
+        raw = _yarn(raw, entry)
+    if entry.kind == "longrope":
+        raw = _longrope(raw)
+    given = [(key, raw[key]) for key in KEYS[entry.kind] if raw.get(key) is not None]
+    return entry.kind, [f"{_RENAMED.get(key, key)}={_shown(value)}" for key, value in given]
+
+
+def _check(entry: Entry, where: str) -> None:
+    """Raise a ValueError for a type that is not known or not sure, and for a key that is unread."""
     if entry.two_types:
         old, new = entry.raw["type"], entry.raw["rope_type"]
         raise ValueError(
             f"{where} says type is {_cut(old)} and rope_type {_cut(new)}; remove the wrong one"
         )
-    if entry.kind not in _READ:
+    if entry.kind not in KEYS:
         given = entry.raw.get("rope_type", entry.raw.get("type"))
-        raise ValueError(f"{where} has the rope type {_cut(given)}; known: {', '.join(_READ)}")
+        raise ValueError(f"{where} has the rope type {_cut(given)}; known: {', '.join(KEYS)}")
     keys = KEYS[entry.kind]
     for key, value in entry.raw.items():
         # an object is no parameter of any type, and transformers reads none
@@ -37,57 +63,21 @@ def strategy_of(entry: Entry, where: str) -> tuple[str, list[str]]:
                 f"{where} says {key} in an entry of the type {entry.kind}, which is not part of "
                 f"it; it takes {', '.join(keys) or 'no keys'}"
             )
-    return _READ[entry.kind](entry)
 
 
-def _cut(value: Any) -> str:
-    return repr(str(value)[:60] if isinstance(value, str) else value)[:60]
-
-
-def _some(entry: dict[str, Any], *names: str, **renamed: str) -> list[str]:
-    """Parameters that an entry gives, under the names of the strategy."""
-    pairs = [(name, name) for name in names] + list(renamed.items())
-    return [
-        f"{ours}={_shown(entry[theirs])}" for ours, theirs in pairs if entry.get(theirs) is not None
-    ]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "/".join(map(_shown, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _default(entry: Entry) -> tuple[str, list[str]]:
-    base = entry.stated_base
-    return ("theta", [f"base={_shown(base)}"]) if base else ("none", [])
-
-
-def _by_factor(entry: Entry) -> tuple[str, list[str]]:
-    return entry.kind, _some(entry.raw, "factor")
-
-
-def _yarn(entry: Entry) -> tuple[str, list[str]]:
-    raw = {key: value for key, value in _stretched(entry).items() if value or key not in _BETAS}
-    if "truncate" in raw and raw["truncate"] is None:
-        raw["truncate"] = entry.truncate
-    if not isinstance(raw.get("truncate", True), bool):
+def _yarn(raw: dict[str, Any], entry: Entry) -> dict[str, Any]:
+    """With what transformers makes of 0 and null, and one way to say the temperature."""
+    raw = {key: value for key, value in raw.items() if value or key not in USUAL_BETAS}
+    if not isinstance(raw.get("truncate") or False, bool):
         raise ValueError(f"truncate is {_cut(raw['truncate'])}; it must be true or false")
-    given = _some(raw, "factor", *_BETAS, "truncate")
-    if raw.get("attention_factor") is not None:
-        return "yarn", [*given, *_some(raw, "attention_factor")]
-    if (relative := raw.get("attn_factor")) is not None:
-        return "yarn", [*given, f"attention_factor={_times_usual(relative, raw.get('factor'))}"]
-    if raw.get("mscale") and raw.get("mscale_all_dim"):
-        given += _some(raw, "mscale", "mscale_all_dim")
-    return "yarn", given
-
-
-def _stretched(entry: Entry) -> dict[str, Any]:
-    """The entry with the factor that its lengths say, where it has none."""
-    if entry.raw.get("factor") is None and entry.stretch:
-        return {**entry.raw, "factor": entry.stretch}
-    return entry.raw
+    if "truncate" in raw:
+        raw["truncate"] = entry.truncate
+    relative, stated = raw.pop("attn_factor", None), raw.get("attention_factor")
+    if relative is not None and stated is None:
+        stated = raw["attention_factor"] = _times_usual(relative, raw.get("factor"))
+    pair = raw.get("mscale") and raw.get("mscale_all_dim")
+    ignored = () if pair and stated is None else ("mscale", "mscale_all_dim")
+    return {key: value for key, value in raw.items() if key not in ignored}
 
 
 def _times_usual(relative: Any, factor: Any) -> float:
@@ -101,44 +91,29 @@ def _times_usual(relative: Any, factor: Any) -> float:
     return float(relative * yarn_temperature(factor))
 
 
-def _sensible(value: Any) -> bool:
-    """Whether a value is a number above 0 that can be computed with."""
-    return (number(value) or 0) > 0
-
-
-def _llama3(entry: Entry) -> tuple[str, list[str]]:
-    return "llama3", _some(entry.raw, "factor", alpha="low_freq_factor", beta="high_freq_factor")
-
-
-def _proportional(entry: Entry) -> tuple[str, list[str]]:
-    return "proportional", [f"p={_shown(entry.share)}"]
-
-
-def _longrope(entry: Entry) -> tuple[str, list[str]]:
-    raw = _stretched(entry)
+def _longrope(raw: dict[str, Any]) -> dict[str, Any]:
+    """With PhiMoE's two temperatures as one."""
     given = [raw.get(key) for key in ("short_mscale", "long_mscale")]
     if wrong := [each for each in given if each is not None and not _sensible(each)]:
-        raise ValueError(f"an mscale is {str(wrong[0])[:60]!r}; it must be a number above 0")
+        raise ValueError(f"an mscale is {_cut(wrong[0])}; it must be a number above 0")
     scales = set(given) - {None}
     if raw.get("attention_factor") is None and scales:
         if len(scales) > 1:
             raise ValueError("short_mscale and long_mscale differ, and a strategy has one of them")
         raw = {**raw, "attention_factor": scales.pop()}
-    return "longrope", _some(raw, "factor", "long_factor", "short_factor", "attention_factor")
+    return {key: value for key, value in raw.items() if not key.endswith("_mscale")}
 
 
-# Keys that belong to the model, not to a strategy: which pairs rotate, and what it was trained at.
-_OF_THE_MODEL = (
-    "type", "rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "finetuned",
-    ORIGINAL,
-)  # fmt: skip
-_BETAS = ("beta_fast", "beta_slow")
-_READ: dict[str, Callable[[Entry], tuple[str, list[str]]]] = {
-    "default": _default,
-    "linear": _by_factor,
-    "dynamic": _by_factor,
-    "yarn": _yarn,
-    "llama3": _llama3,
-    "longrope": _longrope,
-    "proportional": _proportional,
-}
+def _sensible(value: Any) -> bool:
+    """Whether a value is a number above 0 that can be computed with."""
+    return (number(value) or 0) > 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "/".join(map(_shown, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _cut(value: Any) -> str:
+    return repr(value)[:60]

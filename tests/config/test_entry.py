@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import ropex
 from ropex.config.entry import read_entry
-from ropex.config.from_file import read_strategy, require_base
+from ropex.config.from_file import read_strategy
 from ropex.config.notations import version_5
 from ropex.config.numbers import frequencies
 from ropex.config.write import carrier
@@ -66,73 +64,23 @@ def test_a_file_gives_what_transformers_computes(tmp_path: Path, scaling: dict[s
     torch.testing.assert_close(frequencies(entry, 16, 64, 2), table.double(), rtol=3e-6, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (config_of(base=1e6), "theta:1000000"),
-        (config_of(base=1e6, rope_scaling=None), "theta:1000000"),
-        ({"model_type": "gpt_neox", "rotary_emb_base": 20000, "rotary_pct": 0.25}, "theta:20000"),
-        ({"text_config": config_of("gemma3_text", base=1e6)}, "theta:1000000"),
-        ({"text_config": config_of(rope_scaling=YARN), "rope_scaling": None}, "yarn:4"),
-        (config_of(rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]}), "theta:10000"),
-        (config_of(rope_scaling={"type": "su", **LISTS, "factor": 2.0}), "longrope:factor=2,"
-         f"long_factor={'/'.join(['2'] * 8)},short_factor={'/'.join(['1'] * 8)}"),
-        (
-            config_of(rope_parameters={"rope_type": "proportional", "partial_rotary_factor": 0.5}),
-            "proportional:0.5",
-        ),
-    ],
-)  # fmt: skip
-def test_every_notation_is_read_from_a_file(tmp_path: Path, content: Any, text: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    assert read_strategy(f"@{tmp_path}") == ropex.strategy(text)
+ENTRIES = {
+    "dynamic goes by the length of the config": {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        ORIGINAL: 16,
+    },
+    "a ramp without width, as in Kimi K2": YARN | {"beta_fast": 1.0},
+    "a factor of null is what the lengths say": YARN | {"factor": None},
+}
 
 
-@pytest.mark.parametrize(
-    ("scaling", "message"),
-    [
-        (YARN | {"type": "linear"}, "type is 'linear' and rope_type 'yarn'; remove the wrong one"),
-        (YARN | {"truncate": "false"}, "truncate is 'false'; it must be true or false"),
-        (YARN | {"rope_type": None}, "has the rope type None"),
-    ],
-)
-def test_what_has_no_one_meaning_is_refused(tmp_path: Path, scaling: Any, message: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config_of(rope_scaling=scaling)))
-    with pytest.raises(ValueError, match=re.escape(message)):
-        read_strategy(f"@{tmp_path}")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"model_type": "gpt_neox", "rotary_emb_base": 2e4, "rope_scaling": YARN},
-        {"model_type": "modernbert", "global_rope_theta": 2e4, "rope_scaling": YARN},
-        {"text_config": config_of(base=2e4, rope_scaling=YARN)},
-        {"rope_theta": None, "rope_scaling": YARN, "rope_parameters": YARN | {"rope_theta": 2e4}},
-    ],
-)
-def test_another_base_is_found_wherever_it_stands(tmp_path: Path, content: Any) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    require_base(f"@{tmp_path}", 2e4)
-    with pytest.raises(ValueError, match=r"scales a base \(rope_theta\) of 20000"):
-        require_base(f"@{tmp_path}", 1e4)
-
-
-def test_dynamic_goes_by_the_length_of_the_config() -> None:
-    entry = {"rope_type": "dynamic", "factor": 2.0, ORIGINAL: 16}
-    entry, table, _ = computed(config_of(rope_scaling=entry), 256)
+@pytest.mark.parametrize("scaling", ENTRIES.values(), ids=ENTRIES)
+def test_the_numbers_are_those_of_transformers(scaling: dict[str, Any]) -> None:
+    if scaling["factor"] is None and not version_5():
+        pytest.skip("transformers 4 stops at a factor of null")
+    entry, table, _ = computed(config_of(rope_scaling=scaling), 256)
     torch.testing.assert_close(frequencies(entry, 16, 64, 256), table.double(), rtol=3e-6, atol=0)
-
-
-def test_a_ramp_without_width_is_computed_as_kimi_k2_does() -> None:
-    entry, table, _ = computed(config_of(rope_scaling=YARN | {"beta_fast": 1.0}))
-    torch.testing.assert_close(frequencies(entry, 16, 64, 2), table.double(), rtol=3e-6, atol=0)
-
-
-@pytest.mark.skipif(not version_5(), reason="transformers 4 stops at a factor of null")
-def test_a_factor_of_null_is_what_the_lengths_say() -> None:
-    entry, table, _ = computed(config_of(rope_scaling=YARN | {"factor": None}))
-    torch.testing.assert_close(frequencies(entry, 16, 64, 2), table.double(), rtol=3e-6, atol=0)
 
 
 def lists(pairs: int, **more: Any) -> dict[str, Any]:
