@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropex.config.families import BASES, SHARES
-from ropex.sizes import LARGEST
+from ropex.sizes import LARGEST, LONGEST
 
 MAX = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
@@ -31,6 +31,7 @@ PARAMETERS = (*dict.fromkeys(key for keys in KEYS.values() for key in keys), "al
 """Those of all types, HunYuan's included."""
 
 _SPELLED = re.compile(r"\s*\d{1,15}(\.\d{1,20})?([eE][+-]?\d{1,2})?\s*", re.ASCII)
+_MOST = {**dict.fromkeys(SHARES, 1), **dict.fromkeys((MAX, ORIGINAL), LONGEST)}
 _ANY_SIGN = ("mscale", "mscale_all_dim", "alpha")
 
 
@@ -52,7 +53,7 @@ def allowed(key: str, value: Any) -> bool:
     found = number(value)
     if found is None or key in _ANY_SIGN:
         return found is not None
-    return found > (1 if key in BASES else 0) and (key not in SHARES or found <= 1)
+    return (1 if key in BASES else 0) < found <= _MOST.get(key, LARGEST)
 
 
 def range_of(key: str) -> str:
@@ -60,7 +61,7 @@ def range_of(key: str) -> str:
     if key in _ANY_SIGN:
         return "number"
     least = "number above 1" if key in BASES else "number above 0"
-    return f"{least} and at most 1" if key in SHARES else least
+    return f"{least} and at most {_MOST[key]}" if key in _MOST else least
 
 
 def spelled(value: Any) -> float | None:

@@ -143,10 +143,8 @@ def _missing_factor(entry: Entry) -> Iterator[Problem]:
         return
     if entry.kind == "dynamic" and "alpha" in entry.raw:  # Hunyuan's
         return
-    edits: tuple[Edit, ...] = ()
-    original, longest = entry.original, entry.longest
-    if entry.kind == "yarn" and original and longest and longest > original:
-        edits = (entry.set("factor", longest / original),)  # what transformers 5 takes it to be
+    known = entry.stretch if entry.kind == "yarn" else None  # as transformers 5 takes it
+    edits = (entry.set("factor", known),) if known and known > 1 else ()
     yield Problem(
         entry.where,
         f"the {entry.kind} type has no factor: transformers 4 stops with an error",

@@ -108,8 +108,9 @@ def test_the_doctor_counts_pairs_as_transformers_does(raw: dict[str, Any]) -> No
         ({"model_type": "gpt_neox", "rotary_emb_base": "10000"}, True),
         (config_of("gemma3_text", rope_local_base_freq="1e4"), True),
         (config_of(base=1.0), False),
+        (config_of() | {"max_position_embeddings": 2**41}, False),
     ],
 )
-def test_the_doctor_tells_a_base_that_loading_refuses(raw: dict[str, Any], fixable: bool) -> None:
+def test_the_doctor_tells_a_number_that_loading_refuses(raw: dict[str, Any], fixable: bool) -> None:
     [finding] = examine(Checkpoint({"config.json": raw}))
     assert (finding.rule, finding.fixable) == ("bad-number", fixable)
