@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ropex.config.entry import read_entry
+from ropex.config.entry import completed_entry
 from ropex.config.from_file import read_strategy
 from ropex.config.notations import version_5
 from ropex.config.numbers import frequencies
@@ -36,7 +36,7 @@ def computed(
 ) -> tuple[dict[str, Any], Tensor, float]:
     """The entry that transformers has after loading, its table and its factor of cos and sin."""
     config = CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(raw))
-    entry = read_entry(config)
+    entry = completed_entry(config)
     table, scale = ROPE_INIT_FUNCTIONS[entry["rope_type"]](
         config, torch.device("cpu"), seq_len=length
     )
@@ -71,6 +71,7 @@ ENTRIES = {
         ORIGINAL: 16,
     },
     "a ramp without width, as in Kimi K2": YARN | {"beta_fast": 1.0},
+    "two lengths, of which version 5 takes that at the root": YARN | {ORIGINAL: 16},
     "a factor of null is what the lengths say": YARN | {"factor": None},
 }
 
@@ -79,7 +80,7 @@ ENTRIES = {
 def test_the_numbers_are_those_of_transformers(scaling: dict[str, Any]) -> None:
     if scaling["factor"] is None and not version_5():
         pytest.skip("transformers 4 stops at a factor of null")
-    entry, table, _ = computed(config_of(rope_scaling=scaling), 256)
+    entry, table, _ = computed(config_of(rope_scaling=scaling) | {ORIGINAL: 32}, 256)
     torch.testing.assert_close(frequencies(entry, 16, 64, 256), table.double(), rtol=3e-6, atol=0)
 
 
