@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from ropex.config.edits import Edit
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
+
+_Place = TypeVar("_Place")
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 """`error`: some engine computes something else or stops; `warning`: it may, or a limit is in the
@@ -117,6 +120,24 @@ class Finding:
             "fixable": self.fixable,
             "edits": [edit.to_json() for edit in self.edits],
         }
+
+
+def on_each(
+    found: Callable[[Checkpoint], Iterable[_Place]],
+) -> Callable[[Callable[[_Place], Iterator[Problem]]], Callable[[Checkpoint], Iterator[Problem]]]:
+    """A decorator that makes the check of one place that of all places in a checkpoint."""
+
+    def on_all(
+        check: Callable[[_Place], Iterator[Problem]],
+    ) -> Callable[[Checkpoint], Iterator[Problem]]:
+        @wraps(check)
+        def check_all(checkpoint: Checkpoint) -> Iterator[Problem]:
+            for place in found(checkpoint):
+                yield from check(place)
+
+        return check_all
+
+    return on_all
 
 
 def _strict(value: Any) -> bool:

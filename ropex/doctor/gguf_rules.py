@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ropex.checkpoints.gguf import Gguf
 from ropex.config.edits import shown
 from ropex.config.entry import USUAL_BETAS
 from ropex.config.values import number, positive
-from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.findings import Problem, Rule, on_each
 from ropex.doctor.published import FAMILIES
 from ropex.engines.facts import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP
 
@@ -29,17 +28,10 @@ _TYPES = ("none", "linear", "yarn", "longrope")
 _EDIT = "edit the metadata (gguf_set_metadata.py), or give llama.cpp --override-kv"
 
 
-def _on_gguf(
-    check: Callable[[Gguf], Iterator[Problem]],
-) -> Callable[[Checkpoint], Iterator[Problem]]:
+@on_each
+def _on_gguf(checkpoint: Checkpoint) -> tuple[Gguf, ...]:
     """The check of a GGUF file, where there is one."""
-
-    @wraps(check)
-    def of_file(checkpoint: Checkpoint) -> Iterator[Problem]:
-        if checkpoint.gguf is not None:
-            yield from check(checkpoint.gguf)
-
-    return of_file
+    return () if checkpoint.gguf is None else (checkpoint.gguf,)
 
 
 @_on_gguf

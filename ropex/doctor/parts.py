@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ropex.config.entry import Entry, entries_of
 from ropex.config.parts import Part, parts_of
-from ropex.doctor.findings import Problem
+from ropex.doctor.findings import on_each
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
@@ -22,28 +21,12 @@ def parts(checkpoint: Checkpoint) -> Iterator[Part]:
         yield from parts_of(Part((), config, remote, checkpoint.trained, checkpoint.target))
 
 
-def on_parts(
-    check: Callable[[Part], Iterator[Problem]],
-) -> Callable[[Checkpoint], Iterator[Problem]]:
-    """The check of every part, from the check of one."""
-
-    @wraps(check)
-    def all_parts(checkpoint: Checkpoint) -> Iterator[Problem]:
-        for part in parts(checkpoint):
-            yield from check(part)
-
-    return all_parts
+def _entries(checkpoint: Checkpoint) -> Iterator[Entry]:
+    for part in parts(checkpoint):
+        yield from entries_of(part)
 
 
-def on_entries(
-    check: Callable[[Entry], Iterator[Problem]],
-) -> Callable[[Checkpoint], Iterator[Problem]]:
-    """The check of every entry, from the check of one."""
-
-    @wraps(check)
-    def all_entries(checkpoint: Checkpoint) -> Iterator[Problem]:
-        for part in parts(checkpoint):
-            for entry in entries_of(part):
-                yield from check(entry)
-
-    return all_entries
+on_parts = on_each(parts)
+"""The check of every part, from the check of one."""
+on_entries = on_each(_entries)
+"""The check of every entry, from the check of one."""
