@@ -29,7 +29,7 @@ _CHECKED = ("rope_theta", "factor", "partial_rotary_factor")
 class Entry:
     """One rope entry, as it is written and as numbers.
 
-    Whatever is no number that a config can mean is None here, as if it were not said.
+    A value that cannot be meant as a number is None here, as if it were absent.
 
     Attributes:
         part: The config, or the part of one, where it stands.
@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """Its rope type, as transformers calls it; empty if that is no text."""
+        """Its rope type, as transformers calls it; empty if it is not a string."""
         found = self.raw.get("rope_type", self.raw.get("type", "default"))
         return _NAMES.get(found, found) if isinstance(found, str) else ""
 
@@ -75,7 +75,7 @@ class Entry:
 
     @property
     def base(self) -> float | None:
-        """The base as a number; YAML takes 1e6 for text."""
+        """The base as a number; YAML reads 1e6 as a string."""
         value = self.stated_base
         found = number(value) or spelled(value)
         return found if found and found > 0 else None
@@ -181,7 +181,7 @@ def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
 
     Raises:
         UnsupportedModel: The config has one entry per layer type, and none was named.
-        ValueError: The config does not say what the base is, or a number in it is none.
+        ValueError: The config does not say its base, or a number in it is out of range.
     """
     entry = read_entries(config)
     if layer_type:

@@ -41,14 +41,14 @@ def read_strategy(text: str) -> Strategy:
 
 
 def require_base(text: str, base: float) -> None:
-    """Refuse the strategy of a file whose base is another than the model's.
+    """Refuse a strategy from a file whose base differs from the model's.
 
     Args:
         text: As for `read_strategy`.
-        base: `rope_theta` of the model that is to be patched.
+        base: `rope_theta` of the model to be patched.
 
     Raises:
-        ValueError: The file scales another base, so that the result would be another as well.
+        ValueError: The file scales a different base, so the result would differ too.
     """
     if not text.startswith("@"):
         return
@@ -104,7 +104,7 @@ def _settings(path: Path) -> dict[str, Any]:
         said = yaml.safe_load(_content(path))  # which reads JSON as well
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none, thousands of digits
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date, thousands of digits
         raise ValueError(f"{path} is neither JSON nor YAML ({type(error).__name__})") from None
     if not isinstance(said, dict):
         raise ValueError(f"{path} holds no settings")

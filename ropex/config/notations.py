@@ -190,12 +190,12 @@ def fold_version_5(raw: dict[str, Any], config: Any) -> None:
 def keys_in_4(part: Part) -> dict[str, Any] | None:
     """The keys that say `rope_parameters` to transformers 4; None where 4 has no use for any.
 
-    None as well where `rope_parameters` is too broken for an answer; other rules tell that.
+    None also where `rope_parameters` is too broken to answer; other rules report that.
     """
     entries = part.raw.get("rope_parameters")
     if part.model_type not in BASE_IN_4 or not isinstance(entries, dict) or part.remote:
         return None
-    if is_nested(entries) != (part.model_type in BY_LAYER):  # which is another rule's
+    if is_nested(entries) != (part.model_type in BY_LAYER):  # which another rule reports
         return None
     entries = _filled(part, entries)
     each = entries.values() if is_nested(entries) else [entries]

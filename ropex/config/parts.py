@@ -24,8 +24,8 @@ class Part:
         path: Keys that lead to it.
         raw: Its JSON.
         remote: Whether code of the checkpoint's own reads it.
-        trained: Tokens that it was trained at by a `ropex.json` beside it.
-        target: Tokens that it is to reach by the same.
+        trained: Tokens that it was trained at, by a `ropex.json` beside it.
+        target: Tokens that it will reach, by the same file.
     """
 
     path: Path

@@ -36,7 +36,7 @@ _ANY_SIGN = ("mscale", "mscale_all_dim", "alpha")
 
 
 def number(value: Any) -> float | None:
-    """The value as a float; None if it is no number, or not one that a config can mean."""
+    """The value as a float; None if it is not a number, or too large to be meant."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) <= LARGEST else None  # False for NaN as well

@@ -22,7 +22,7 @@ def write_entry(
         config: A config of either version; keys of other uses in its old entry are kept.
         entry: The new rope entry; `rope_theta` stays as it was if it is left out.
         trained: Tokens that the model was trained at.
-        target: Tokens that it is to reach.
+        target: Tokens that it will reach.
         layer_type: Of which layers, in a config with an entry for each type.
     """
     old = read_entry(config, layer_type)
@@ -54,7 +54,7 @@ def carrier(ratios: list[float], attention_scale: float, length: int) -> dict[st
     Args:
         ratios: Unscaled frequency over wanted one, of each pair.
         attention_scale: What cos and sin are multiplied by.
-        length: Tokens that the model is to reach; written as the switch point, so that both
+        length: Tokens that the model will reach; written as the switch point, so that both
             lists, which are equal, mean the same in every engine.
     """
     return {

@@ -23,7 +23,7 @@ RULES = (
     *NOTATION_RULES, *NUMBER_RULES, *LAYER_RULES, *TYPE_RULES, *PUBLISHED_RULES, *LENGTH_RULES,
     *ATTENTION_RULES, *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES, *GGUF_RULES,
 )  # fmt: skip
-"""In the order of mending: spelling and numbers first, then what compares them."""
+"""In the order of fixing: spelling and numbers first, then what compares them."""
 
 ENGINES = (*engines.ENGINES, "mlx-lm", "exllamav3", "TensorRT-LLM")
 """Whatever a finding may be about."""

@@ -27,7 +27,7 @@ class Problem:
     Attributes:
         where: The place: a file, or a file and keys.
         message: What is wrong, and what follows from it.
-        edits: What mends it; none where that takes a person's decision.
+        edits: What fixes it; none where a person has to decide.
         advice: What that person does.
         severity: If it is not that of the rule.
         engines: If not all of the rule go wrong here.
@@ -91,8 +91,8 @@ class Finding:
         where: A file, or a file and keys.
         message: What is wrong, and what follows from it.
         engines: Which engines go wrong.
-        fix: What mends it, in words.
-        edits: The same as changes of JSON files; none where it takes a person's decision.
+        fix: What fixes it, in words.
+        edits: The same as changes to JSON files; none where a person has to decide.
     """
 
     rule: str
@@ -105,7 +105,7 @@ class Finding:
 
     @property
     def fixable(self) -> bool:
-        """Whether `repair` mends it."""
+        """Whether `repair` fixes it."""
         return bool(self.edits)
 
     def to_json(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _original_disagrees(entry: Entry) -> Iterator[Problem]:
 
 
 def _right(entry: Entry, *lengths: float) -> int | None:
-    """Which of two trained lengths is meant: the known one, or that which the factor confirms."""
+    """Which of two trained lengths is meant: the known one, or the one that the factor confirms."""
     if entry.part.trained in lengths:
         return entry.part.trained
     if not entry.factor or not entry.longest or entry.kind == "llama3":
@@ -187,7 +187,7 @@ def _tokenizer_limit(checkpoint: Checkpoint) -> Iterator[Problem]:
     if said is not None and (isinstance(said, bool) or not isinstance(said, (int, float))):
         yield Problem(
             "tokenizer_config.json: model_max_length",
-            f"model_max_length is {shown(said)}, which is no number, so no text can be read",
+            f"model_max_length is {shown(said)}, which is not a number, so no text can be read",
             advice="write how many tokens the model reads",
             severity="error",
             engines=ENGINES,

@@ -125,7 +125,7 @@ def _misspelt_key(entry: Entry) -> Iterator[Problem]:
 
 
 def _meant(key: str, known: tuple[str, ...]) -> str | None:
-    """The known key that one which is none resembles; None if there is none."""
+    """The known key that an unknown one resembles; None if there is none."""
     folded = key[:60].casefold().replace("-", "_")
     near = difflib.get_close_matches(folded, known, 1, cutoff=0.9)
     return near[0] if near and key not in known else None

@@ -1,4 +1,4 @@
-"""Well-known models, told by their sizes, and what they were published with."""
+"""Well-known models, recognised by their sizes, and what they were published with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USUAL_BASE = 1e4
 
 @dataclass(frozen=True)
 class Published:
-    """Models that are told by their sizes.
+    """Models that are recognised by their sizes.
 
     Attributes:
         name: As people call them.
@@ -23,7 +23,7 @@ class Published:
         base: Their `rope_theta`; in `FAMILIES`, the smallest that any was published with.
         lengths: `max_position_embeddings` that they were published with.
         shared: Lengths at which another published model of these sizes has the usual base.
-        experts: Of a mixture; 0 where that tells nothing.
+        experts: Of a mixture; 0 where they do not matter.
         unsaid: Whether published configs may leave the base out, and engines take it then.
     """
 
@@ -59,7 +59,7 @@ class Published:
         return self.has(part.model_type, *(positive(part.raw, key) for key in keys))
 
 
-# From the published configs. Sizes that do not tell a family for certain are left out: Qwen2.5
+# From the published configs. Sizes that do not identify a family are left out: Qwen2.5
 # shares some with Qwen2.5-Math, whose base is 10000; Code Llama shares its own with any Llama 2
 # whose vocabulary was padded to 32016; the Yi models of 9 billion parameters do not all have the
 # base of the others.

@@ -1,7 +1,6 @@
 """Whether a config with the sizes of a well-known model still says what that was made with.
 
-Warnings, except where the sizes tell a model for certain: who trains it further may change this
-with intent.
+Mostly warnings: whoever trains a model further may change this on purpose.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def _full(part: Part) -> list[Entry]:
 
 
 def _base_written(part: Part) -> bool:
-    """Whether there is a base at all, be it no number, which another rule tells."""
+    """Whether there is a base at all, even one that is not a number, which another rule reports."""
     raws = [part.raw, *(entry.raw for entry in entries_of(part))]
     return any(raw.get("rope_theta") is not None for raw in raws)
 
@@ -99,7 +98,7 @@ def _family_scaling(part: Part) -> Iterator[Problem]:
 
 
 def _scaled_or_broken(part: Part) -> bool:
-    """Whether there is any scaling, be it one that another rule finds fault with."""
+    """Whether there is any scaling, even one that another rule reports."""
     entries = [part.raw.get(key) for key in NOTATIONS]
     if any(entry is not None and not isinstance(entry, dict) for entry in entries):
         return True
@@ -148,7 +147,7 @@ def _published_length(entry: Entry) -> Iterator[Problem]:
     if entry.kind not in ("dynamic", "linear") or not longest or not factor or not entry.scaled:
         return
     model = next((each for each in LENGTHS if each.is_like(part)), None)
-    known = entry.original or part.trained  # by which another rule tells it
+    known = entry.original or part.trained  # by which another rule reports it
     if model is None or part.remote or longest in model.lengths or known:
         return
     trained = [each for each in model.lengths if close(each * factor, longest, _ROUNDING)]

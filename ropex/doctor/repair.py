@@ -1,4 +1,4 @@
-"""Mend what findings know how to mend, and keep what was there."""
+"""Fix what findings know how to fix, and keep what was there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ropex.doctor.loads import why_not
 from ropex.doctor.reading import CONFIG, TOKENIZER, Checkpoint, read
 from ropex.files.writing import atomically
 
-_MOST = 100  # rounds, each of which mends what one rule finds
+_MOST = 100  # rounds, one rule in each
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Repair:
 def repair(
     path: Path | str, *, engine: str | None = None, trained_length: int | None = None
 ) -> Repair:
-    """Mend a checkpoint in place; what was there is kept as `config.json.bak`, or with a number.
+    """Fix a checkpoint in place; what was there is kept as `config.json.bak`, or with a number.
 
     Nothing but config.json and tokenizer_config.json is ever changed. What the installed
     transformers made a model of before, it makes a model of after.
@@ -74,7 +74,7 @@ def _check_loading(old: dict[str, Any], new: dict[str, Any], mended: tuple[Findi
     rules = ", ".join(dict.fromkeys(finding.rule for finding in mended))
     raise ValueError(
         f"the installed transformers loads this {CONFIG}, and would not once {rules} are fixed "
-        f"({shown(reason)}), so nothing was changed; mend it by hand"
+        f"({shown(reason)}), so nothing was changed; fix it by hand"
     )
 
 
@@ -83,7 +83,7 @@ def repaired(
 ) -> tuple[Checkpoint, tuple[Finding, ...]]:
     """The checkpoint as it would be, and the findings that are gone; nothing is written.
 
-    What one rule finds is mended at a time, the first rule first, since that may bring or settle
+    What one rule finds is fixed at a time, the first rule first, since that may bring or settle
     what others find.
 
     Raises:
@@ -100,7 +100,7 @@ def repaired(
         mended += now
     raise ValueError(
         f"the fixes of {fixable[0].rule} and of other rules undo each other on this config, so "
-        "nothing was changed; mend it by hand"
+        "nothing was changed; fix it by hand"
     )
 
 
@@ -134,7 +134,7 @@ def _rewrite(path: Path, content: dict[str, Any]) -> Path:
 
 
 def _text(content: dict[str, Any] | None) -> str:
-    """A document as it is written; unlike Python, it tells 4 from 4.0."""
+    """A document as it is written; unlike Python, it distinguishes 4 from 4.0."""
     return json.dumps(content, indent=2) + "\n"
 
 

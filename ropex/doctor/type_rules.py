@@ -111,7 +111,7 @@ def _swapped_lists(entry: Entry) -> Iterator[Problem]:
 
 @on_entries
 def _idle_lists(entry: Entry) -> Iterator[Problem]:
-    """The lists of a longrope entry divide, where it is to reach further."""
+    """The lists of a longrope entry divide, where the model reaches further."""
     original, longest = entry.original, entry.longest
     further = (original and longest and longest > original) or (entry.factor or 1) > 1
     if entry.kind != "longrope" or not further or entry.part.remote:
@@ -127,7 +127,7 @@ def _idle_lists(entry: Entry) -> Iterator[Problem]:
 
 
 def _total(divisors: list[float | None]) -> float:
-    """Their sum; not a number, which is neither more nor less, if one of them is none above 0."""
+    """Their sum; NaN, which compares as neither more nor less, unless all are above 0."""
     found = [each for each in divisors if each is not None and each > 0]
     return sum(found) if len(found) == len(divisors) else math.nan
 

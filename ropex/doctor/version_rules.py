@@ -49,8 +49,8 @@ def _notations_disagree(part: Part) -> Iterator[Problem]:
         return
     edits: tuple[Edit, ...] = ()
     typed = isinstance(old, dict) and not {"rope_type", "type"}.isdisjoint(old)
-    told = wrong == ["rope_scaling"] and typed and _comparable(old)["rope_type"] in KEYS
-    if isinstance(old, dict) and told and not is_nested(new):
+    settled = wrong == ["rope_scaling"] and typed and _comparable(old)["rope_type"] in KEYS
+    if isinstance(old, dict) and settled and not is_nested(new):
         entry = {key: value for key, value in old.items() if key != "type"}
         entry["rope_type"] = old.get("rope_type", old.get("type"))
         kept = {key: new[key] for key in ("rope_theta", "partial_rotary_factor") if key in new}
