@@ -7,6 +7,9 @@ import re
 LONGEST = 2**40
 """Tokens beyond which no text and no trained length is meant."""
 
+LARGEST = 1e30
+"""A number that float32 and bfloat16 hold, with room for what is made of it."""
+
 _MOST_LENGTHS = 1000
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ropex.doctor.attention_rules import ATTENTION_RULES
-from ropex.doctor.family_rules import FAMILY_RULES
 from ropex.doctor.file_rules import ADAPTER_RULES, FILE_RULES
 from ropex.doctor.findings import Finding
 from ropex.doctor.gguf_rules import GGUF_RULES
@@ -21,11 +20,10 @@ from ropex.doctor.version_rules import VERSION_RULES
 from ropex.engines import facts as engines
 
 RULES = (
-    *NOTATION_RULES, *NUMBER_RULES, *LAYER_RULES, *TYPE_RULES, *FAMILY_RULES,
-    *PUBLISHED_RULES, *LENGTH_RULES, *ATTENTION_RULES, *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES,
-    *GGUF_RULES,
+    *NOTATION_RULES, *NUMBER_RULES, *LAYER_RULES, *TYPE_RULES, *PUBLISHED_RULES, *LENGTH_RULES,
+    *ATTENTION_RULES, *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES, *GGUF_RULES,
 )  # fmt: skip
-"""In the order of mending: spelling and numbers first, then what compares them."""
+"""In the order of fixing: spelling and numbers first, then what compares them."""
 
 ENGINES = (*engines.ENGINES, "mlx-lm", "exllamav3", "TensorRT-LLM")
 """Whatever a finding may be about."""

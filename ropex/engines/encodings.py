@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ropex.config.entry import carrier
 from ropex.config.notations import with_magnitude
+from ropex.config.write import carrier
 from ropex.engines.wanted import Wanted
 
 # Float64 against float64: a power of the base costs a few units in the last place.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from ropex.config.entry import USUAL_BETAS
+
 Verdict: TypeAlias = Literal["yes", "part", "no"]
 """`part`: under a condition, or with a part of the method left out; the note says which."""
 
@@ -199,8 +201,6 @@ _YARN = {
     (True, False): "yarn, other ramp",
     (True, True): "yarn, other ramp and temperature",
 }
-USUAL_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
-"""The bounds of YaRN's ramp, in turns, that every engine takes where a config says none."""
 
 
 def has_ramp(entry: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ropex.config import numbers as formulas
+from ropex.config.entry import USUAL_BETAS
 from ropex.engines.answer import Export
 from ropex.engines.choose import compare
 from ropex.engines.encodings import base_of, constant
@@ -15,7 +16,6 @@ from ropex.engines.facts import (
     LLAMA_CPP_LISTS,
     LLAMA_CPP_RAMP,
     LLAMA_CPP_SLIDING,
-    USUAL_BETAS,
     own_betas,
 )
 from ropex.engines.readers import Reading

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ropex.checkpoints.find import load_skeleton
 from ropex.config import numbers as formulas
-from ropex.config.entry import reach, read_entries, read_entry
+from ropex.config.entry import completed_entry, reach, read_entries
 from ropex.config.notations import is_nested, misread_by_4
 from ropex.errors import UnsupportedModel
 from ropex.model.rotary import main_site, sites
@@ -26,7 +26,6 @@ from ropex.patching.record import Record
 from ropex.patching.saving import completed
 from ropex.rope import Rope
 
-_ORIGINAL = "original_max_position_embeddings"
 _PART = "text_config"  # of a model that also sees or hears
 
 
@@ -167,7 +166,7 @@ def _lengths(
     if not isinstance(site, BufferSite):
         length = site.rope(given).trained_length
         return length, length
-    entry = _entry(site)
+    entry = completed_entry(site.config, site.layer_type)
     said = int(
         given or getattr(site.config, "max_position_embeddings", 0) or site.said_length() or 0
     )
@@ -188,7 +187,9 @@ def _wanted(
     if part and part not in raw:
         part, refusal = "", f"ropex does not know which part of config.json is {config.model_type}"
     raw = raw[part] if part else raw
-    entry = _entry(site) if base else {"rope_type": "default", "rope_theta": base}
+    entry: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
+    if base:
+        entry = completed_entry(config, site.layer_type)
     dim, short, long, scale = _numbers(site, handle, entry, lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `misread` says it
@@ -202,16 +203,6 @@ def _wanted(
         refusal=refusal,
         several=is_nested(entries) or not getattr(site, "alone", True),
     )  # fmt: skip
-
-
-def _entry(site: Site) -> dict[str, Any]:
-    """The entry, and in it the length before scaling, where the config has that elsewhere."""
-    entry, config = read_entry(site.config, site.layer_type), site.config
-    entry.pop("type", None)
-    if entry["rope_type"] in ("yarn", "llama3", "longrope"):
-        length = getattr(config, _ORIGINAL, None) or config.max_position_embeddings
-        entry.setdefault(_ORIGINAL, length)
-    return entry
 
 
 def _refusal(site: Site, handle: Patch | None) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ropex.config.entry import write_entry
+from ropex.config.write import write_entry
 from ropex.model.attributes import set_attribute
 from ropex.rope import Plan
 

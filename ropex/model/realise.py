@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ropex.config.entry import carrier, write_entry
 from ropex.config.notations import keeps_base, misread_by_5
+from ropex.config.write import carrier, write_entry
 from ropex.model.latent import SOFTMAX_KEYS, same_softmax
 from ropex.model.sites.slots import Slot
 from ropex.model.tables import Native, PlannedTable, TransformersTable, close, outside_config

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
+from ropex.sizes import LARGEST as LARGEST
 from ropex.sizes import LONGEST, format_size
 
 Length: TypeAlias = int | Tensor
@@ -21,8 +22,8 @@ LengthClass: TypeAlias = Literal["static", "two", "per_length"]
 LARGEST_FACTOR = 2**20
 """The largest factor; a float32 table still represents the result."""
 
-SMALLEST, LARGEST = 1e-30, 1e30
-"""Numbers that float32 and bfloat16 hold with room for what is made of them."""
+SMALLEST = 1 / LARGEST
+"""What float32 and bfloat16 hold with room for what is made of it."""
 
 LARGEST_SCALE = 1000
 """The largest factor of cos and sin, and the inverse of the smallest."""

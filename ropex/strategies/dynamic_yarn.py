@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
+from ropex.strategies.attention_factors import yarn_temperature
 from ropex.strategies.base import Length, PerLength
 from ropex.strategies.yarn import band, linear_ramp, require_band
 
@@ -44,7 +43,7 @@ class DynamicYarn(PerLength):
         """Blend as `yarn` does, with the growth as the factor."""
         bounds = band(rope, self.beta_fast, self.beta_slow, self.truncate, rope.trained_length)
         share, growth = linear_ramp(rope, *bounds), self.growth(rope, length)
-        scale = plan.attention_scale * (0.1 * torch.log(growth) + 1)
+        scale = plan.attention_scale * yarn_temperature(growth)
         return replace(
             plan,
             inv_freq=plan.inv_freq * (share / growth + (1 - share)),

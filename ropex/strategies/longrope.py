@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
+from ropex.strategies.attention_factors import longrope_temperature
 from ropex.strategies.base import (
     LARGEST,
     LARGEST_FACTOR,
@@ -96,7 +96,7 @@ class LongRope(Scaled):
         """Factor of cos and sin (section 3.2 of the code's `attention_factor`)."""
         if self.attention_factor is not None:
             return float(self.attention_factor)
-        return math.sqrt(1 + math.log(self.scale(rope)) / math.log(rope.trained_length))
+        return longrope_temperature(self.scale(rope), rope.trained_length)
 
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `longrope` type."""

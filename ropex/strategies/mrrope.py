@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ropex.rope import Plan, Rope
+from ropex.strategies.attention_factors import yarn_temperature
 from ropex.strategies.base import Length, Scaled, require_scale
 from ropex.strategies.yarn import band, require_band
 
@@ -48,7 +48,7 @@ class MrRope(Scaled):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Divide each frequency by its stretch, and multiply the temperature."""
         scale = self.scale(rope)
-        temperature = self.attention_factor or 0.1 * math.log(scale) + 1
+        temperature = self.attention_factor or yarn_temperature(scale)
         return replace(
             plan,
             inv_freq=plan.inv_freq * scale ** -self.share(rope),

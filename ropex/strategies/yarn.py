@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
+from ropex.strategies.attention_factors import yarn_quotient, yarn_temperature
 from ropex.strategies.base import (
     LARGEST,
     Length,
@@ -114,16 +115,16 @@ class Yarn(Scaled):
         """Factor of cos and sin (the paper's `sqrt(1 / t)`, equation 22)."""
         if self.attention_factor is not None:
             return float(self.attention_factor)
-        growth = math.log(self.scale(rope))
+        scale = self.scale(rope)
         if self.mscale is not None and self.mscale_all_dim is not None:
-            return (0.1 * self.mscale * growth + 1) / (0.1 * self.mscale_all_dim * growth + 1)
-        return 0.1 * growth + 1
+            return yarn_quotient(scale, self.mscale, self.mscale_all_dim)
+        return yarn_temperature(scale)
 
     def latent_temperature(self, rope: Rope) -> float:
         """Factor of the logits of latent attention, as DeepSeek's code has it."""
         if self.mscale_all_dim is None:
             return 1.0
-        mscale = 0.1 * self.mscale_all_dim * math.log(self.scale(rope)) + 1.0
+        mscale = yarn_temperature(self.scale(rope), self.mscale_all_dim)
         return mscale * mscale
 
     def native(self, rope: Rope) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ropex.config.entry import write_entry
+from ropex.config.write import write_entry
 from ropex.errors import UnsupportedModel
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite

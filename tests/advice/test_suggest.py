@@ -13,7 +13,7 @@ import ropex
 from ropex.advice import bounds
 from ropex.advice.candidates import UNTRAINED, candidates, require_beyond
 from ropex.cli import main
-from ropex.config.entry import carrier
+from ropex.config.write import carrier
 from ropex.engines.facts import ENGINES, encoding
 from ropex.rope import Rope
 from ropex.strategies.registry import list_strategies, registry

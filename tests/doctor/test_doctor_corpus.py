@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import transformers
 
+from ropex.config.families import BASE_IN_4
 from ropex.config.notations import written
 from ropex.doctor import ENGINES, RULES, Checkpoint, examine, repaired
-from ropex.doctor.version_4 import BASE_IN_4
 from tests.support.doctor_configs import GOOD, NOTED, Config, mutated, scaled
 from tests.support.doctor_fixed import FIXED
 from tests.support.doctor_mutations import BAD

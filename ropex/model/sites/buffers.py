@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.config.entry import reach, read_entries, read_entry, scaling_of, switch_of, write_entry
+from ropex.config.entry import reach, read_entries, read_entry, scaling_of, switch_of
 from ropex.config.notations import is_nested
+from ropex.config.write import write_entry
 from ropex.model.attributes import set_attribute
 from ropex.model.options import Options
 from ropex.model.realise import realise

@@ -74,6 +74,23 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "longrope:factor=1,long_factor=2/4,attention_factor=1.1",
     ),
+    "a base alone": ({"rope_theta": 5e5, "rope_scaling": None}, "theta:500000"),
+    "Pythia": (
+        {"model_type": "gpt_neox", "rotary_emb_base": 20000, "rotary_pct": 0.25}, "theta:20000",
+    ),
+    "Gemma 3": ({"text_config": {"model_type": "gemma3_text", "rope_theta": 1e6}}, "theta:1000000"),
+    "a part": ({"text_config": {"rope_scaling": QWEN}, "rope_scaling": None}, "yarn:4"),
+    "a part, and another outside": (
+        {"text_config": {"rope_scaling": QWEN}, "rope_scaling": LLAMA3}, "yarn:4",
+    ),
+    "Qwen2-VL": (
+        {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}},
+        "theta:1000000",
+    ),
+    "Gemma 4": (
+        {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
+        "proportional:0.5",
+    ),
     "LLaMA-Factory": ({"rope_scaling": "yarn", "cutoff_len": 32768}, "yarn:length=32k"),
     "its linear": ({"rope_scaling": "linear", "cutoff_len": 8192}, "linear:length=8k"),
 }  # fmt: skip
@@ -147,6 +164,21 @@ def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: s
             '{"rope_scaling": {"type": "yarn", "attn_factor": 1}}',
             "attn_factor is 1 and factor None; give numbers above 0",
         ),
+        (
+            "config.json",
+            '{"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 4}}',
+            "type is 'linear' and rope_type 'yarn'; remove the wrong one",
+        ),
+        (
+            "config.json",
+            '{"rope_scaling": {"type": "yarn", "factor": 4, "truncate": "false"}}',
+            "truncate is 'false'; it must be true or false",
+        ),
+        (
+            "config.json",
+            '{"rope_scaling": {"rope_type": null, "factor": 4}}',
+            "has the rope type None; known: default",
+        ),
         ("t.yaml", "rope_scaling: magic\ncutoff_len: 4096", "known: linear, dynamic"),
         ("t.yaml", "rope_scaling: linear", "no cutoff_len"),
         ("f.csv", "a,b,c", "no list of factors"),
@@ -178,6 +210,10 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         ({"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}}, 1e6),
         ({"rope_theta": "1e6", "rope_scaling": QWEN}, 1e6),
         ({"rope_parameters": {"full_attention": {**QWEN, "rope_theta": 5e5}}}, 5e5),
+        ({"model_type": "gpt_neox", "rotary_emb_base": 2e4, "rope_scaling": QWEN}, 2e4),
+        ({"model_type": "modernbert", "global_rope_theta": 2e4, "rope_scaling": QWEN}, 2e4),
+        ({"text_config": {"rope_theta": 2e4, "rope_scaling": QWEN}}, 2e4),
+        ({"rope_theta": None, "rope_scaling": QWEN, "rope_parameters": {"rope_theta": 2e4}}, 2e4),
         ({"rope_parameters": LARGER_BASE}, None),  # the base is the strategy
         ({"rope_scaling": QWEN}, None),
         ({"rope_scaling": "yarn", "cutoff_len": 32768}, None),
