@@ -21,6 +21,7 @@ from ropex.model.rotary import main_site, sites
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
 from ropex.model.tables import close
+from ropex.model.trained_length import require_stated
 from ropex.patching.handle import Patch, patch
 from ropex.patching.record import Record
 from ropex.patching.saving import completed
@@ -122,7 +123,7 @@ def read(
     model = load_skeleton(folder, trust_remote_code=trust_remote_code)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     site = main_site(sites(model))
-    _require_length(folder, raw, site, trained_length)
+    require_stated(model, site, trained_length)
     base = _base(site)
     record = Record.read(folder) if strategy is None else Record.in_config_of(folder)
     kept = record.strategies if record and not record.in_config else []
@@ -134,19 +135,6 @@ def read(
     handle = applied[-1] if applied else None
     lengths = _lengths(site, handle, None if strategy else record, trained_length)
     return _wanted(raw, main_site(sites(model)), handle, base, lengths)
-
-
-def _require_length(folder: Path, raw: dict[str, Any], site: Site, given: int | None) -> None:
-    """Refuse to take a family's default for the trained length."""
-    names = {*site.lengths, *(site.config.attribute_map.get(name, name) for name in site.lengths)}
-    parts = (raw, raw.get(_PART) or {})
-    if given is None and not any(
-        isinstance(part.get(n), (int, float)) for part in parts for n in names
-    ):
-        raise ValueError(
-            f"{folder / 'config.json'} does not say the trained length in a number "
-            "(max_position_embeddings); give --trained-length N"
-        )
 
 
 def _base(site: Site) -> float:
