@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,6 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from ropex_eval.measure.losses import Scorer
-    from tests.support.cli_world import World
     from tests.support.shell import Shell
     from tests.support.tiny_eval import Watch
 
@@ -42,7 +40,7 @@ def _own_precision() -> Iterator[None]:
 
 @pytest.fixture
 def llama() -> Any:
-    from tests.support.cases import tiny_model
+    from tests.support.models import tiny_model
 
     return tiny_model("llama")
 
@@ -50,16 +48,9 @@ def llama() -> Any:
 @pytest.fixture(scope="module")
 def causal() -> Any:
     """In float64: two ways to a number round differently, and each processor in its own way."""
-    from tests.support.tiny_eval import tiny_causal
+    from tests.support.models import tiny_causal
 
     return tiny_causal().double()
-
-
-@pytest.fixture(scope="module")
-def scorer(causal: Any) -> Scorer:
-    from ropex_eval.measure.losses import Scorer
-
-    return Scorer(causal)
 
 
 @pytest.fixture
@@ -83,25 +74,16 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Watch:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny Llama and its tokenizer; nobody changes it."""
-    from tests.support.tiny_eval import save_checkpoint
+    from tests.support.models import save_checkpoint
 
     return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture
-def world(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> World:
-    from tests.support.cli_world import World
+def world(checkpoint: Path, shell: Shell) -> Shell:
+    """The command line in a folder with a model and a text."""
     from tests.support.tiny_eval import words
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # verbs replace it
-    (tmp_path / "tiny").mkdir()
-    for path in checkpoint.iterdir():
-        (tmp_path / "tiny" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "book.txt").write_text(words(200), encoding="utf-8")
-    return World(tmp_path, capsys)
+    shutil.copytree(checkpoint, shell.folder / "tiny")
+    (shell.folder / "book.txt").write_text(words(200), encoding="utf-8")
+    return shell

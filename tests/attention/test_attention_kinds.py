@@ -13,7 +13,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import ropex
-from tests.support.cases import STATIC, logits, tiny_model, tokens
+from tests.support.cases import STATIC
+from tests.support.models import logits, tiny_model, tokens
 
 KINDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 FLASH = KINDS[-1]

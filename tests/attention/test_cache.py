@@ -13,17 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import ropex
-from tests.support.cases import (
-    ALL,
-    BY_LENGTH,
-    FAMILIES,
-    QUERY,
-    STATIC,
-    TRAINED,
-    logits,
-    tiny_model,
-    tokens,
-)
+from tests.support.cases import ALL, BY_LENGTH, FAMILIES, QUERY, STATIC
+from tests.support.models import TRAINED, logits, tiny_model, tokens
 
 IDS = tokens()
 

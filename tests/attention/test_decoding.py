@@ -10,16 +10,8 @@ from torch import Tensor
 
 import ropex
 from ropex.families import tiny as families
-from tests.support.cases import (
-    BY_LENGTH,
-    LONG,
-    QUERY,
-    STATIC,
-    TRAINED,
-    logits,
-    tiny_model,
-    tokens,
-)
+from tests.support.cases import BY_LENGTH, QUERY, STATIC
+from tests.support.models import LONG, TRAINED, logits, tiny_model, tokens
 
 IDS = tokens()
 

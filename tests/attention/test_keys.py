@@ -16,7 +16,7 @@ from transformers import DynamicCache, StaticCache
 
 import ropex
 from ropex.families import tiny
-from tests.support.cases import TRAINED, logits, tiny_model, tiny_t5gemma, tokens
+from tests.support.models import TRAINED, logits, tiny_model, tiny_t5gemma, tokens
 
 IDS = tokens()
 BEFORE = "was not filled under this patch"

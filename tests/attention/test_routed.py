@@ -24,7 +24,7 @@ from ropex.families.tiny import causal_types, tiny_model
 from ropex.model.reach import MOST, probe_size, unreached
 from ropex.patching.verify import Verification
 from ropex_eval.measure.context_parallel import _attention, _gather
-from tests.support.cases import logits, tokens
+from tests.support.models import logits, tokens
 
 IDS = tokens(60)
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 import ropex
 from ropex.attention.shifted import shift_attention
 from ropex.errors import UnsupportedModel
-from tests.support.cases import VOCABULARY, logits, tiny_model, tokens
+from tests.support.models import VOCABULARY, logits, tiny_model, tokens
 
 HEADS = 4
 

@@ -17,7 +17,7 @@ from ropex.checkpoints.find import load_model, load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.notations import version_5
 from ropex.families import tiny as families
-from tests.support.cases import TRAINED, logits, tiny_model, tokens
+from tests.support.models import TRAINED, logits, tiny_model, tokens
 
 IDS = tokens()
 VERSION_5 = version_5()

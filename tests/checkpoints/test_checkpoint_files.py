@@ -15,7 +15,7 @@ import ropex
 from ropex.checkpoints.find import find, load_model, load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.notations import version_5
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
 from tests.support.shell import Shell
 
 

@@ -12,7 +12,7 @@ import torch
 import ropex
 from ropex.checkpoints.find import load_model, load_skeleton
 from ropex.patching.record import Record
-from tests.support.cases import logits, tiny_model, tokens
+from tests.support.models import logits, tiny_model, tokens
 from tests.support.shell import Shell
 
 IDS = tokens()

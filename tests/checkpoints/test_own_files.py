@@ -19,7 +19,7 @@ from ropex.checkpoints.copies import _clonefile, provide
 from ropex.checkpoints.find import load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.notations import version_5
-from tests.support.cases import logits, tiny_model, tokens
+from tests.support.models import logits, tiny_model, tokens
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ropex
 from ropex.model.sites.layouts import RowsBySize
-from tests.support.cases import TRAINED, logits, tokens
+from tests.support.models import TRAINED, logits, tokens
 from tests.support.remote_code import DOUBLES
 from tests.support.remote_rotary import BaichuanRotary
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ropex
 from ropex.checkpoints.remote_code import load_remote
-from tests.support.cases import TRAINED, logits, tokens
+from tests.support.models import TRAINED, logits, tokens
 from tests.support.remote_code import DOUBLES
 from tests.support.remote_rotary import ChatGLMRotary
 
@@ -95,9 +95,7 @@ def test_a_strategy_over_lost_tables_is_that_over_whole_ones(text: str) -> None:
 def test_qwen_that_has_lost_more_than_tables_is_refused() -> None:
     model: Any = DOUBLES["qwen"]()
     model.transformer.h[1].attn.logn_tensor.zero_()
-    with pytest.raises(
-        ropex.UnsupportedModel, match=r"load it with ropex\.checkpoints"
-    ):
+    with pytest.raises(ropex.UnsupportedModel, match=r"load it with ropex\.checkpoints"):
         ropex.patch(model, "linear:2")
 
 

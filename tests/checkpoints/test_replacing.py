@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,11 @@ from ropex.checkpoints.find import load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.files import places
 from ropex.files.places import BUILT, put, workplace
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
+from tests.support.paths import python
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ROPEX_KILLS", "6"))
 """How often a process is killed; each is a fork of one that has imported everything."""
 
@@ -83,14 +81,7 @@ def write(folder: Path, out: Path, text: str = "yarn:4", **options: Any) -> None
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX does it")
 def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(KILLS)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", KILLED, str(KILLS), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *turns, last = done.stdout.splitlines()
     assert len(turns) == KILLS

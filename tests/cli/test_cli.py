@@ -11,22 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 import ropex
 from ropex.cli.common import _says_trained_length
 from ropex.strategies.registry import registry
 from ropex_eval.scores.results import Results
-from tests.support.cli_world import (
-    World,
-    change_config,
-    evaluation,
-    python,
-    save_gpt2,
-    with_config,
-    write,
-)
-from tests.support.tiny_eval import save_checkpoint, strict_json, tiny_causal, tree
+from tests.support.models import plain, save_checkpoint, save_with_tokenizer, tiny_causal, tiny_gpt2
+from tests.support.paths import python
+from tests.support.shell import Shell, change_config, evaluation, with_config, write
+from tests.support.tiny_eval import strict_json, tree
 
 # The command itself.
 
@@ -48,7 +42,7 @@ def test_start_is_light(statement: str) -> None:
 
 
 def test_error_of_a_real_process_is_one_line(tmp_path: Path) -> None:
-    save_gpt2(tmp_path / "gpt2")
+    save_with_tokenizer(tiny_gpt2(), tmp_path / "gpt2")
     call = "import sys; from ropex.cli import main; sys.exit(main(sys.argv[1:]))"
     done = python("-c", call, "eval", str(tmp_path / "gpt2"), "-s", "yarn:4")
     assert done.returncode == 2
@@ -64,7 +58,7 @@ def test_reader_that_leaves_early_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_version_is_told(world: World) -> None:
+def test_version_is_told(world: Shell) -> None:
     assert world("--version") == (0, f"ropex {ropex.__version__}\n", "")
 
 
@@ -72,7 +66,7 @@ VERBS = ("eval", "demo", "patch", "show", "suggest", "strategies")
 
 
 @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
-def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
+def test_help_is_told(world: Shell, verb: tuple[str, ...]) -> None:
     status, out, err = world(*verb, "--help")
     assert (status, err) == (0, "")
     assert f"usage: ropex {' '.join(verb)}".rstrip() in out
@@ -106,18 +100,18 @@ def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
         (("eval", "tiny", "--lengths=-8"), "'-8' is not a length"),
     ],
 )
-def test_wrong_usage_is_one_line(world: World, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_usage_is_one_line(world: Shell, arguments: tuple[str, ...], message: str) -> None:
     assert message in world.refused(*arguments)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
-def test_traceback_is_shown_only_on_request(world: World, place: int) -> None:
+def test_traceback_is_shown_only_on_request(world: Shell, place: int) -> None:
     command = ["show", "tiny", "-s", "nothing"]
     with pytest.raises(ValueError, match="unknown strategy"):
         world(*command[:place], "--traceback", *command[place:])
 
 
-def test_a_bug_is_not_taken_for_a_mistake(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_taken_for_a_mistake(world: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(pattern: str) -> list[str]:
         raise KeyError(pattern)
 
@@ -126,7 +120,7 @@ def test_a_bug_is_not_taken_for_a_mistake(world: World, monkeypatch: pytest.Monk
         world("strategies")
 
 
-def test_libraries_are_quiet(world: World) -> None:
+def test_libraries_are_quiet(world: Shell) -> None:
     hub = logging.getLogger("huggingface_hub")
     hub.setLevel(logging.WARNING)
     assert world("show", "tiny")[0] == 0
@@ -136,7 +130,7 @@ def test_libraries_are_quiet(world: World) -> None:
 @pytest.mark.parametrize("model", ["", "./my-lama", "../my-lama", "~/my-lama", "/no/my-lama",
                                    "models/llama/8b", "my-lama/", ".my-lama"])  # fmt: skip
 def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
-    world: World, monkeypatch: pytest.MonkeyPatch, model: str
+    world: Shell, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
@@ -171,7 +165,7 @@ def no_bos() -> list[str]:
 
 def gpt2(*arguments: str) -> Callable[[], list[str]]:
     def prepare() -> list[str]:
-        save_gpt2(Path("gpt2"))
+        save_with_tokenizer(tiny_gpt2(), Path("gpt2"))
         return [*arguments]
 
     return prepare
@@ -399,7 +393,7 @@ REFUSALS = {
     ("prepare", "message"), [pytest.param(*case, id=name) for name, case in REFUSALS.items()]
 )
 def test_mistake_is_one_line_and_changes_no_file(
-    world: World, prepare: Callable[[], list[str]], message: str
+    world: Shell, prepare: Callable[[], list[str]], message: str
 ) -> None:
     assert message in world.refused(*prepare())
 
@@ -424,7 +418,7 @@ def test_trained_length_is_looked_for_under_the_names_that_a_family_gives_it(
     assert _says_trained_length(tmp_path, lengths, AutoConfig.for_model("gpt2")) == says
 
 
-def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World) -> None:
+def test_trained_length_that_no_config_says_is_taken_from_the_user(world: Shell) -> None:
     change_config(Path("tiny"), max_position_embeddings=None)
     status, out, _ = world("show", "tiny", "--trained-length", "32")
     assert status == 0
@@ -435,14 +429,13 @@ def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World)
 
 
 def logits_of(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    auto: Any = AutoModelForCausalLM
     with torch.no_grad():
-        logits: torch.Tensor = auto.from_pretrained(folder).eval()(ids).logits
+        logits: torch.Tensor = plain(folder)(ids).logits
     return logits
 
 
 @pytest.mark.parametrize("text", ["none", "yarn:4", "linear:4", "linear:2+ntk:2", "dynamic:4"])
-def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: World, text: str) -> None:
+def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: Shell, text: str) -> None:
     source = tree(Path("tiny"))
     status, out, err = world("patch", "tiny", "-s", text, "-o", "new/deep")
     assert (status, out) == (0, "")
@@ -456,7 +449,7 @@ def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: World, text: str) 
         assert torch.equal(logits_of(Path("new/deep"), ids), model(ids).logits)
 
 
-def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
+def test_patched_checkpoint_is_measured_like_the_patch(world: Shell) -> None:
     assert world("patch", "tiny", "-s", "yarn:4", "-o", "new")[0] == 0
     world.eval("-s", "yarn:4")
     world.eval("-s", "none", "--trained-length", "32", "-o", "other", model="new")
@@ -467,12 +460,12 @@ def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
             assert theirs.nll == pytest.approx(ours.nll, rel=1e-6)
 
 
-def test_patch_takes_one_strategy(world: World) -> None:
+def test_patch_takes_one_strategy(world: Shell) -> None:
     message = world.refused("patch", "tiny", "-s", "yarn:4", "-s", "logn", "-o", "new")
     assert "holds one strategy; give one -s, or yarn:4+logn to combine them" in message
 
 
-def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
+def test_patch_replaces_a_checkpoint_only_by_force(world: Shell) -> None:
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     message = world.refused("patch", "tiny", "-s", "linear:4", "-o", "new")
     assert "new exists; --force replaces it" in message
@@ -484,7 +477,7 @@ def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
 @pytest.mark.parametrize("out", ["tiny", "./tiny/", "link", ".", "../{here}/tiny"])
-def test_patch_never_writes_over_its_source(world: World, out: str, force: tuple[str, ...]) -> None:
+def test_patch_never_writes_over_its_source(world: Shell, out: str, force: tuple[str, ...]) -> None:
     Path("link").symlink_to("tiny", target_is_directory=True)
     out = out.format(here=world.folder.name)
     message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
@@ -492,14 +485,14 @@ def test_patch_never_writes_over_its_source(world: World, out: str, force: tuple
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_patch_never_replaces_what_is_no_checkpoint(world: World, force: tuple[str, ...]) -> None:
+def test_patch_never_replaces_what_is_no_checkpoint(world: Shell, force: tuple[str, ...]) -> None:
     write("thesis/chapter.txt", "years of work")
     for out in ("thesis", "book.txt"):
         message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
         assert f"{out} exists and is not a checkpoint, so it is not replaced" in message
 
 
-def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: World) -> None:
+def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: Shell) -> None:
     write("node/config.json", '{"port": 80}')
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     write("new/runs/log.txt", "years of work")
@@ -510,7 +503,7 @@ def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world:
 
 
 def test_patch_that_fails_at_the_last_step_puts_back_what_was_there(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     real, before = os.replace, tree(Path("new"))
@@ -527,17 +520,16 @@ def test_patch_that_fails_at_the_last_step_puts_back_what_was_there(
 
 
 @pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn"])
-def test_strategy_that_no_config_holds_is_not_saved(world: World, text: str) -> None:
+def test_strategy_that_no_config_holds_is_not_saved(world: Shell, text: str) -> None:
     message = world.refused("patch", "tiny", "-s", text, "-o", "new")
     assert f"{text} cannot be written into a config" in message
     assert "ropex.patch" in message
 
 
-def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> None:
+def test_training_a_patched_checkpoint_leaves_its_source_alone(world: Shell) -> None:
     source = tree(Path("tiny"))
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained("new")
+    model = plain(Path("new"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
@@ -548,7 +540,7 @@ def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> 
 # ropex strategies
 
 
-def test_strategies_are_listed(world: World) -> None:
+def test_strategies_are_listed(world: Shell) -> None:
     status, out, err = world("strategies")
     assert (status, err) == (0, "")
     for name, cls in registry().items():
@@ -566,13 +558,13 @@ def test_strategies_are_listed(world: World) -> None:
         ("LLAMA?", ["llama3"]),
     ],
 )
-def test_strategies_are_listed_by_wildcard(world: World, pattern: str, names: list[str]) -> None:
+def test_strategies_are_listed_by_wildcard(world: Shell, pattern: str, names: list[str]) -> None:
     _, out, _ = world("strategies", pattern)
     heads = [line.split(" ")[0] for line in out.splitlines() if not line.startswith(" ")]
     assert heads == names
 
 
-def test_strategies_are_a_table_for_documents(world: World) -> None:
+def test_strategies_are_a_table_for_documents(world: Shell) -> None:
     status, out, _ = world("strategies", "--markdown")
     assert status == 0
     header, rule, *rows = out.splitlines()

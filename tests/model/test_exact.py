@@ -10,7 +10,8 @@ import torch
 
 import ropex
 from ropex.rope import Rope
-from tests.support.cases import ALL, FAMILIES, logits, rope_settings, tiny_model, tokens
+from tests.support.cases import ALL, FAMILIES
+from tests.support.models import logits, rope_settings, tiny_model, tokens
 
 FAR = torch.tensor([[0, 1, 4095, 65_537, 131_071, 131_072]])
 IDS = tokens()

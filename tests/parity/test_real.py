@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from ropex_eval.measure.losses import Scorer
 from ropex_eval.study.corpus import Corpus, load_corpus
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
+from tests.support.paths import REAL
 from tests.support.tiny_eval import start
 
-REAL = Path(os.environ.get("ROPEX_REAL", Path(__file__).parents[3] / "shared" / "real"))
 STORIES, TEXT = REAL / "stories260K", REAL / "texts" / "tinystories_val.txt"
 TRAINED = 512
 

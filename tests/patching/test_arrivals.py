@@ -43,7 +43,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 import ropex
 from ropex.families.tiny import tiny_model
 from ropex.model.sites.slots import Given
-from tests.support.cases import logits, tokens
+from tests.support.models import logits, tokens
 from tests.support.remote_code import DOUBLES
 
 NEW = not transformers.__version__.startswith("4.")
@@ -82,7 +82,6 @@ def crossed(*names: str, without: str = "") -> list[tuple[str, str]]:
 # Of torch, transformers and peft, about what they do by themselves.
 THEIRS = pytest.mark.filterwarnings(
     "ignore:FSDP is switching to use `NO_SHARD`",
-    "ignore:`is_gradient_checkpointing` is deprecated",
     "ignore:Model has `tie_word_embeddings=True` and a tied layer",
 )
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.config.notations import version_5
@@ -17,9 +16,9 @@ from ropex.strategies.frozen import Frozen
 from ropex.train import RopeGuard
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.results import Results
-from tests.support.cases import logits, tiny_model, tokens
-from tests.support.cli_world import World
-from tests.support.tiny_eval import plain_nll, tiny_causal, tiny_tokenizer, words
+from tests.support.models import logits, plain, tiny_causal, tiny_model, tiny_tokenizer, tokens
+from tests.support.shell import Shell
+from tests.support.tiny_eval import plain_nll, words
 
 SWITCH, TRAINED, PAIRS = 32, 128, 8
 SHORT = [1.0] * 7 + [1.25]
@@ -203,7 +202,7 @@ def small_lists() -> dict[str, Any]:
 
 
 @pytest.fixture
-def switching(world: World) -> World:
+def switching(world: Shell) -> Shell:
     """A working directory with a checkpoint that switches at 16 tokens, trained at 48."""
     tiny_causal(**small_lists()).save_pretrained("lists")
     tiny_tokenizer().save_pretrained("lists")
@@ -225,7 +224,7 @@ def check_measured(model: Any, lengths: tuple[int, ...]) -> None:
 EVAL = ("--lengths", "8,16,24,64", "--definitions", "prefix")
 
 
-def test_eval_reads_each_length_with_the_list_that_it_has(switching: World) -> None:
+def test_eval_reads_each_length_with_the_list_that_it_has(switching: Shell) -> None:
     status, _, err = switching.eval("-s", "none", "-s", "yarn:2", *EVAL, model="lists")
     assert status == 0, err
     assert "trained at 48 tokens" in err
@@ -243,7 +242,7 @@ def test_what_eval_holds_reads_pieces_as_the_model_reads_the_whole(at: int) -> N
     torch.testing.assert_close(scores[0].double(), plain, rtol=0, atol=1e-5)
 
 
-def test_what_patch_writes_is_read_again(world: World) -> None:
+def test_what_patch_writes_is_read_again(world: Shell) -> None:
     text = "longrope:factor=2,long_factor=1/1.5/2/4"
     assert world("patch", "tiny", "-s", text, "-o", "lists")[0] == 0
     status, _, err = world.eval("-s", "none", *EVAL, model="lists")
@@ -253,9 +252,9 @@ def test_what_patch_writes_is_read_again(world: World) -> None:
         check_measured(patch.model, (8, 16, 24, 64))
 
 
-def test_patch_show_suggest_and_train_take_it(switching: World) -> None:
+def test_patch_show_suggest_and_train_take_it(switching: Shell) -> None:
     assert switching("patch", "lists", "-s", "none", "-o", "same")[0] == 0
-    copies = [AutoModelForCausalLM.from_pretrained(name).eval() for name in ("lists", "same")]
+    copies = [plain(Path(name)) for name in ("lists", "same")]
     for length in (10, 40):
         ours, theirs = (logits(model, IDS[:, :length]) for model in copies)
         assert torch.equal(ours, theirs)

@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload
 
 import ropex
-from tests.support.cases import TRAINED, logits, tiny_model, tokens
+from tests.support.models import TRAINED, logits, tiny_model, tokens
 
 IDS = tokens()
 

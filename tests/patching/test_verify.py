@@ -12,7 +12,7 @@ from transformers import FalconConfig, FalconForSequenceClassification, FalconFo
 
 import ropex
 from ropex.model.rotary import sites
-from tests.support.cases import TRAINED, tiny_model, tiny_t5gemma
+from tests.support.models import TRAINED, tiny_model, tiny_t5gemma
 
 # Factors that begin far beyond twice the trained length, at it, and with the first token.
 QUERY = ["llama4_temperature", "llama4_temperature:64k", "logn:length=32k", "logn:16", "logn"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import ropex
 from ropex.strategies.frozen import Frozen
-from tests.support.cases import ALL, BY_LENGTH, LONG, TRAINED, logits, tiny_model, tokens
+from tests.support.cases import ALL, BY_LENGTH
+from tests.support.models import LONG, TRAINED, logits, tiny_model, tokens
 from tests.support.remote_code import DOUBLES
 
 _LISTS = "long_factor=1/1/1.5/2/2.5/3/4/4,short_factor=1/1/1/1/1.2/1.2/1.5/2"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -24,9 +23,10 @@ from accelerate.utils.launch import (
 )
 from torch.distributed.fsdp import OffloadPolicy
 
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
+from tests.support.paths import ROOT, python
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
+FOLDER = ROOT / "recipes" / "accelerate"
 NAMES = sorted(path.stem for path in FOLDER.iterdir())
 SHARDED = ("fsdp2", "fsdp2-cp")
 PROCESSES = {
@@ -185,16 +185,9 @@ state.destroy_process_group()
 
 def test_two_processes_on_a_cpu_talk_to_each_other(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    done = subprocess.run(
-        [*launcher, "--config_file", str(path_of("two-processes-cpu")), "script.py", "."],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    config = ("--config_file", path_of("two-processes-cpu"))
+    launcher = ("-m", "accelerate.commands.launch", *config)
+    done = python(*launcher, "script.py", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     assert found == 2 * [["MULTI_CPU", "gloo", 2, 3.0, False]]

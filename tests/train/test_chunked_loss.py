@@ -18,7 +18,7 @@ import ropex
 from ropex.errors import UnsupportedModel
 from ropex.train import loss_pass
 from ropex.train.chunked_loss import chunk_loss
-from tests.support.cases import VOCABULARY, logits, rope_settings, tiny_config, tiny_model, tokens
+from tests.support.models import VOCABULARY, logits, rope_settings, tiny_config, tiny_model, tokens
 
 IDS = tokens(40, rows=2)
 LABELS = IDS.clone()
@@ -283,7 +283,6 @@ def test_chunks_take_no_more_than_the_head_or_the_states(
     assert max(seen) == rows
 
 
-@pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
 def test_trainer_takes_the_same_steps(tmp_path: Path) -> None:
     data = [
         {"input_ids": row, "labels": row.masked_fill(torch.arange(24) < first, -100)}

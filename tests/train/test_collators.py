@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import ropex
 from ropex.train.collators import PackedCollator, PlainCollator, PositionCollator, isolates
 from ropex.train.positions import CREAM, PoSE, RandomPositions
-from tests.support.cases import logits, tiny_model, tokens
+from tests.support.models import logits, tiny_model, tokens
+from tests.support.paths import python
 
 DOCUMENTS = (17, 1, 12)
 WINDOWED = {"mistral": {"sliding_window": 8}, "gemma2": {"sliding_window": 8}}
@@ -118,8 +117,7 @@ def test_another_process_draws_the_same() -> None:
         "rows = [{'input_ids': [1, 2, 3, 4]}, {'input_ids': [1, 2, 3, 4], 'index': 9}]\n"
         "print(C(PoSE(4, 10**6))(rows)['position_ids'].tolist())"
     )
-    command = [sys.executable, "-c", script]
-    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    there = python("-c", script, check=True).stdout
     ids = [1, 2, 3, 4]
     rows: list[dict[str, Any]] = [{"input_ids": ids}, {"input_ids": ids, "index": 9}]
     assert there.strip() == str(PositionCollator(PoSE(4, 10**6))(rows)["position_ids"].tolist())

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.config.notations import version_5
 from ropex.errors import UnsupportedModel
 from ropex.train.guard import RopeChanged, RopeGuard
-from tests.support.cases import rope_settings, tiny_config, tiny_model, tokens
+from tests.support.guarded import At, checkpoints, rounded, trainer
+from tests.support.models import rope_settings, tiny_config, tiny_model, tokens
+from tests.support.paths import start_python
 
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3: dict[str, Any] = {
@@ -128,8 +129,6 @@ def test_what_no_config_can_say_is_not_asked_of_it(llama: Any) -> None:
 # Through wrappers.
 
 
-# peft still asks transformers 5 by the old name.
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("wrapper", ["compiled", "adapter", "inside another"])
 @pytest.mark.parametrize("patched", [False, True])
 def test_a_wrapped_model_is_seen_through(llama: Any, wrapper: str, patched: bool) -> None:
@@ -390,54 +389,9 @@ def test_a_copy_whose_config_says_all_is_guarded_by_that(llama: Any) -> None:
     assert "does not hold the planned" in said(guard)
 
 
-# Under Trainer; accelerate asks for pinned memory, which a machine without an accelerator lacks.
-
-pinned = pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
+# Under Trainer.
 
 
-class At(TrainerCallback):
-    """Does something to the model when a step has ended."""
-
-    def __init__(self, step: int, act: Callable[[Any], Any]) -> None:
-        self.step, self.act = step, act
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.act(kwargs["model"])
-
-
-def trainer(model: Any, folder: Path, *callbacks: Any, **changes: Any) -> Any:
-    rows = [{"input_ids": row, "labels": row} for row in tokens(40, rows=8)]
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 4,
-        "save_steps": 2,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        **changes,
-    }
-    arguments = TrainingArguments(output_dir=str(folder), **settings)
-    return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=rows[:2],
-        callbacks=list(callbacks),
-    )
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("checkpoint-*"))
-
-
-def rounded(model: Any) -> None:
-    table = model.model.rotary_emb.inv_freq
-    table.copy_(table.bfloat16())
-
-
-@pinned
 def test_a_patched_model_trains_and_resumes_under_the_guard(llama: Any, tmp_path: Path) -> None:
     ropex.patch(llama, "linear:4")
     trainer(llama, tmp_path, RopeGuard(llama, "linear:4")).train()
@@ -452,7 +406,6 @@ def test_a_patched_model_trains_and_resumes_under_the_guard(llama: Any, tmp_path
     RopeGuard(loaded, "linear:4").check()
 
 
-@pinned
 def test_training_does_not_begin_when_a_resumed_checkpoint_has_spoilt_a_table(
     llama: Any, tmp_path: Path
 ) -> None:
@@ -477,7 +430,6 @@ def test_training_does_not_begin_when_a_resumed_checkpoint_has_spoilt_a_table(
     assert checkpoints(tmp_path) == ["checkpoint-2"]
 
 
-@pinned
 @pytest.mark.parametrize("strategy", ["steps", "epoch", "best"])
 def test_no_checkpoint_is_written_once_a_table_is_spoilt(tmp_path: Path, strategy: str) -> None:
     model = native("yarn")
@@ -499,7 +451,6 @@ def test_no_checkpoint_is_written_once_a_table_is_spoilt(tmp_path: Path, strateg
     assert checkpoints(tmp_path)[-1] == "checkpoint-4"
 
 
-@pinned
 @pytest.mark.parametrize("when", [0, 4])
 def test_beginning_and_end_are_checked_without_checkpoints(tmp_path: Path, when: int) -> None:
     model = native("yarn")
@@ -512,7 +463,6 @@ def test_beginning_and_end_are_checked_without_checkpoints(tmp_path: Path, when:
     assert training.state.global_step == when
 
 
-@pinned
 def test_another_attention_stops_the_very_next_step(llama: Any, tmp_path: Path) -> None:
     """Not by this guard but by the patch, as it is the forward pass that would go wrong."""
     ropex.patch(llama, "yarn:4+logn")
@@ -529,15 +479,15 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 
-rank, tests = int(sys.argv[1]), sys.argv[2]
-sys.path.insert(0, tests)
+rank = int(sys.argv[1])
 os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
 import torch
 import torch.distributed as dist
-from tests.support.cases import tiny_model
-from tests.train.test_guard import At, RopeChanged, RopeGuard, checkpoints, rounded, trainer
+from tests.support.models import tiny_model
+from tests.support.guarded import At, checkpoints, rounded, trainer
 
 import ropex
+from ropex.train.guard import RopeChanged, RopeGuard
 from ropex.train.ranks import agreed, gathered, of_first
 
 torch.set_num_threads(1)
@@ -578,14 +528,8 @@ os._exit(0)  # threads of gloo that outlive the interpreter may abort it
 
 def test_all_ranks_stop_with_one_sentence_about_the_one_that_differs(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    tests = str(Path(__file__).resolve().parents[2])
     started = [
-        subprocess.Popen(
-            [sys.executable, "script.py", str(rank), tests],
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start_python("script.py", str(rank), cwd=tmp_path, stderr=subprocess.PIPE)
         for rank in range(2)
     ]
     try:

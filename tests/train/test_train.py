@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import Trainer
 
 import ropex
 from ropex.cli import main
@@ -30,69 +28,17 @@ from ropex.train.recipes.folder import claimed, write_folder
 from ropex.train.recipes.log import Log
 from ropex.train.recipes.reading import read_recipe
 from ropex.train.recipes.run import train
-from tests.support.cases import logits, rope_settings
-from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
-
-ROOT = Path(__file__).resolve().parents[2]
-PATH = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
-pytestmark = [
-    # accelerate asks for pinned memory, which a machine without an accelerator has none of.
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    # Checkpoints of tiny models come within one second, which transformers 4 does not expect.
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
-    # peft still asks transformers 5 by the old name.
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
-]
-RECIPE: dict[str, Any] = {
-    "model": "tiny",
-    "strategy": "yarn:4",
-    "data": {"length": 64, "sources": [{"text": "docs.jsonl:text"}]},
-    "training": {
-        "steps": 4, "batch": 4, "micro_batch": 2, "warmup": 0, "learning_rate": 1e-2,
-        "save_every": 2, "log_every": 1,
-    },
-}  # fmt: skip
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model, texts and a recipe."""
-    monkeypatch.chdir(tmp_path)
-    furnish(tmp_path)
-    return tmp_path
-
-
-def furnish(folder: Path) -> None:
-    save_checkpoint(folder / "tiny")
-    lines = (json.dumps({"text": words(100 + 10 * seed, seed)}) for seed in range(20))
-    (folder / "docs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "mine.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
-
-
-def run(out: str, *changes: str, tell: Callable[[str], None] = lambda line: None) -> Path:
-    """Train by the recipe, changed; the folder of the run."""
-    train(read_recipe(Path("mine.yaml"), changes), Path(out), tell=tell)
-    return Path(out)
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "final" / "model.safetensors")
-
-
-def same(left: Path, right: Path) -> bool:
-    ours, theirs = weights(left), weights(right)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
-
-
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def plain(folder: Path) -> Any:
-    """What transformers loads, without ropex."""
-    auto: Any = AutoModelForCausalLM
-    return auto.from_pretrained(folder).eval()
-
+from tests.support.models import (
+    logits,
+    plain,
+    rope_settings,
+    save_checkpoint,
+    tiny_causal,
+    tiny_tokenizer,
+)
+from tests.support.paths import ROOT, python, start_python
+from tests.support.tiny_eval import words
+from tests.support.training import REFUSED, Stop, furnish, losses, run, same, stop_at, weights
 
 IDS = torch.arange(3, 103)[None]
 
@@ -130,16 +76,9 @@ def test_what_no_config_says_is_trained_and_loaded_again(place: Path) -> None:
     assert logits(model, IDS).ne(logits(plain(out / "final"), IDS)).any()
 
 
-class Stop(Exception):
-    """As if someone had pulled the plug."""
-
-
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(place: Path, step: int) -> None:
-    def stop(line: str) -> None:
-        if line.startswith(f"step {step}/"):
-            raise Stop
-
+    stop = stop_at(f"step {step}/")
     changes = ("positions={sampler: pose, window: 24}", "lora.dropout=0.2")
     whole = run("whole", *changes)
     with pytest.raises(Stop):
@@ -155,10 +94,8 @@ def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(place: Path, s
 def test_a_run_that_is_killed_goes_on(place: Path) -> None:
     changes = ["training.steps=40", "training.save_every=3", "training.chunked_loss=false"]
     whole = run("whole", *changes)
-    command = [sys.executable, "-m", "ropex", "train", "mine.yaml", *changes, "-o", "killed"]
-    child = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": PATH}, stderr=subprocess.DEVNULL
-    )
+    command = ("-m", "ropex", "train", "mine.yaml", *changes, "-o", "killed")
+    child = start_python(*command, stderr=subprocess.DEVNULL)
     log = Path("killed/log.jsonl")
     while child.poll() is None and not (log.is_file() and log.read_text().count("\n") > 7):
         time.sleep(0.02)
@@ -183,10 +120,7 @@ def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken off")
     furnish(folder)
 
-    def stop(line: str) -> None:
-        if line.startswith("step 3/"):
-            raise Stop
-
+    stop = stop_at("step 3/")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         run("whole", *EVERY_STEP)
@@ -281,10 +215,7 @@ def test_stages_follow_each_other(place: Path) -> None:
     whole = run("whole", stages)
     assert json.loads((whole / "final/ropex.json").read_text())["strategy"] == "yarn:8"
 
-    def stop(line: str) -> None:
-        if line.startswith("step 1/3"):
-            raise Stop
-
+    stop = stop_at("step 1/3")
     with pytest.raises(Stop):
         run("parts", stages, tell=stop)
     assert same(run("parts", stages), whole)
@@ -322,10 +253,7 @@ def test_shifted_attention_outlasts_a_checkpoint_that_no_config_says(place: Path
 
 
 def test_a_stream_that_goes_on_equals_one_that_was_never_interrupted(place: Path) -> None:
-    def stop(line: str) -> None:
-        if line.startswith("step 3/"):
-            raise Stop
-
+    stop = stop_at("step 3/")
     whole = run("whole", "data.streaming=true")
     with pytest.raises(Stop):
         run("parts", "data.streaming=true", tell=stop)
@@ -368,11 +296,7 @@ def test_what_goes_with_adapters_is_not_rounded(place: Path) -> None:
 @pytest.fixture
 def two(place: Path) -> Launch:
     def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *TWO, "-m", "ropex", "train", "mine.yaml", *arguments]
-        environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        return python(*TWO, "-m", "ropex", "train", "mine.yaml", *arguments)
 
     return launch
 
@@ -398,14 +322,8 @@ def test_shards_train_what_one_process_does(place: Path) -> None:
     Path("fsdp2.yaml").write_text(yaml.safe_dump(shipped | two))
     stages = "stages=[{}, {strategy: 'linear:4', training: {steps: 2}}]"
     measured = "evaluate={lengths: [16, 96], data: 'docs.jsonl:text', excerpts: 2}"
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp2.yaml"),
-        *("-m", "ropex", "train", "mine.yaml", stages, measured, "-o", "shards"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    launch = ("-m", "accelerate.commands.launch", "--config_file", "fsdp2.yaml")
+    done = python(*launch, "-m", "ropex", "train", "mine.yaml", stages, measured, "-o", "shards")
     assert done.returncode == 0, done.stderr
     one = run("one", stages)
     assert losses(Path("shards")) == pytest.approx(losses(one), abs=1e-5)
@@ -457,10 +375,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
         "t.RecipeTrainer._save_checkpoint = save\n"
         "sys.exit(main(['train', 'mine.yaml', '-o', 'full']))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": PATH},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = python("-c", script)
     assert done.returncode == 2, done.stderr
     [told] = [line for line in done.stderr.splitlines() if "error:" in line]
     assert "checkpoint-4 could not be written" in told
@@ -522,10 +437,7 @@ def test_a_gradient_that_is_no_number_reaches_no_checkpoint(place: Path) -> None
 
 
 def test_the_last_step_is_told_and_the_log_has_each_once(place: Path) -> None:
-    def stop(line: str) -> None:
-        if line.startswith("step 3/"):
-            raise Stop
-
+    stop = stop_at("step 3/")
     stages = "stages=[{}, {training: {steps: 3, log_every: 2}}]"
     with pytest.raises(Stop):
         run("out", stages, tell=stop)
@@ -586,19 +498,6 @@ def test_a_base_that_no_patch_writes_is_in_both_notations(place: Path, strategy:
     assert config["rope_theta"] == 5e5
     assert config.get("rope_parameters", {"rope_theta": 5e5})["rope_theta"] == 5e5
     assert ("no config says all of logn: ropex.load applies it" in told[-1]) == (strategy == "logn")
-
-
-REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "unknown recipe": (("training.stepz=3",), "training.stepz is no key"),
-    "no text": (("data.sources.0.text=nowhere.txt",), "no such file or folder: nowhere.txt"),
-    "too short": (("data.length=4k",), "the longest of 20 documents has 291 tokens"),
-    "no model": (("model=./nowhere",), "no such folder: './nowhere'"),
-    "strategy": (("strategy=yarm:4",), "did you mean 'yarn'"),
-    "target": (("positions={sampler: pose, window: 24, target: 8}",), "target"),
-    "adapters": (("lora.targets=[q]",), "the model has no q; it has"),
-    "attention": (("attention=nonsense",), "nonsense"),
-    "optimizer": (("optimizer=nonsense",), "nonsense"),
-}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ropex
 from ropex_eval.measure.answers import Answer, AnswerScorer, Branch, Ids, _grade
-from tests.support.tiny_eval import TRAINED, tiny_causal
+from tests.support.models import TRAINED, tiny_causal
 
 # Every kind of attention that cuts itself short does so far below the lengths used here.
 WINDOW: dict[str, Any] = {"sliding_window": 8}

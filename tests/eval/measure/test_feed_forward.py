@@ -12,7 +12,7 @@ from ropex.families.tiny import tiny_model
 from ropex_eval.measure import losses as nll
 from ropex_eval.measure.feed_forward import feed_forward, in_rows
 from ropex_eval.measure.losses import Scorer
-from tests.eval.measure.test_nll import LONG, TWO, rows_per_call, scores_of
+from tests.support.scoring import LONG, TWO, rows_per_call, scores_of
 from tests.support.tiny_eval import plain_nll
 
 

@@ -22,7 +22,8 @@ from ropex_eval.measure.reader import Reader
 from ropex_eval.study.passes import Pass
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, corpus_of, start, study_of, tiny_causal
+from tests.support.models import tiny_causal
+from tests.support.tiny_eval import Watch, corpus_of, start, study_of
 
 LONG = Protocol.of((48, 1100), 4, ("local", "fixed"))
 

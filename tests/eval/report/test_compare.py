@@ -16,16 +16,9 @@ from ropex_eval.running.archive import Archive, common, difference
 from ropex_eval.scores.statistics import Estimate
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
+from tests.support.models import save_checkpoint, tiny_causal
 from tests.support.shell import Shell
-from tests.support.tiny_eval import (
-    plain_nll,
-    save_checkpoint,
-    start,
-    study_of,
-    tiny_causal,
-    tree,
-    words,
-)
+from tests.support.tiny_eval import plain_nll, start, study_of, tree, words
 
 STRATEGIES = ("none", "yarn:4", "dynamic")
 MEASURED = Protocol.of((8, 24, 48), 4)
@@ -199,7 +192,7 @@ def test_compare_prints_percent_of_perplexity_and_writes_a_page(place: Place, sh
 def other_text(place: Place, folder: Path) -> Path:
     (folder / "a.txt").write_text(words(400, seed=9), encoding="utf-8")
     from ropex_eval.study.corpus import load_corpus
-    from tests.support.tiny_eval import tiny_tokenizer
+    from tests.support.models import tiny_tokenizer
 
     corpus = load_corpus(str(folder / "a.txt"), tiny_tokenizer(), 0, 48, 3)
     return place.run(1, "other-text", "none", corpus=corpus)

@@ -21,8 +21,9 @@ from ropex_eval.scores.results import Results
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import NotMeasured
+from tests.support.models import save_checkpoint
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, start, strict_json, study_of, tree
+from tests.support.tiny_eval import start, strict_json, study_of, tree
 
 STRATEGIES = ("none", "yarn:4", "dynamic")
 NAMES = ("local", "fixed", "prefix", "sliding", "longppl")

@@ -16,9 +16,10 @@ import pytest
 
 from ropex.cli import main
 from ropex_eval.scores.results import Results
-from tests.support.tiny_eval import save_checkpoint, tree, words
+from tests.support.models import save_checkpoint
+from tests.support.paths import start_python
+from tests.support.tiny_eval import tree, words
 
-ROOT = Path(__file__).resolve().parents[3]
 KILLS = int(os.environ.get("ROPEX_KILLS", "2"))
 """How often a run is killed; each costs a start of Python."""
 STARTS = int(os.environ.get("ROPEX_STARTS", "2"))
@@ -81,15 +82,9 @@ Path(f"{name}.json").write_text(json.dumps(found))
 
 def begin(folder: Path, *start: str) -> subprocess.Popen[str]:
     """Start `ropex eval` in a folder."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
-    return subprocess.Popen(
-        [sys.executable, *(start or ("-m", "ropex")), *ARGUMENTS],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = (*(start or ("-m", "ropex")), *ARGUMENTS)
+    pipe = subprocess.PIPE
+    return start_python(*command, cwd=folder, stdout=pipe, stderr=pipe)
 
 
 def complete(folder: Path) -> None:

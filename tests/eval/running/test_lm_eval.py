@@ -15,8 +15,9 @@ from ropex_eval.running.lm_eval_suites import as_rows, harness_model
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import passes
 from ropex_eval.study.protocol import Protocol
+from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
+from tests.support.tiny_eval import words
 
 
 def installed() -> Any:

@@ -16,7 +16,8 @@ from ropex_eval.report.page import render as page_of
 from ropex_eval.report.terminal import render
 from ropex_eval.scores.results import Results
 from ropex_eval.study.protocol import Protocol
-from tests.support.tiny_eval import TRAINED, plain_nll, start, study_of, tiny_causal
+from tests.support.models import TRAINED, tiny_causal
+from tests.support.tiny_eval import plain_nll, start, study_of
 
 TEXTS = ("none", "yarn:4", "dynamic")
 LENGTHS = (8, 24, 48)

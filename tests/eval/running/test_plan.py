@@ -18,8 +18,9 @@ from ropex_eval.running import cost as plan
 from ropex_eval.scores.results import Results
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.store import Store
+from tests.support.models import save_checkpoint, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import Watch, save_checkpoint, start, study_of, tiny_tokenizer, words
+from tests.support.tiny_eval import Watch, start, study_of, words
 
 LONG = 131_072
 LLAMA = {
@@ -45,15 +46,13 @@ INSIDE = 2 * 3 * 14336  # of one feed-forward part, a row
 
 
 @pytest.fixture
-def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
+def shell(shell: Shell, tmp_path: Path) -> Shell:
     save_checkpoint(tmp_path / "tiny")
     (tmp_path / "tiny" / "model.safetensors").unlink()
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
     tiny_tokenizer().save_pretrained(tmp_path / "llama")
-    return Shell.at(tmp_path, capsys, monkeypatch)
+    return shell
 
 
 @pytest.fixture

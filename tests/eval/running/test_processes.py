@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +14,11 @@ import torch
 from ropex_eval.running.processes import ALONE, launched
 from ropex_eval.scores.results import Results
 from ropex_eval.study.store import Store, Stored
+from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
+from tests.support.paths import python
 from tests.support.shell import Shell
-from tests.support.tiny_eval import corpus_of, save_checkpoint, tiny_causal, tiny_tokenizer
+from tests.support.tiny_eval import corpus_of
 
-ROOT = Path(__file__).resolve().parents[3]
 STRATEGIES = ("linear:4", "yarn:4+logn", "dynamic")
 SMALL = ("--data", "texts", "--excerpts", "7", *(p for s in STRATEGIES for p in ("-s", s)))
 READ = ("eval", "tiny", *SMALL, "--lengths", "8,47,97")
@@ -55,16 +54,7 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 
 def launch(folder: Path, *command: str) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = python("-m", *command, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 

@@ -21,17 +21,15 @@ from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.protocol import USUAL, Protocol
 from ropex_eval.study.study import Study, fingerprint
+from tests.support.models import TRAINED, save_checkpoint, tiny_causal
 from tests.support.tiny_eval import (
     BY_LENGTH,
     STATIC,
-    TRAINED,
     corpus_of,
     plain_nll,
-    save_checkpoint,
     start,
     strict_json,
     study_of,
-    tiny_causal,
     tree,
 )
 

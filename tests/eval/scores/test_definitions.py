@@ -16,7 +16,8 @@ from ropex_eval.scores.definitions import DEFINITIONS, Settings, Span, Text, exp
 from ropex_eval.study.passes import rows
 from ropex_eval.study.protocol import USUAL, Protocol
 from tests.support.brute_force import BRUTE, Window, losses, mean
-from tests.support.tiny_eval import TRAINED, corpus_of, start, study_of
+from tests.support.models import TRAINED
+from tests.support.tiny_eval import corpus_of, start, study_of
 
 BOS = 0
 WITHOUT_BOS = tuple(name for name in BRUTE if name != "rolling")

@@ -15,11 +15,11 @@ from ropex.strategies.base import Length, LengthClass, Strategy
 from ropex.strategies.frozen import Frozen
 from ropex_eval.study.passes import Pass, batches, length_classes, passes
 from ropex_eval.study.protocol import Protocol
+from tests.support.models import TRAINED
 from tests.support.tiny_eval import (
     BY_LENGTH,
     LENGTHS,
     STATIC,
-    TRAINED,
     corpus_of,
     plain_nll,
     start,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,9 +37,9 @@ from ropex_eval.tasks import (
 )
 from ropex_eval.tasks.context import splice
 from ropex_eval.tasks.pieces import Encoder
-from tests.support.tiny_eval import tiny_causal, tiny_tokenizer
+from tests.support.models import tiny_causal, tiny_tokenizer
+from tests.support.paths import environment, python
 
-ROOT = Path(__file__).resolve().parents[3]
 DEPTHS = (0.0, 0.25, 0.5, 1.0)
 HIDDEN = ("passkey", "niah", "niah_multikey", "niah_multivalue", "niah_multiquery", "kv")
 
@@ -200,10 +196,8 @@ digest = hashlib.sha256(repr(seen).encode()).hexdigest()
 def test_another_process_builds_the_same() -> None:
     here: dict[str, Any] = {}
     exec(DIGEST, here)
-    path = f"{ROOT}{os.pathsep}{ROOT / 'eval'}"
-    environment = {"PYTHONPATH": path, "PYTHONHASHSEED": "7", "PATH": "/usr/bin:/bin"}
-    code = [sys.executable, "-c", DIGEST + "print(digest)"]
-    output = subprocess.run(code, check=True, capture_output=True, text=True, env=environment)
+    other = environment(PYTHONHASHSEED="7")
+    output = python("-c", DIGEST + "print(digest)", check=True, env=other)
     assert output.stdout.strip() == here["digest"]
 
 

@@ -27,21 +27,16 @@ from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.training.by_length import ByLength
 from ropex_eval.training.callback import FILE, PerplexityByLength
+from tests.support.models import TRAINED, tiny_causal, tiny_tokenizer
 from tests.support.tiny_eval import (
     LENGTHS,
-    TRAINED,
     corpus_of,
     plain_nll,
     start,
     strict_json,
     study_of,
-    tiny_causal,
-    tiny_tokenizer,
     words,
 )
-
-# accelerate asks for pinned memory, which a machine without an accelerator has none of.
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
 
 LISTS = "long_factor=1/2/3/4,short_factor=1/1/1.5/2"
 BY_LENGTH = ("dynamic", "dynamic:4", f"longrope:factor=4,{LISTS}")
@@ -493,8 +488,6 @@ def test_a_loop_of_ones_own_calls_it(corpus: Corpus) -> None:
     assert now["ppl_change_at_96"] == pytest.approx(change) != 0
 
 
-# peft still asks transformers 5 by the old name.
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_adapters_are_measured_and_prompts_are_refused(corpus: Corpus) -> None:
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
