@@ -1,4 +1,4 @@
-"""What all tests share: no network, and one thread a worker."""
+"""What all tests share: no network, one thread a worker, and a worker a core for all tests."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and that stays true
 torch.set_num_threads(1)
+_MOST_WORKERS = 8  # each holds torch and transformers
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All tests run in parallel, named ones in this process; `-n` says otherwise."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    worker = hasattr(config, "workerinput")
+    if whole and not worker and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = min(_MOST_WORKERS, os.cpu_count() or 1)
+        config.option.dist = "worksteal"  # neighbours stay together, and share what they set up
 
 
 @pytest.fixture(autouse=True)

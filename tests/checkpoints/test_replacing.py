@@ -18,7 +18,7 @@ from ropex.checkpoints.write import save_patched
 from ropex.files import places
 from ropex.files.places import BUILT, put, workplace
 from tests.support.models import tiny_model
-from tests.support.paths import python
+from tests.support.processes import begin
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
 
@@ -81,9 +81,9 @@ def write(folder: Path, out: Path, text: str = "yarn:4", **options: Any) -> None
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX does it")
 def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
-    done = python("-c", KILLED, str(KILLS), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    *turns, last = done.stdout.splitlines()
+    status, out, err = begin(tmp_path, str(KILLS), code=KILLED).end()
+    assert status == 0, err
+    *turns, last = out.splitlines()
     assert len(turns) == KILLS
     whole = "config.json generation_config.json model.safetensors ropex.json 32"
     assert set(turns) == {whole}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import ropex
 from ropex.train.collators import PackedCollator, PlainCollator, PositionCollator, isolates
 from ropex.train.positions import CREAM, PoSE, RandomPositions
 from tests.support.models import logits, tiny_model, tokens
-from tests.support.paths import python
+from tests.support.processes import begin
 
 DOCUMENTS = (17, 1, 12)
 WINDOWED = {"mistral": {"sliding_window": 8}, "gemma2": {"sliding_window": 8}}
@@ -110,14 +111,14 @@ def test_the_number_of_a_row_stands_for_it_in_any_type() -> None:
     assert all(torch.equal(each, drawn[0]) for each in drawn)
 
 
-def test_another_process_draws_the_same() -> None:
+def test_another_process_draws_the_same(tmp_path: Path) -> None:
     script = (
         "from ropex.train.collators import PositionCollator as C\n"
         "from ropex.train.positions import PoSE\n"
         "rows = [{'input_ids': [1, 2, 3, 4]}, {'input_ids': [1, 2, 3, 4], 'index': 9}]\n"
         "print(C(PoSE(4, 10**6))(rows)['position_ids'].tolist())"
     )
-    there = python("-c", script, check=True).stdout
+    _, there, _ = begin(tmp_path, code=script).end()
     ids = [1, 2, 3, 4]
     rows: list[dict[str, Any]] = [{"input_ids": ids}, {"input_ids": ids, "index": 9}]
     assert there.strip() == str(PositionCollator(PoSE(4, 10**6))(rows)["position_ids"].tolist())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ropex.errors import UnsupportedModel
 from ropex.train.guard import RopeChanged, RopeGuard
 from tests.support.guarded import At, checkpoints, rounded, trainer
 from tests.support.models import rope_settings, tiny_config, tiny_model, tokens
-from tests.support.paths import start_python
+from tests.support.processes import ranks
 
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3: dict[str, Any] = {
@@ -476,23 +475,19 @@ def test_another_attention_stops_the_very_next_step(llama: Any, tmp_path: Path) 
 # On several ranks.
 
 SCRIPT = """
-import json, os, sys
+import json, os
 from pathlib import Path
 
-rank = int(sys.argv[1])
-os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-import torch
 import torch.distributed as dist
-from tests.support.models import tiny_model
 from tests.support.guarded import At, checkpoints, rounded, trainer
+from tests.support.models import tiny_model
 
 import ropex
 from ropex.train.guard import RopeChanged, RopeGuard
 from ropex.train.ranks import agreed, gathered, of_first
 
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{Path('meeting').resolve()}", rank=rank,
-                        world_size=2)
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo")
 told = {}
 
 def stopped(name, function):
@@ -522,22 +517,12 @@ told["checkpoints"] = checkpoints(Path("out"))
 told["ranks"] = [gathered(rank), of_first(rank), agreed(None), agreed("a"), agreed("b" * rank)]
 Path(f"told-{rank}.json").write_text(json.dumps(told))
 dist.barrier()
-os._exit(0)  # threads of gloo that outlive the interpreter may abort it
 """
 
 
 def test_all_ranks_stop_with_one_sentence_about_the_one_that_differs(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    started = [
-        start_python("script.py", str(rank), cwd=tmp_path, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], errors
+    for status, _, err in ranks(tmp_path, 2, code=SCRIPT):
+        assert status == 0, err
     told, other = (json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in range(2))
     assert told == other  # the same words on both
     assert told["other factor"].startswith(

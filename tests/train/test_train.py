@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,8 @@ from tests.support.models import (
     tiny_causal,
     tiny_tokenizer,
 )
-from tests.support.paths import ROOT, python, start_python
+from tests.support.paths import ROOT, python
+from tests.support.processes import begin, ranks
 from tests.support.tiny_eval import words
 from tests.support.training import REFUSED, Stop, furnish, losses, run, same, stop_at, weights
 
@@ -92,16 +92,14 @@ def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(place: Path, s
 
 
 def test_a_run_that_is_killed_goes_on(place: Path) -> None:
-    changes = ["training.steps=40", "training.save_every=3", "training.chunked_loss=false"]
+    changes = ["training.steps=24", "training.save_every=3", "training.chunked_loss=false"]
     whole = run("whole", *changes)
-    command = ("-m", "ropex", "train", "mine.yaml", *changes, "-o", "killed")
-    child = start_python(*command, stderr=subprocess.DEVNULL)
+    child = begin(place, "train", "mine.yaml", *changes, "-o", "killed")
     log = Path("killed/log.jsonl")
-    while child.poll() is None and not (log.is_file() and log.read_text().count("\n") > 7):
+    while child.runs and not (log.is_file() and log.read_text().count("\n") > 7):
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    half = Path("killed/stage-1/checkpoint-39")  # as if it had been killed while writing
+    assert child.kill() == -signal.SIGKILL
+    half = Path("killed/stage-1/checkpoint-23")  # as if it had been killed while writing
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert same(run("killed", *changes), whole)
@@ -273,10 +271,6 @@ def test_adapters_are_merged_and_kept_beside(place: Path) -> None:
     assert not any("mlp" in name for name in moved)
 
 
-Launch = Callable[..., "subprocess.CompletedProcess[str]"]
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
 def test_what_goes_with_adapters_is_not_rounded(place: Path) -> None:
     changes = ("lora={rank: 4}", "dtype=bfloat16", "autocast=true", "training.learning_rate=2e-5")
     out = run("out", *changes)
@@ -293,21 +287,13 @@ def test_what_goes_with_adapters_is_not_rounded(place: Path) -> None:
     )
 
 
-@pytest.fixture
-def two(place: Path) -> Launch:
-    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return python(*TWO, "-m", "ropex", "train", "mine.yaml", *arguments)
-
-    return launch
-
-
 @pytest.mark.parametrize("streaming", ["true", "false"])
-def test_two_processes_have_the_losses_of_one(place: Path, two: Launch, streaming: str) -> None:
+def test_two_processes_have_the_losses_of_one(place: Path, streaming: str) -> None:
     # Rows of unequal numbers of labels, so that a mean of means would be another number.
     pack = "data.sources.0={text: 'docs.jsonl:text', layout: pack, longest: 20}"
     changes = (pack, f"data.streaming={streaming}")
-    done = two(*changes, "-o", "two")
-    assert done.returncode == 0, done.stderr
+    for status, _, err in ranks(place, 2, "train", "mine.yaml", *changes, "-o", "two"):
+        assert status == 0, err
     one = run("one", *changes)
     assert losses(Path("two")) == pytest.approx(losses(one), abs=1e-5)
     ours, theirs = weights(Path("two")), weights(one)
@@ -336,11 +322,11 @@ def test_shards_train_what_one_process_does(place: Path) -> None:
     assert parts <= set(sums["files"])
 
 
-def test_rows_that_processes_cannot_share_are_refused(place: Path, two: Launch) -> None:
-    done = two("training.batch=2", "-o", "two")
-    assert done.returncode != 0
-    assert "training.batch is 2, and 2 processes read 2 rows at a time" in done.stderr
-    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+def test_rows_that_processes_cannot_share_are_refused(place: Path) -> None:
+    for status, _, err in ranks(place, 2, "train", "mine.yaml", "training.batch=2", "-o", "two"):
+        assert status == 2
+        assert "training.batch is 2, and 2 processes read 2 rows at a time" in err
+        assert "Traceback" not in err
 
 
 def test_a_loss_that_is_no_number_stops_the_run(place: Path) -> None:
@@ -375,9 +361,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(place: Path) -> None:
         "t.RecipeTrainer._save_checkpoint = save\n"
         "sys.exit(main(['train', 'mine.yaml', '-o', 'full']))\n"
     )
-    done = python("-c", script)
-    assert done.returncode == 2, done.stderr
-    [told] = [line for line in done.stderr.splitlines() if "error:" in line]
+    status, _, err = begin(place, code=script).end()
+    assert status == 2, err
+    [told] = [line for line in err.splitlines() if "error:" in line]
     assert "checkpoint-4 could not be written" in told
     assert "checkpoint-2 is kept, and the same command goes on from there" in told
     assert [path.name for path in Path("full/stage-1").glob("checkpoint-*")] == ["checkpoint-2"]

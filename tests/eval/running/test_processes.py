@@ -14,6 +14,7 @@ import torch
 from ropex_eval.running.processes import ALONE, launched
 from ropex_eval.scores.results import Results
 from ropex_eval.study.store import Store, Stored
+from tests.support import processes
 from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
 from tests.support.paths import python
 from tests.support.shell import Shell
@@ -53,11 +54,6 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 """
 
 
-def launch(folder: Path, *command: str) -> None:
-    done = python("-m", *command, cwd=folder)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, texts, and one with a sliding window."""
@@ -73,10 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(place: Path) -> list[dict[str, tuple[int, str, str]]]:
     """What two processes said to every command, one after the other."""
     (place / "commands.json").write_text(json.dumps(COMMANDS), encoding="utf-8")
-    (place / "script.py").write_text(SCRIPT, encoding="utf-8")
-    launch(
-        place, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"
-    )  # a free port
+    for status, _, err in processes.ranks(place, 2, code=SCRIPT):
+        assert status == 0, err
     read = ((place / f"rank-{rank}.json").read_text(encoding="utf-8") for rank in (0, 1))
     return [json.loads(each) for each in read]
 
@@ -126,7 +120,9 @@ def test_launcher_of_accelerate_starts_the_same(shell: Shell) -> None:
     shell.done(*READ, "-o", "launched-one")
     options = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
     command = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0", *options)
-    launch(shell.folder, "accelerate.commands.launch", *command, "-m", "ropex", *READ, "-o", "by")
+    launch = ("-m", "accelerate.commands.launch", *command)
+    done = python(*launch, "-m", "ropex", *READ, "-o", "by", cwd=shell.folder)
+    assert done.returncode == 0, done.stderr
     assert files(shell.folder / "launched-one").items() <= files(shell.folder / "by").items()
 
 
