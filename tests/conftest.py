@@ -26,7 +26,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """All tests run in parallel, named ones in this process; `-n` says otherwise."""
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     worker = hasattr(config, "workerinput")
-    if whole and not worker and getattr(config.option, "numprocesses", 0) is None:
+    debugged = config.option.usepdb
+    if whole and not (worker or debugged) and getattr(config.option, "numprocesses", 0) is None:
         config.option.numprocesses = min(_MOST_WORKERS, os.cpu_count() or 1)
         config.option.dist = "worksteal"  # neighbours stay together, and share what they set up
 

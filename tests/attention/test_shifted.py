@@ -15,6 +15,7 @@ import ropex
 from ropex.attention.shifted import shift_attention
 from ropex.errors import UnsupportedModel
 from tests.support.models import VOCABULARY, logits, tiny_model, tokens
+from tests.support.rounding import assert_alike
 
 HEADS = 4
 
@@ -87,7 +88,7 @@ def assert_as_by_hand(
     wanted = by_hand(plain, ids, visible(length, size, heads))
     with shift_attention(model, groups):
         found = trained(model, ids)
-        torch.testing.assert_close(found, wanted, rtol=0, atol=rounding(wanted))
+        assert_alike(found, wanted)
         assert_same_gradients(gradients(model, found, ids), gradients(plain, wanted, ids))
 
 
@@ -142,7 +143,7 @@ def test_padding_stays_hidden(side: str) -> None:
     wanted = by_hand(plain, ids, visible(50, 13) & real[:, None, None] | alone)
     with shift_attention(model):
         found = trained(model, ids, attention_mask=padding)
-        torch.testing.assert_close(found[real], wanted[real], rtol=0, atol=rounding(wanted))
+        assert_alike(found[real], wanted[real])
         assert_same_gradients(
             gradients(model, found, ids, real), gradients(plain, wanted, ids, real)
         )
@@ -156,7 +157,7 @@ def test_packed_documents_do_not_see_each_other() -> None:
     wanted = by_hand(plain, ids, visible(50, 13) & same, position_ids=places)
     with shift_attention(model):
         found = trained(model, ids, position_ids=places)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=rounding(wanted))
+    assert_alike(found, wanted)
 
 
 @torch.no_grad()
@@ -233,7 +234,7 @@ def test_a_patched_model_is_shifted_too(text: str, last: str) -> None:
     patch = ropex.patch(model, text)
     shift = shift_attention(model)
     found = trained(model, ids)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=rounding(wanted))
+    assert_alike(found, wanted)
     handles: list[Any] = [patch, shift] if last == "shift" else [shift, patch]
     for handle in handles:
         handle.remove()
@@ -246,7 +247,7 @@ def test_a_patch_that_ends_early_leaves_it_shifted() -> None:
     patch = ropex.patch(model, "yarn:4")
     with shift_attention(model):
         patch.remove()
-        torch.testing.assert_close(trained(model, ids), wanted, rtol=0, atol=rounding(wanted))
+        assert_alike(trained(model, ids), wanted)
 
 
 def test_another_attention_is_noticed() -> None:

@@ -45,6 +45,7 @@ from ropex.families.tiny import tiny_model
 from ropex.model.sites.slots import Given
 from tests.support.models import logits, tokens
 from tests.support.remote_code import DOUBLES
+from tests.support.rounding import assert_alike
 
 NEW = not transformers.__version__.startswith("4.")
 CPU = torch.device("cpu")
@@ -105,7 +106,7 @@ def references() -> dict[str, Reference]:
 
 
 def near(left: Tensor, right: Tensor) -> None:
-    torch.testing.assert_close(left, right, rtol=0, atol=1e-5)
+    assert_alike(left, right)
 
 
 def check(model: Any, patch: ropex.Patch, reference: Reference) -> None:

@@ -29,6 +29,7 @@ from tests.support.models import (
     tiny_multimodal,
     tokens,
 )
+from tests.support.rounding import assert_alike
 
 IDS = tokens()
 LAYER_TYPES = ["sliding_attention", "full_attention"]
@@ -112,13 +113,13 @@ def test_a_failed_patch_leaves_nothing_behind(llama: Any, monkeypatch: pytest.Mo
 
 
 def test_patches_nest_and_leave_last_first(llama: Any) -> None:
-    plain = logits(llama, IDS)
+    plain = logits(llama.double(), IDS)
     outer = ropex.patch(llama, "linear:2")
     alone = logits(llama, IDS)
     inner = ropex.patch(llama, "ntk:2")
-    with ropex.patch(tiny_model("llama"), "linear:2+ntk:2") as composed:
+    with ropex.patch(tiny_model("llama").double(), "linear:2+ntk:2") as composed:
         together = logits(composed.model, IDS)
-    torch.testing.assert_close(logits(llama, IDS), together, rtol=0, atol=1e-4)
+    assert_alike(logits(llama, IDS), together)
     with pytest.raises(RuntimeError, match="remove ntk:2 before linear:2"):
         outer.remove()
     inner.remove()
@@ -144,11 +145,12 @@ def test_a_patch_that_another_cannot_start_from_is_refused(
 
 
 def test_a_patch_over_one_that_no_config_holds_is_not_in_the_config(llama: Any) -> None:
+    llama.double()
     with ropex.patch(llama, "logn"), ropex.patch(llama, "yarn:4") as inner:
         assert not inner.in_config
         both = logits(llama, IDS)
     with ropex.patch(llama, "yarn:4+logn:32"):
-        torch.testing.assert_close(logits(llama, IDS), both, rtol=0, atol=1e-5)
+        assert_alike(logits(llama, IDS), both)
 
 
 def test_leaving_a_block_ends_the_patches_made_inside(llama: Any) -> None:
@@ -232,7 +234,7 @@ def test_layers_without_a_number_are_scaled_as_well() -> None:
 
 @torch.no_grad()
 def test_rows_with_three_positions_a_token_have_lengths_of_their_own() -> None:
-    model: Any = tiny_multimodal()
+    model: Any = tiny_multimodal().double()
     ids = tokens(12, rows=2)
     far = torch.arange(12) * 9  # time, height and width of pictures need not agree
     places = torch.stack([torch.stack([far, far // 2]), torch.stack([far // 3, far // 4])] * 2)[:3]
@@ -245,7 +247,7 @@ def test_rows_with_three_positions_a_token_have_lengths_of_their_own() -> None:
             alone = decoder(
                 input_ids=ids[row : row + 1], position_ids=places[:, row : row + 1], use_cache=False
             ).last_hidden_state
-            torch.testing.assert_close(both[row : row + 1], alone, rtol=0, atol=1e-4)
+            assert_alike(both[row : row + 1], alone)
 
 
 def test_three_positions_a_token_are_not_kept_unrotated() -> None:

@@ -17,6 +17,7 @@ from ropex_eval.measure import losses as nll
 from ropex_eval.measure.feed_forward import feed_forward, in_rows
 from ropex_eval.measure.losses import Scorer
 from tests.support.models import tiny_causal
+from tests.support.rounding import LOSS
 from tests.support.scoring import (
     ALL,
     IDS,
@@ -42,7 +43,7 @@ def test_scores_are_those_of_a_plain_forward_pass(
         plain = torch.stack([plain_nll(causal, row) for row in ids])
     assert scores.shape == (2, length - 1)
     assert (scores.dtype, scores.device.type) == (torch.float32, "cpu")
-    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=LOSS)
 
 
 @pytest.mark.parametrize("text", BY_LENGTH)
@@ -56,7 +57,7 @@ def test_strategy_held_at_a_length_reads_pieces_as_the_live_one_reads_the_whole(
     with ropex.patch(causal, Frozen(ropex.strategy(text), at)):
         held = [scores_of(scorer, ids, ((0, at - 1),), chunk) for chunk in (None, 7)]
     for scores in held:
-        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=LOSS)
 
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
@@ -111,7 +112,7 @@ def test_every_way_to_read_gives_the_scores_of_a_plain_forward_pass(
         found["own head"] = (scores_of(scorer), whole)
         found["own head, in pieces"] = (scores_of(scorer, rows=SOME, chunk=11), some)
     for way, (scores, expected) in found.items():
-        assert float((scores.double() - expected).abs().max()) < 1e-5, way
+        assert float((scores.double() - expected).abs().max()) < LOSS, way
 
 
 def test_head_that_is_more_than_is_known_is_used_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,7 @@ def test_head_that_is_more_than_is_known_is_used_whole(monkeypatch: pytest.Monke
     plain = torch.stack([plain_nll(model, row) for row in TWO])
     for chunk in (None, 20):
         torch.testing.assert_close(
-            scores_of(scorer, chunk=chunk).double(), plain, rtol=0, atol=1e-5
+            scores_of(scorer, chunk=chunk).double(), plain, rtol=0, atol=LOSS
         )
 
 
@@ -135,13 +136,13 @@ def test_cap_that_hardly_shows_in_most_logits_is_not_overlooked() -> None:
     plain = torch.stack([plain_nll(model, row) for row in TWO])
     assert (free - plain).abs().max() > 0.1
     scores = scores_of(Scorer(model)).double()
-    torch.testing.assert_close(scores, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, plain, rtol=0, atol=LOSS)
 
 
 def test_score_of_the_last_token_read_is_that_of_the_token_after_it(scorer: Scorer) -> None:
     goals = IDS[None, 1:]
     scores = scorer.nll(IDS[None, :-1], goals, ((LONG - 3, LONG - 1),))
-    torch.testing.assert_close(scores, scores_of(scorer, IDS[None])[:, -2:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, scores_of(scorer, IDS[None])[:, -2:], rtol=0, atol=LOSS)
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
@@ -168,7 +169,7 @@ def test_logits_are_made_a_few_rows_at_a_time_and_only_of_what_is_scored(
     assert sum(seen) == last - first
     assert max(seen) == min(size, last - first)
     plain = plain_nll(causal, IDS)[first:last]
-    torch.testing.assert_close(scores[0].double(), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores[0].double(), plain, rtol=0, atol=LOSS)
 
 
 def test_logits_never_take_more_than_the_budget_or_the_hidden_states(
@@ -189,7 +190,7 @@ def test_scores_of_a_half_precision_model_are_summed_in_float32() -> None:
     scores = scores_of(scorer, IDS[None])
     assert scorer.head_alone
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores[0].double(), plain_nll(model, IDS), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores[0].double(), plain_nll(model, IDS), rtol=0, atol=LOSS)
 
 
 def test_scoring_needs_no_gradient_and_keeps_nothing(scorer: Scorer) -> None:

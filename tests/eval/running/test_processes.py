@@ -16,7 +16,7 @@ from ropex_eval.scores.results import Results
 from ropex_eval.study.store import Store, Stored
 from tests.support import processes
 from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
-from tests.support.paths import python
+from tests.support.paths import ROOT, python
 from tests.support.shell import Shell
 from tests.support.tiny_eval import corpus_of
 
@@ -116,13 +116,15 @@ def test_two_processes_write_the_run_of_one_to_the_byte(
         assert len(answers) == 4 * 2 * 2  # strategies, lengths, samples
 
 
-def test_launcher_of_accelerate_starts_the_same(shell: Shell) -> None:
-    shell.done(*READ, "-o", "launched-one")
-    options = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-    command = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0", *options)
-    launch = ("-m", "accelerate.commands.launch", *command)
+def test_launcher_of_accelerate_starts_the_same_with_the_config_that_ropex_ships(
+    shell: Shell,
+) -> None:
+    table = shell.done(*READ, "-o", "launched-one")
+    config = ROOT / "recipes" / "accelerate" / "two-processes-cpu.yaml"
+    launch = ("-m", "accelerate.commands.launch", "--config_file", config)
     done = python(*launch, "-m", "ropex", *READ, "-o", "by", cwd=shell.folder)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == table  # of two that do not talk to each other, each would print one
     assert files(shell.folder / "launched-one").items() <= files(shell.folder / "by").items()
 
 

@@ -14,6 +14,7 @@ from ropex_eval.running import work
 from ropex_eval.scores.results import Results
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
+from tests.support.rounding import LOSS
 from tests.support.tiny_eval import Watch, break_reading, start, study_of, tree
 
 PROTOCOL = Protocol.of((8, 48))
@@ -133,7 +134,7 @@ def test_what_is_asked_for_later_costs_only_what_is_missing(
     continued = start(later if passes else unloaded(later), out, strategy)
     assert [(each.excerpt, each.length) for _, each in measured.passes] == passes
     fresh = start(later, out.parent / "fresh", strategy)
-    assert numbers(continued) == pytest.approx(numbers(fresh), abs=1e-5)
+    assert numbers(continued) == pytest.approx(numbers(fresh), abs=LOSS)
     assert continued.about == fresh.about
     assert start(unloaded(later), out, strategy) == continued
 
@@ -147,7 +148,7 @@ def test_longer_texts_of_the_same_documents_are_read_anew(
     continued = start(longer, out, "yarn:4")
     assert {each.length for _, each in measured.passes} == {8, 48, 96}
     fresh = start(longer, out.parent / "fresh", "yarn:4")
-    assert numbers(continued) == pytest.approx(numbers(fresh), abs=1e-5)
+    assert numbers(continued) == pytest.approx(numbers(fresh), abs=LOSS)
 
 
 def turned(study: Study) -> Study:

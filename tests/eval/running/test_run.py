@@ -22,6 +22,7 @@ from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.protocol import USUAL, Protocol
 from ropex_eval.study.study import Study, fingerprint
 from tests.support.models import TRAINED, save_checkpoint, tiny_causal
+from tests.support.rounding import LOSS
 from tests.support.tiny_eval import (
     BY_LENGTH,
     STATIC,
@@ -263,4 +264,4 @@ def test_numbers_do_not_depend_on_what_was_measured_before(study: Study, out: Pa
     back = start(study, out.parent / "back", *reversed(texts))
     for row in there.results:
         other = back.of(row.definition)[row.strategy][row.length]
-        assert row.nll == pytest.approx(other.nll, abs=1e-5)
+        assert row.nll == pytest.approx(other.nll, abs=LOSS)

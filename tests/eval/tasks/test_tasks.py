@@ -40,6 +40,7 @@ from ropex_eval.tasks.context import splice
 from ropex_eval.tasks.pieces import Encoder
 from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.processes import begin
+from tests.support.rounding import LOSS
 
 DEPTHS = (0.0, 0.25, 0.5, 1.0)
 HIDDEN = ("passkey", "niah", "niah_multikey", "niah_multivalue", "niah_multiquery", "kv")
@@ -119,7 +120,7 @@ def positions(ids: Ids, piece: Ids) -> list[int]:
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("length", [999, 1500, 5000])
+@pytest.mark.parametrize("length", [999, 1500, 2600])
 def test_the_longest_prompt_takes_the_length_and_none_takes_more(
     task: str, length: int, name: str
 ) -> None:
@@ -639,7 +640,7 @@ def test_a_measurement_is_what_plain_forwards_say(causal: Any) -> None:
     ids = torch.tensor([*built("niah", 150, [0.3]).prompt(question), *branch.answer])
     logits = causal(ids[None]).logits[0].double().log_softmax(1)
     own = logits[:-1].gather(1, ids[1:, None])[-len(branch.answer) :]
-    assert sample.logprob == pytest.approx(float(own.mean()), abs=1e-5)
+    assert sample.logprob == pytest.approx(float(own.mean()), abs=LOSS)
 
 
 def fits(task: str, length: int, sample: int) -> bool:

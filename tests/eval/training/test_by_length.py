@@ -28,6 +28,7 @@ from ropex_eval.study.protocol import Protocol
 from ropex_eval.training.by_length import ByLength
 from ropex_eval.training.callback import FILE, PerplexityByLength
 from tests.support.models import TRAINED, tiny_causal, tiny_tokenizer
+from tests.support.rounding import LOSS
 from tests.support.tiny_eval import (
     LENGTHS,
     corpus_of,
@@ -81,7 +82,7 @@ def test_numbers_are_those_of_the_models_own_logits(
     for length, row in zip(lengths, found.nll, strict=True):
         for excerpt, nll in zip(corpus.excerpts, row, strict=True):
             ids = torch.cat([torch.tensor([0]), excerpt.ids])[:length]
-            assert nll == pytest.approx(float(plain_nll(causal, ids)[-6:].mean()), abs=1e-5)
+            assert nll == pytest.approx(float(plain_nll(causal, ids)[-6:].mean()), abs=LOSS)
 
 
 @pytest.mark.parametrize("text", ["yarn:4", *BY_LENGTH])
