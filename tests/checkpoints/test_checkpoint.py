@@ -30,6 +30,7 @@ from tests.support.models import (
     tokens,
 )
 from tests.support.tiny_eval import tree
+from tests.support.written import config_of, write
 
 IDS = tokens()
 VERSION_5 = version_5()
@@ -37,22 +38,10 @@ SAVED = (*STATIC, *BY_LENGTH_IN_CONFIG)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama, as transformers saves it."""
-    path = tmp_path / "model"
-    tiny_model("llama").save_pretrained(path)
-    (path / "tokenizer_config.json").write_text('{"model_max_length": 32}', encoding="utf-8")
-    return path
-
-
-def write(folder: Path, out: Path, text: str, **options: Any) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out, **options)
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content
+def folder(folder: Path) -> Path:
+    """A checkpoint whose tokenizer has a limit."""
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 32}', encoding="utf-8")
+    return folder
 
 
 @pytest.mark.parametrize("text", SAVED)

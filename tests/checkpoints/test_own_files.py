@@ -22,20 +22,9 @@ from ropex.config.notations import version_5
 from tests.support.models import logits, tiny_model, tokens
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
+from tests.support.written import write
 
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama."""
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def write(folder: Path, out: Path, text: str = "yarn:4", **options: Any) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out, **options)
 
 
 def changed(out: Path, *, scale: float = 2.0) -> Any:

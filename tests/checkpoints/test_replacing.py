@@ -11,16 +11,14 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-import ropex
 from ropex.checkpoints import write as checkpoint
-from ropex.checkpoints.find import load_skeleton
-from ropex.checkpoints.write import save_patched
 from ropex.files import places
 from ropex.files.places import BUILT, put, workplace
 from tests.support.models import tiny_model
 from tests.support.processes import begin
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
+from tests.support.written import write
 
 KILLS = int(os.environ.get("ROPEX_KILLS", "6"))
 """How often a process is killed; each is a fork of one that has imported everything."""
@@ -66,16 +64,10 @@ print(*sorted(path.name for path in Path().iterdir()))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama, and `out`, patched."""
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    write(tmp_path / "model", tmp_path / "out", "linear:2")
-    return tmp_path / "model"
-
-
-def write(folder: Path, out: Path, text: str = "yarn:4", **options: Any) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out, **options)
+def folder(folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint, and `out`, patched."""
+    write(folder, tmp_path / "out", "linear:2")
+    return folder
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX does it")

@@ -22,12 +22,6 @@ IDS = tokens()
 # Of peft, under transformers 5.
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def with_adapter(model: Any) -> Any:
     """A LoRA adapter that changes something."""
     torch.manual_seed(1)

@@ -24,17 +24,9 @@ from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.models import tiny_causal
 from tests.support.rounding import LOSS
-from tests.support.tiny_eval import Watch, corpus_of, start, study_of
+from tests.support.tiny_eval import Watch, corpus_of, start
 
 LONG = Protocol.of((48, 1100), 4, ("local", "fixed"))
-
-
-@pytest.fixture
-def make(tmp_path: Path, checkpoint: Path, causal: Any) -> Callable[..., Study]:
-    def study(protocol: Protocol, **settings: Any) -> Study:
-        return study_of(tmp_path, checkpoint, causal, protocol, **settings)
-
-    return study
 
 
 # Sizes.

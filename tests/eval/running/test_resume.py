@@ -15,25 +15,10 @@ from ropex_eval.scores.results import Results
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.rounding import LOSS
-from tests.support.tiny_eval import Watch, break_reading, start, study_of, tree
+from tests.support.tiny_eval import Watch, break_reading, start, tree
 
 PROTOCOL = Protocol.of((8, 48))
 TEXTS = ("none", "yarn:4", "dynamic")
-
-
-@pytest.fixture
-def make(tmp_path: Path, checkpoint: Path, causal: Any) -> Callable[..., Study]:
-    """A study on the same texts, by its protocol and its number of excerpts."""
-
-    def study(protocol: Protocol = PROTOCOL, **settings: Any) -> Study:
-        return study_of(tmp_path, checkpoint, causal, protocol, **settings)
-
-    return study
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def unloaded(study: Study) -> Study:

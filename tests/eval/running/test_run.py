@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from tests.support.tiny_eval import (
     plain_nll,
     start,
     strict_json,
-    study_of,
     tree,
 )
 
@@ -38,13 +38,8 @@ SMALL = Protocol.of((8, 48))
 
 
 @pytest.fixture
-def study(tmp_path: Path, checkpoint: Path, causal: Any) -> Study:
-    return study_of(tmp_path, checkpoint, causal, SMALL)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
+def study(make: Callable[..., Study]) -> Study:
+    return make(SMALL)
 
 
 def test_run_writes_its_files_and_nothing_else(study: Study, out: Path) -> None:

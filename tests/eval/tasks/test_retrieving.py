@@ -20,7 +20,7 @@ from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from ropex_eval.tasks import TASKS, ask, cells, measure_task
 from tests.support.models import tiny_tokenizer
-from tests.support.tiny_eval import corpus_of, start, strict_json, study_of, tree
+from tests.support.tiny_eval import corpus_of, start, strict_json, tree
 
 READ = Protocol.of((72, 96))
 QUESTIONS = Questions(("induction",), (0.0, 1.0), 2)
@@ -28,13 +28,8 @@ STRATEGIES = ("none", "yarn:4", "dynamic", "yarn:4+logn")
 
 
 @pytest.fixture
-def study(tmp_path: Path, checkpoint: Path, causal: Any) -> Study:
-    return study_of(tmp_path, checkpoint, causal, READ)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
+def study(make: Callable[..., Study]) -> Study:
+    return make(READ)
 
 
 @pytest.fixture
