@@ -325,7 +325,6 @@ OTHER: dict[str, Callable[[Any, Path], Any]] = {  # these round, or have other w
     "sharded_half": sharded_half,
 }
 WRAPS = SAME | OTHER
-OFFLOADING = [name for name in WRAPS if "offload" in name]
 # torch does not flatten frozen weights with others, and rounds roformer's before its rows are taken
 # or after; the rest is where no table is touched.
 LEFT_OUT = " ".join(

@@ -28,9 +28,3 @@ def python(*arguments: str | Path, **options: Any) -> subprocess.CompletedProces
     if "stdout" not in options:
         common["capture_output"] = True
     return subprocess.run(command, **{**common, **options})
-
-
-def start_python(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """Start a fresh interpreter; options are those of `subprocess.Popen`."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, **{"env": environment(), "text": True, **options})
