@@ -145,84 +145,49 @@ def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
 
 def on_data(source: str, content: str | bytes | None = None) -> Callable[[], list[str]]:
     """An evaluation on a source whose file has this content."""
-
-    def prepare() -> list[str]:
-        if content is not None:
-            write(source.partition(":")[0], content)
-        return evaluation("--data", source)()
-
-    return prepare
+    name = source.partition(":")[0]
+    return after(lambda: content is None or write(name, content), evaluation("--data", source))
 
 
 def command(*arguments: str) -> Callable[[], list[str]]:
     return lambda: list(arguments)
 
 
-def no_bos() -> list[str]:
-    save_checkpoint(Path("bare"), bos=False)
-    return ["eval", "bare", "--lengths", "8,48", "--data", "book.txt"]
+def after(
+    act: Callable[[], object], then: Callable[[], list[str]] | None = None
+) -> Callable[[], list[str]]:
+    """A command, by default an evaluation, once something has happened in the folder."""
+
+    def prepare() -> list[str]:
+        act()
+        return (then or evaluation())()
+
+    return prepare
 
 
 def gpt2(*arguments: str) -> Callable[[], list[str]]:
-    def prepare() -> list[str]:
-        save_with_tokenizer(tiny_gpt2(), Path("gpt2"))
-        return [*arguments]
-
-    return prepare
+    return after(lambda: save_with_tokenizer(tiny_gpt2(), Path("gpt2")), command(*arguments))
 
 
 def larger_tokenizer(*arguments: str) -> Callable[[], list[str]]:
     """A command on a model with fewer embeddings than its tokenizer has ids."""
-
-    def prepare() -> list[str]:
-        tiny_causal(vocab_size=50).save_pretrained("tiny")
-        return [*arguments] or evaluation()()
-
-    return prepare
+    return after(
+        lambda: tiny_causal(vocab_size=50).save_pretrained("tiny"),
+        command(*arguments) if arguments else None,
+    )
 
 
-def out_with_other_files() -> list[str]:
-    write("out/thesis.txt", "years of work")
-    return evaluation()()
-
-
-def out_is_a_file() -> list[str]:
-    write("out", "years of work")
-    return evaluation("--force")()
-
-
-def empty_folder() -> list[str]:
-    Path("texts").mkdir()
-    return evaluation("--data", "texts")()
-
-
-def damaged_config() -> list[str]:
-    write("tiny/config.json", "{")
-    return evaluation()()
-
-
-def config_without_a_type() -> list[str]:
-    write("tiny/config.json", "{}")
-    return evaluation()()
-
-
-def no_tokenizer() -> list[str]:
+def no_tokenizer() -> None:
     for path in Path("tiny").glob("*token*"):
         path.unlink()
-    return evaluation()()
 
 
-def damaged_tokenizer() -> list[str]:
-    write("tiny/tokenizer.json", "{}")
-    return evaluation()()
-
-
-def tokenizer_without_a_number() -> list[str]:
+def tokenizer_without_a_number() -> None:
     path = Path("tiny/tokenizer_config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "x"}))
-    return evaluation()()
 
 
+BARE = ("eval", "bare", "--lengths", "8,48", "--data", "book.txt")
 UNREADABLE = "tiny: transformers cannot read this checkpoint: "
 SHOW, PATCH = command("show", "tiny"), command("patch", "tiny", "-s", "yarn:4", "-o", "new")
 CODE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -323,7 +288,10 @@ REFUSALS = {
     "bad device": (evaluation("--device", "warp"), "--device warp: "),
     "empty device": (evaluation("--device", ""), "--device : "),
     "unknown bos": (evaluation("--bos", "<start>"), "the tokenizer of tiny has no token '<start>'"),
-    "no bos": (no_bos, "the tokenizer of bare has no BOS token; --bos none starts texts with"),
+    "no bos": (
+        after(lambda: save_checkpoint(Path("bare"), bos=False), command(*BARE)),
+        "the tokenizer of bare has no BOS token; --bos none starts texts with",
+    ),
     "no lift": (evaluation("--lift-sliding-window", "-s", "yarn:4"), "has no sliding window"),
     "no such model": (
         command("eval", "none/of-that-name"),
@@ -336,7 +304,7 @@ REFUSALS = {
         "holds no config.json, so it is not a checkpoint",
     ),
     "model is a file": (command("eval", "book.txt"), "book.txt is a file; name the folder"),
-    "damaged config": (damaged_config, "config.json"),
+    "damaged config": (after(lambda: write("tiny/config.json", "{")), "config.json"),
     "unknown type": (
         with_config(evaluation(), model_type="nothing-of-that-name"),
         "nothing-of-that-nam",
@@ -358,20 +326,23 @@ REFUSALS = {
         with_config(PATCH, max_position_embeddings=None),
         "llama would be a guess",
     ),
-    "no type": (config_without_a_type, "tiny"),
-    "no tokenizer": (no_tokenizer, "tiny holds no tokenizer that transformers reads"),
+    "no type": (after(lambda: write("tiny/config.json", "{}")), "tiny"),
+    "no tokenizer": (after(no_tokenizer), "tiny holds no tokenizer that transformers reads"),
     "tokenizer's limit in words": (
-        tokenizer_without_a_number,
+        after(tokenizer_without_a_number),
         "tiny/tokenizer_config.json says model_max_length 'x'; it must be a number of tokens",
     ),
-    "damaged tokenizer": (damaged_tokenizer, UNREADABLE),
+    "damaged tokenizer": (after(lambda: write("tiny/tokenizer.json", "{}")), UNREADABLE),
     "gpt2 eval": (gpt2("eval", "gpt2"), "looked for a module with an `inv_freq` buffer in GPT2LMH"),
     "gpt2 patch": (gpt2("patch", "gpt2", "-s", "yarn:4", "-o", "new"), "`inv_freq` buffer in GPT2"),
     "gpt2 show": (gpt2("show", "gpt2"), "gpt2 has no rotary embedding that ropex knows"),
     "no such text": (on_data("none.txt"), "no such file or folder: none.txt"),
     "empty text": (on_data("empty.txt", ""), "empty.txt is empty"),
     "text of blanks": (on_data("empty.txt", " \n"), "empty.txt is empty"),
-    "empty folder": (empty_folder, "texts: the folder holds no files"),
+    "empty folder": (
+        after(Path("texts").mkdir, evaluation("--data", "texts")),
+        "texts: the folder holds no files",
+    ),
     "not utf-8": (on_data("latin.txt", "Grüße".encode("latin-1")), "latin.txt is not UTF-8 text"),
     "jsonl, no field": (
         on_data("d.jsonl", '{"t": "x"}'),
@@ -381,8 +352,14 @@ REFUSALS = {
     "jsonl, not json": (on_data("d.jsonl:t", "text"), "d.jsonl, line 1: not JSON"),
     "jsonl, missing": (on_data("d.jsonl:t"), "no such file: d.jsonl"),
     "data set, missing": (on_data("hf:nobody/nothing"), "hf:nobody/nothing: "),
-    "other files in out": (out_with_other_files, "out holds other files; give another folder, or"),
-    "out is a file": (out_is_a_file, "out is a file; give a folder"),
+    "other files in out": (
+        after(lambda: write("out/thesis.txt", "years of work")),
+        "out holds other files; give another folder, or",
+    ),
+    "out is a file": (
+        after(lambda: write("out", "years of work"), evaluation("--force")),
+        "out is a file; give a folder",
+    ),
     "strategies, none": (command("strategies", "*zip*"), "no strategy matches '*zip*'"),
     "show, unknown": (command("show", "tiny", "-s", "yran:2"), "did you mean 'yarn'?"),
     "show, too short": (command("show", "tiny", "-s", "yarn:length=8"), "state a longer length"),
