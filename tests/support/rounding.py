@@ -19,9 +19,18 @@ from torch import Tensor
 # (64), two norms and two steps of the feed-forward part (64 each); the last norm and the head.
 TERMS = 2 * (64 + 16 + 100 + 64 + 2 * 64 + 2 * 64) + 64 + 64
 
-LOSS = torch.finfo(torch.float32).eps * (300 + 4 * 64)
-"""Of a loss of the tiny readers, which everybody takes in float32: a sum of 300 exponentials, and
-logits of up to 64 that are rounded, shifted, subtracted, and added to a mean."""
+
+def of_loss(vocabulary: int) -> float:
+    """What a loss may be off that is taken in float32, as everybody takes it, of exact logits.
+
+    A sum of as many exponentials, and logits of up to 64, which are rounded, shifted, subtracted,
+    and added to a mean.
+    """
+    return torch.finfo(torch.float32).eps * (vocabulary + 4 * 64)
+
+
+LOSS = of_loss(300)
+"""Of the tiny readers."""
 
 
 def rounding(wanted: Tensor, terms: int = TERMS, dtype: torch.dtype | None = None) -> float:

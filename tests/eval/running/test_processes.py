@@ -17,6 +17,7 @@ from ropex_eval.study.store import Store, Stored
 from tests.support import processes
 from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
 from tests.support.paths import ROOT, python
+from tests.support.rounding import LOSS
 from tests.support.shell import Shell
 from tests.support.tiny_eval import corpus_of
 
@@ -58,7 +59,7 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, texts, and one with a sliding window."""
     folder = tmp_path_factory.mktemp("processes")
-    save_checkpoint(folder / "tiny")
+    save_checkpoint(folder / "tiny", dtype=torch.float64)
     tiny_causal("mistral", sliding_window=16).save_pretrained(folder / "window")
     tiny_tokenizer().save_pretrained(folder / "window")
     corpus_of(folder / "texts", 500)
@@ -153,10 +154,10 @@ def test_text_that_is_split_over_processes_gives_the_numbers_of_one(
     assert one.keys() == two.keys()
     assert {length for _, _, length, _ in one} == {8, 47, 97}
     for key, each in one.items():
-        assert torch.allclose(two[key].nll, each.nll, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(two[key].nll, each.nll, rtol=0, atol=LOSS)
     results = [Results.load(shell.folder / name).results for name in ("split-one", "split")]
     for left, right in zip(*results, strict=True):
-        assert right.nll == pytest.approx(left.nll, abs=1e-5)
+        assert right.nll == pytest.approx(left.nll, abs=LOSS)
     assert {row.strategy for row in results[1]} == {"none", *STRATEGIES}
 
 
