@@ -16,40 +16,34 @@ import ropex
 from ropex.config.notations import version_5
 from ropex.errors import UnsupportedModel
 from ropex.train.guard import RopeChanged, RopeGuard
+from tests.support.configs import LISTED
+from tests.support.configs import NATIVE as ENTRIES
 from tests.support.guarded import At, checkpoints, rounded, trainer
-from tests.support.models import rope_settings, tiny_config, tiny_model, tokens
+from tests.support.models import TRAINED, rope_settings, tiny_config, tiny_model, tokens
 from tests.support.processes import ranks
 
-YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-LLAMA3: dict[str, Any] = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-LISTS: dict[str, Any] = {
-    "rope_type": "longrope",
-    "factor": 4.0,
-    "short_factor": [1.0] * 8,
-    "long_factor": [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 4.0],
-    "original_max_position_embeddings": 32,
-}
 # What a checkpoint can say by itself; Phi-3 keeps the length of short sequences at the root.
+TEXTS = {"linear": "linear:4", "dynamic": "dynamic:4", "yarn": "yarn:4", "llama3": "llama3:4"}
 NATIVE: dict[str, dict[str, Any]] = {
     "none": rope_settings(),
-    "linear": rope_settings(rope_type="linear", factor=4.0),
-    "dynamic": rope_settings(rope_type="dynamic", factor=4.0),
-    "yarn": {**rope_settings(**YARN), "max_position_embeddings": 128},
-    "llama3": {**rope_settings(**LLAMA3), "max_position_embeddings": 128},
-    "longrope": {**rope_settings(**LISTS), "max_position_embeddings": 128},
+    **{kind: rope_settings(**ENTRIES[text]) for kind, text in TEXTS.items()},
+    "longrope": {**rope_settings(**ENTRIES[LISTED]), "original_max_position_embeddings": TRAINED},
 }
-NATIVE["longrope"]["original_max_position_embeddings"] = 32
+for kind in ("yarn", "llama3", "longrope"):
+    NATIVE[kind]["max_position_embeddings"] = 4 * TRAINED
 PATCHES = ("yarn:4", "linear:1.7", "dynamic:4", "yarn:4+logn", "dynamic_yarn")
 
 
 def native(kind: str) -> Any:
     return tiny_model("llama", **copy.deepcopy(NATIVE[kind]))
+
+
+def guarded(kind: str, patched: bool) -> tuple[Any, RopeGuard]:
+    """A model that is scaled by a patch or by its checkpoint, and its guard."""
+    model = tiny_model("llama") if patched else native(kind)
+    if patched:
+        ropex.patch(model, TEXTS[kind])
+    return model, RopeGuard(model)
 
 
 def said(guard: RopeGuard, model: Any = None) -> str:
@@ -195,11 +189,8 @@ WRITTEN: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("how", WRITTEN)
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_table_that_is_written_over_is_told(llama: Any, how: str, patched: bool) -> None:
-    model = llama if patched else native("yarn")
-    if patched:
-        ropex.patch(model, "yarn:4")
-    guard = RopeGuard(model)
+def test_a_table_that_is_written_over_is_told(how: str, patched: bool) -> None:
+    model, guard = guarded("yarn", patched)
     WRITTEN[how](model)
     assert said(guard).startswith("model.rotary_emb does not hold the planned frequencies, so")
 
@@ -277,10 +268,6 @@ def refactored(config: Any) -> None:
     entry["factor"] = 8.0
 
 
-def lengthened(config: Any) -> None:
-    config.max_position_embeddings *= 2
-
-
 EDITS: dict[str, Callable[[Any], None]] = {
     "unscaled": edited(),
     "linear": edited(rope_type="linear", factor=4.0),
@@ -291,24 +278,16 @@ EDITS: dict[str, Callable[[Any], None]] = {
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_config_that_no_longer_says_what_is_trained_is_told(
-    llama: Any, edit: str, patched: bool
-) -> None:
-    model = llama if patched else native("yarn")
-    if patched:
-        ropex.patch(model, "yarn:4")
-    guard = RopeGuard(model)
+def test_a_config_that_no_longer_says_what_is_trained_is_told(edit: str, patched: bool) -> None:
+    model, guard = guarded("yarn", patched)
     EDITS[edit](model.config)
     assert said(guard).startswith("the config was changed, so that a checkpoint would compute")
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_length_that_tables_go_by_is_part_of_the_config(llama: Any, patched: bool) -> None:
-    model = llama if patched else native("dynamic")
-    if patched:
-        ropex.patch(model, "dynamic:4")
-    guard = RopeGuard(model)
-    lengthened(model.config)
+def test_a_length_that_tables_go_by_is_part_of_the_config(patched: bool) -> None:
+    model, guard = guarded("dynamic", patched)
+    model.config.max_position_embeddings *= 2
     assert said(guard).startswith("the config was changed")
 
 

@@ -138,16 +138,22 @@ def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def broken(place: Path, broken_off: Path) -> Path:
+    """The folder of a run that was broken off, beside one that was not."""
+    for out in ("whole", "parts"):
+        shutil.copytree(broken_off / out, out)
+    return Path("parts")
+
+
 EVERY_STEP = ("training.save_every=1", "lora.dropout=0.2")
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_checkpoint_is_not_gone_on_from(
-    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str], name: str
+    broken: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    for out in ("whole", "parts"):
-        shutil.copytree(broken_off / out, out)
-    stage = Path("parts/stage-1")
+    stage = broken / "stage-1"
     assert {path.name for path in stage.glob("*")} == {"checkpoint-1", "checkpoint-2"}
     DAMAGE[name](stage / "checkpoint-2" / name)
     assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 0
@@ -159,11 +165,9 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_rows_that_were_damaged_are_cut_again(
-    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str], cut: bool
+    broken: Path, capsys: pytest.CaptureFixture[str], cut: bool
 ) -> None:
-    for out in ("whole", "parts"):
-        shutil.copytree(broken_off / out, out)
-    [path] = Path("parts/rows").glob("*.arrow")
+    [path] = (broken / "rows").glob("*.arrow")
     content = bytearray(path.read_bytes())
     for place_of in range(len(content) // 2, len(content) // 2 + 400, 4):
         content[place_of] ^= 1  # of tokens
@@ -175,10 +179,9 @@ def test_rows_that_were_damaged_are_cut_again(
 
 
 def test_no_whole_checkpoint_is_one_sentence(
-    place: Path, broken_off: Path, capsys: pytest.CaptureFixture[str]
+    broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(broken_off / "parts", "parts")
-    for path in Path("parts/stage-1").glob("*/optimizer.pt"):
+    for path in broken.glob("stage-1/*/optimizer.pt"):
         path.unlink()
     assert main(["train", "mine.yaml", *EVERY_STEP, "-o", "parts"]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
