@@ -66,7 +66,9 @@ def test_unrotated_keys_change_no_logit(llama: Any, text: str) -> None:
 )
 def test_each_token_is_read_at_the_length_the_sequence_has_there(family: str, text: str) -> None:
     """With one layer, that is the last token of every shorter sequence, read by itself."""
-    model = tiny_model(family, num_hidden_layers=1).double()
+    model = tiny_model(family, num_hidden_layers=1)
+    if family != "mixtral":  # whose router is in float32
+        model.double()
     if family == "stablelm":
         with pytest.raises(ropex.UnsupportedModel, match="does not call transformers' attention"):
             ropex.patch(model, text, cache="unrotated")

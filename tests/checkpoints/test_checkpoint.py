@@ -44,6 +44,23 @@ def folder(folder: Path) -> Path:
     return folder
 
 
+def both_notations_say_the_same(folder: Path, out: Path, text: str) -> None:
+    config = config_of(out)
+    entry = dict(config["rope_parameters"])
+    assert entry.pop("rope_theta") == config["rope_theta"]
+    unscaled = entry["rope_type"] == "default"
+    assert config["rope_scaling"] == (None if unscaled else entry)
+    assert isinstance(config["max_position_embeddings"], int)
+    assert isinstance(config["rope_theta"], float)
+    target = ropex.strategy(text).target_length(ropex.rope_of(load_skeleton(folder)))
+    stays = entry["rope_type"] in ("linear", "dynamic")  # engines multiply these by the factor
+    assert config["max_position_embeddings"] == (TRAINED if stays else target)
+    unchanged = set(config_of(folder)) - {
+        "rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings",
+    }  # fmt: skip
+    assert all(config[key] == config_of(folder)[key] for key in unchanged)
+
+
 @pytest.mark.parametrize("text", SAVED)
 def test_a_written_checkpoint_loads_to_the_patched_model(
     folder: Path, tmp_path: Path, text: str
@@ -55,6 +72,7 @@ def test_a_written_checkpoint_loads_to_the_patched_model(
         live = logits(model, IDS)
     assert not torch.equal(logits(model, IDS), live)
     assert torch.equal(logits(loaded, IDS), live)
+    both_notations_say_the_same(folder, tmp_path / "out", text)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
@@ -87,25 +105,6 @@ def test_save_pretrained_of_a_patched_model_saves_the_patch(tmp_path: Path, text
     model.save_pretrained(tmp_path)
     loaded = plain(tmp_path)
     assert torch.equal(logits(loaded, IDS), logits(model, IDS))
-
-
-@pytest.mark.parametrize("text", SAVED)
-def test_both_notations_say_the_same(folder: Path, tmp_path: Path, text: str) -> None:
-    write(folder, tmp_path / "out", text)
-    config = config_of(tmp_path / "out")
-    entry = dict(config["rope_parameters"])
-    assert entry.pop("rope_theta") == config["rope_theta"]
-    unscaled = entry["rope_type"] == "default"
-    assert config["rope_scaling"] == (None if unscaled else entry)
-    assert isinstance(config["max_position_embeddings"], int)
-    assert isinstance(config["rope_theta"], float)
-    target = ropex.strategy(text).target_length(ropex.rope_of(load_skeleton(folder)))
-    stays = entry["rope_type"] in ("linear", "dynamic")  # engines multiply these by the factor
-    assert config["max_position_embeddings"] == (TRAINED if stays else target)
-    unchanged = set(config_of(folder)) - {
-        "rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings",
-    }  # fmt: skip
-    assert all(config[key] == config_of(folder)[key] for key in unchanged)
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint is scaled already")

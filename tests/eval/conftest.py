@@ -12,10 +12,14 @@ from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from tests.support.tiny_eval import study_of
 
+SMALL = Protocol.of((8, 48))
+
 
 @pytest.fixture
 def make(tmp_path: Path, checkpoint: Path, causal: Any) -> Callable[..., Study]:
-    def study(protocol: Protocol, **settings: Any) -> Study:
+    """A study on the same texts, by its protocol and its number of excerpts."""
+
+    def study(protocol: Protocol = SMALL, **settings: Any) -> Study:
         return study_of(tmp_path, checkpoint, causal, protocol, **settings)
 
     return study

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -27,7 +26,7 @@ from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.protocol import Protocol
 from ropex_eval.training.by_length import ByLength
 from ropex_eval.training.callback import FILE, PerplexityByLength
-from tests.support.models import TRAINED, tiny_causal, tiny_tokenizer
+from tests.support.models import TRAINED, plain, tiny_causal, tiny_tokenizer
 from tests.support.rounding import LOSS
 from tests.support.tiny_eval import (
     LENGTHS,
@@ -94,8 +93,7 @@ def test_a_saved_model_has_the_numbers_of_the_patched_one(
     with ropex.patch(model, text):
         wanted = watch.measure(model)
         model.save_pretrained(tmp_path / "saved")
-    auto: Any = AutoModelForCausalLM
-    native = auto.from_pretrained(tmp_path / "saved").eval()
+    native = plain(tmp_path / "saved")
     with torch.no_grad():
         native(torch.arange(seen)[None])  # what transformers keeps of it must not show
     before = {name: each.clone() for name, each in native.named_buffers()}
@@ -241,8 +239,7 @@ def test_a_training_is_the_same_to_the_bit_with_it_as_without(
         if kind == "native dynamic":
             ropex.patch(model, "dynamic")
             model.save_pretrained(tmp_path / "native")
-            auto: Any = AutoModelForCausalLM
-            model = auto.from_pretrained(tmp_path / "native")
+            model = plain(tmp_path / "native").train()
         elif kind == "dynamic":
             ropex.patch(model, "dynamic")
         elif kind == "noisy":
