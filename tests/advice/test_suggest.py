@@ -17,10 +17,11 @@ from ropex.config.write import carrier
 from ropex.engines.facts import ENGINES, encoding
 from ropex.rope import Rope
 from ropex.strategies.registry import list_strategies, registry
-from tests.support.tiny_eval import save_checkpoint, strict_json, tiny_causal, words
+from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.paths import REAL
+from tests.support.tiny_eval import strict_json, words
 
 LLAMA_2 = Rope.standard(128, 1e4, 4096)
-REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from transformers import AutoConfig
 
 from ropex.checkpoints.find import find, load_model, load_skeleton
 from ropex.errors import UnsupportedModel
+from tests.support.models import tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import tiny_tokenizer
 
 VERBS = {
     "eval": ("eval", "{}", "--data", "book.txt", "-o", "out"),
@@ -28,13 +28,10 @@ VERBS = {
 
 
 @pytest.fixture
-def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def shell(shell: Shell, tmp_path: Path) -> Shell:
     (tmp_path / "book.txt").write_text("words " * 900, encoding="utf-8")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(20))
-    return Shell.at(tmp_path, capsys, monkeypatch)
+    return shell
 
 
 def save_config(folder: Path, model_type: str) -> Path:

@@ -16,9 +16,10 @@ from torch import Tensor
 import ropex
 from ropex.checkpoints.find import load_model, load_skeleton
 from ropex.checkpoints.remote_code import load_remote
-from tests.support.cases import TRAINED, logits, tokens
+from tests.support.models import TRAINED, logits, tokens
 from tests.support.remote_code import DOUBLES
 from tests.support.remote_rotary import ChatGLMRotary
+from tests.support.rounding import assert_alike
 
 # Such code sets `rope_scaling`, of which transformers 5 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated:FutureWarning")
@@ -51,7 +52,7 @@ def check_repair(model: Any, wanted: Tensor) -> None:
     before = [(id(table), str(table)) for *_, table in held(model)]
     with pytest.warns(UserWarning, match="were lost"):
         patch = ropex.patch(model, "none")
-    torch.testing.assert_close(logits(model, IDS), wanted, rtol=0, atol=1e-4)
+    assert_alike(logits(model, IDS), wanted)
     patch.verify()
     patch.remove()
     assert [(id(table), str(table)) for *_, table in held(model)] == before
@@ -90,7 +91,7 @@ def test_a_strategy_over_lost_tables_is_that_over_whole_ones(text: str) -> None:
     with pytest.warns(UserWarning, match="were lost"):
         ropex.patch(lost, text)
     with ropex.patch(whole, text):
-        torch.testing.assert_close(logits(lost, IDS), logits(whole, IDS), rtol=0, atol=1e-4)
+        assert_alike(logits(lost, IDS), logits(whole, IDS))
 
 
 def test_qwen_that_has_lost_more_than_tables_is_refused() -> None:

@@ -11,25 +11,16 @@ from ropex_eval.running.retrieving import Questions, Retriever
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
 from ropex_eval.tasks import TASKS
+from tests.support.models import tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import corpus_of, save_checkpoint, start, study_of, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("asking") / "tiny")
+from tests.support.tiny_eval import corpus_of, start, study_of
 
 
 @pytest.fixture
-def shell(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Shell:
-    (tmp_path / "tiny").symlink_to(checkpoint)
-    corpus_of(tmp_path / "texts", 400)
-    return Shell.at(tmp_path, capsys, monkeypatch)
+def shell(checkpoint: Path, shell: Shell) -> Shell:
+    (shell.folder / "tiny").symlink_to(checkpoint)
+    corpus_of(shell.folder / "texts", 400)
+    return shell
 
 
 TASK = ("--tasks", "induction", "--depths", "0,1", "--samples", 2)

@@ -11,21 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.strategies.registry import registry
 from ropex_eval.scores.results import Results
-from tests.support.cli_world import (
-    World,
-    change_config,
-    evaluation,
-    python,
-    save_gpt2,
-    with_config,
-    write,
-)
-from tests.support.tiny_eval import save_checkpoint, strict_json, tiny_causal, tree
+from tests.support.models import plain, save_checkpoint, save_with_tokenizer, tiny_causal, tiny_gpt2
+from tests.support.paths import python
+from tests.support.shell import Shell, change_config, evaluation, with_config, write
+from tests.support.tiny_eval import strict_json, tree
 
 # The command itself.
 
@@ -47,7 +40,7 @@ def test_start_is_light(statement: str) -> None:
 
 
 def test_error_of_a_real_process_is_one_line(tmp_path: Path) -> None:
-    save_gpt2(tmp_path / "gpt2")
+    save_with_tokenizer(tiny_gpt2(), tmp_path / "gpt2")
     call = "import sys; from ropex.cli import main; sys.exit(main(sys.argv[1:]))"
     done = python("-c", call, "eval", str(tmp_path / "gpt2"), "-s", "yarn:4")
     assert done.returncode == 2
@@ -63,7 +56,7 @@ def test_reader_that_leaves_early_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_version_is_told(world: World) -> None:
+def test_version_is_told(world: Shell) -> None:
     assert world("--version") == (0, f"ropex {ropex.__version__}\n", "")
 
 
@@ -71,7 +64,7 @@ VERBS = ("eval", "demo", "patch", "show", "suggest", "strategies")
 
 
 @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
-def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
+def test_help_is_told(world: Shell, verb: tuple[str, ...]) -> None:
     status, out, err = world(*verb, "--help")
     assert (status, err) == (0, "")
     assert f"usage: ropex {' '.join(verb)}".rstrip() in out
@@ -108,18 +101,18 @@ def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
         (("eval", "tiny", "--lengths=-8"), "'-8' is not a length"),
     ],
 )
-def test_wrong_usage_is_one_line(world: World, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_usage_is_one_line(world: Shell, arguments: tuple[str, ...], message: str) -> None:
     assert message in world.refused(*arguments)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
-def test_traceback_is_shown_only_on_request(world: World, place: int) -> None:
+def test_traceback_is_shown_only_on_request(world: Shell, place: int) -> None:
     command = ["show", "tiny", "-s", "nothing"]
     with pytest.raises(ValueError, match="unknown strategy"):
         world(*command[:place], "--traceback", *command[place:])
 
 
-def test_a_bug_is_not_taken_for_a_mistake(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_taken_for_a_mistake(world: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(pattern: str) -> list[str]:
         raise KeyError(pattern)
 
@@ -128,7 +121,7 @@ def test_a_bug_is_not_taken_for_a_mistake(world: World, monkeypatch: pytest.Monk
         world("strategies")
 
 
-def test_libraries_are_quiet(world: World) -> None:
+def test_libraries_are_quiet(world: Shell) -> None:
     hub = logging.getLogger("huggingface_hub")
     hub.setLevel(logging.WARNING)
     assert world("show", "tiny")[0] == 0
@@ -138,7 +131,7 @@ def test_libraries_are_quiet(world: World) -> None:
 @pytest.mark.parametrize("model", ["", "./my-lama", "../my-lama", "~/my-lama", "/no/my-lama",
                                    "models/llama/8b", "my-lama/", ".my-lama"])  # fmt: skip
 def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
-    world: World, monkeypatch: pytest.MonkeyPatch, model: str
+    world: Shell, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
@@ -153,84 +146,49 @@ def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
 
 def on_data(source: str, content: str | bytes | None = None) -> Callable[[], list[str]]:
     """An evaluation on a source whose file has this content."""
-
-    def prepare() -> list[str]:
-        if content is not None:
-            write(source.partition(":")[0], content)
-        return evaluation("--data", source)()
-
-    return prepare
+    name = source.partition(":")[0]
+    return after(lambda: content is None or write(name, content), evaluation("--data", source))
 
 
 def command(*arguments: str) -> Callable[[], list[str]]:
     return lambda: list(arguments)
 
 
-def no_bos() -> list[str]:
-    save_checkpoint(Path("bare"), bos=False)
-    return ["eval", "bare", "--lengths", "8,48", "--data", "book.txt"]
+def after(
+    act: Callable[[], object], then: Callable[[], list[str]] | None = None
+) -> Callable[[], list[str]]:
+    """A command, by default an evaluation, once something has happened in the folder."""
+
+    def prepare() -> list[str]:
+        act()
+        return (then or evaluation())()
+
+    return prepare
 
 
 def gpt2(*arguments: str) -> Callable[[], list[str]]:
-    def prepare() -> list[str]:
-        save_gpt2(Path("gpt2"))
-        return [*arguments]
-
-    return prepare
+    return after(lambda: save_with_tokenizer(tiny_gpt2(), Path("gpt2")), command(*arguments))
 
 
 def larger_tokenizer(*arguments: str) -> Callable[[], list[str]]:
     """A command on a model with fewer embeddings than its tokenizer has ids."""
-
-    def prepare() -> list[str]:
-        tiny_causal(vocab_size=50).save_pretrained("tiny")
-        return [*arguments] or evaluation()()
-
-    return prepare
+    return after(
+        lambda: tiny_causal(vocab_size=50).save_pretrained("tiny"),
+        command(*arguments) if arguments else None,
+    )
 
 
-def out_with_other_files() -> list[str]:
-    write("out/thesis.txt", "years of work")
-    return evaluation()()
-
-
-def out_is_a_file() -> list[str]:
-    write("out", "years of work")
-    return evaluation("--force")()
-
-
-def empty_folder() -> list[str]:
-    Path("texts").mkdir()
-    return evaluation("--data", "texts")()
-
-
-def damaged_config() -> list[str]:
-    write("tiny/config.json", "{")
-    return evaluation()()
-
-
-def config_without_a_type() -> list[str]:
-    write("tiny/config.json", "{}")
-    return evaluation()()
-
-
-def no_tokenizer() -> list[str]:
+def no_tokenizer() -> None:
     for path in Path("tiny").glob("*token*"):
         path.unlink()
-    return evaluation()()
 
 
-def damaged_tokenizer() -> list[str]:
-    write("tiny/tokenizer.json", "{}")
-    return evaluation()()
-
-
-def tokenizer_without_a_number() -> list[str]:
+def tokenizer_without_a_number() -> None:
     path = Path("tiny/tokenizer_config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "x"}))
-    return evaluation()()
 
 
+BARE = ("eval", "bare", "--lengths", "8,48", "--data", "book.txt")
 UNREADABLE = "tiny: transformers cannot read this checkpoint: "
 SHOW, PATCH = command("show", "tiny"), command("patch", "tiny", "-s", "yarn:4", "-o", "new")
 CODE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -331,7 +289,10 @@ REFUSALS = {
     "bad device": (evaluation("--device", "warp"), "--device warp: "),
     "empty device": (evaluation("--device", ""), "--device : "),
     "unknown bos": (evaluation("--bos", "<start>"), "the tokenizer of tiny has no token '<start>'"),
-    "no bos": (no_bos, "the tokenizer of bare has no BOS token; --bos none starts texts with"),
+    "no bos": (
+        after(lambda: save_checkpoint(Path("bare"), bos=False), command(*BARE)),
+        "the tokenizer of bare has no BOS token; --bos none starts texts with",
+    ),
     "no lift": (evaluation("--lift-sliding-window", "-s", "yarn:4"), "has no sliding window"),
     "no such model": (
         command("eval", "none/of-that-name"),
@@ -344,7 +305,7 @@ REFUSALS = {
         "holds no config.json, so it is not a checkpoint",
     ),
     "model is a file": (command("eval", "book.txt"), "book.txt is a file; name the folder"),
-    "damaged config": (damaged_config, "config.json"),
+    "damaged config": (after(lambda: write("tiny/config.json", "{")), "config.json"),
     "unknown type": (
         with_config(evaluation(), model_type="nothing-of-that-name"),
         "nothing-of-that-nam",
@@ -366,20 +327,23 @@ REFUSALS = {
         with_config(PATCH, max_position_embeddings=None),
         "llama would be a guess",
     ),
-    "no type": (config_without_a_type, "tiny"),
-    "no tokenizer": (no_tokenizer, "tiny holds no tokenizer that transformers reads"),
+    "no type": (after(lambda: write("tiny/config.json", "{}")), "tiny"),
+    "no tokenizer": (after(no_tokenizer), "tiny holds no tokenizer that transformers reads"),
     "tokenizer's limit in words": (
-        tokenizer_without_a_number,
+        after(tokenizer_without_a_number),
         "tiny/tokenizer_config.json says model_max_length 'x'; it must be a number of tokens",
     ),
-    "damaged tokenizer": (damaged_tokenizer, UNREADABLE),
+    "damaged tokenizer": (after(lambda: write("tiny/tokenizer.json", "{}")), UNREADABLE),
     "gpt2 eval": (gpt2("eval", "gpt2"), "looked for a module with an `inv_freq` buffer in GPT2LMH"),
     "gpt2 patch": (gpt2("patch", "gpt2", "-s", "yarn:4", "-o", "new"), "`inv_freq` buffer in GPT2"),
     "gpt2 show": (gpt2("show", "gpt2"), "gpt2 has no rotary embedding that ropex knows"),
     "no such text": (on_data("none.txt"), "no such file or folder: none.txt"),
     "empty text": (on_data("empty.txt", ""), "empty.txt is empty"),
     "text of blanks": (on_data("empty.txt", " \n"), "empty.txt is empty"),
-    "empty folder": (empty_folder, "texts: the folder holds no files"),
+    "empty folder": (
+        after(Path("texts").mkdir, evaluation("--data", "texts")),
+        "texts: the folder holds no files",
+    ),
     "not utf-8": (on_data("latin.txt", "Grüße".encode("latin-1")), "latin.txt is not UTF-8 text"),
     "jsonl, no field": (
         on_data("d.jsonl", '{"t": "x"}'),
@@ -389,8 +353,14 @@ REFUSALS = {
     "jsonl, not json": (on_data("d.jsonl:t", "text"), "d.jsonl, line 1: not JSON"),
     "jsonl, missing": (on_data("d.jsonl:t"), "no such file: d.jsonl"),
     "data set, missing": (on_data("hf:nobody/nothing"), "hf:nobody/nothing: "),
-    "other files in out": (out_with_other_files, "out holds other files; give another folder, or"),
-    "out is a file": (out_is_a_file, "out is a file; give a folder"),
+    "other files in out": (
+        after(lambda: write("out/thesis.txt", "years of work")),
+        "out holds other files; give another folder, or",
+    ),
+    "out is a file": (
+        after(lambda: write("out", "years of work"), evaluation("--force")),
+        "out is a file; give a folder",
+    ),
     "strategies, none": (command("strategies", "*zip*"), "no strategy matches '*zip*'"),
     "show, unknown": (command("show", "tiny", "-s", "yran:2"), "did you mean 'yarn'?"),
     "show, too short": (command("show", "tiny", "-s", "yarn:length=8"), "state a longer length"),
@@ -401,12 +371,12 @@ REFUSALS = {
     ("prepare", "message"), [pytest.param(*case, id=name) for name, case in REFUSALS.items()]
 )
 def test_mistake_is_one_line_and_changes_no_file(
-    world: World, prepare: Callable[[], list[str]], message: str
+    world: Shell, prepare: Callable[[], list[str]], message: str
 ) -> None:
     assert message in world.refused(*prepare())
 
 
-def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World) -> None:
+def test_trained_length_that_no_config_says_is_taken_from_the_user(world: Shell) -> None:
     change_config(Path("tiny"), max_position_embeddings=None)
     status, out, _ = world("show", "tiny", "--trained-length", "32")
     assert status == 0
@@ -417,14 +387,13 @@ def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World)
 
 
 def logits_of(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    auto: Any = AutoModelForCausalLM
     with torch.no_grad():
-        logits: torch.Tensor = auto.from_pretrained(folder).eval()(ids).logits
+        logits: torch.Tensor = plain(folder)(ids).logits
     return logits
 
 
 @pytest.mark.parametrize("text", ["none", "yarn:4", "linear:4", "linear:2+ntk:2", "dynamic:4"])
-def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: World, text: str) -> None:
+def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: Shell, text: str) -> None:
     source = tree(Path("tiny"))
     status, out, err = world("patch", "tiny", "-s", text, "-o", "new/deep")
     assert (status, out) == (0, "")
@@ -438,7 +407,7 @@ def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: World, text: str) 
         assert torch.equal(logits_of(Path("new/deep"), ids), model(ids).logits)
 
 
-def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
+def test_patched_checkpoint_is_measured_like_the_patch(world: Shell) -> None:
     assert world("patch", "tiny", "-s", "yarn:4", "-o", "new")[0] == 0
     world.eval("-s", "yarn:4")
     world.eval("-s", "none", "--trained-length", "32", "-o", "other", model="new")
@@ -449,12 +418,12 @@ def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
             assert theirs.nll == pytest.approx(ours.nll, rel=1e-6)
 
 
-def test_patch_takes_one_strategy(world: World) -> None:
+def test_patch_takes_one_strategy(world: Shell) -> None:
     message = world.refused("patch", "tiny", "-s", "yarn:4", "-s", "logn", "-o", "new")
     assert "holds one strategy; give one -s, or yarn:4+logn to combine them" in message
 
 
-def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
+def test_patch_replaces_a_checkpoint_only_by_force(world: Shell) -> None:
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     message = world.refused("patch", "tiny", "-s", "linear:4", "-o", "new")
     assert "new exists; --force replaces it" in message
@@ -466,7 +435,7 @@ def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
 @pytest.mark.parametrize("out", ["tiny", "./tiny/", "link", ".", "../{here}/tiny"])
-def test_patch_never_writes_over_its_source(world: World, out: str, force: tuple[str, ...]) -> None:
+def test_patch_never_writes_over_its_source(world: Shell, out: str, force: tuple[str, ...]) -> None:
     Path("link").symlink_to("tiny", target_is_directory=True)
     out = out.format(here=world.folder.name)
     message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
@@ -474,14 +443,14 @@ def test_patch_never_writes_over_its_source(world: World, out: str, force: tuple
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_patch_never_replaces_what_is_no_checkpoint(world: World, force: tuple[str, ...]) -> None:
+def test_patch_never_replaces_what_is_no_checkpoint(world: Shell, force: tuple[str, ...]) -> None:
     write("thesis/chapter.txt", "years of work")
     for out in ("thesis", "book.txt"):
         message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
         assert f"{out} exists and is not a checkpoint, so it is not replaced" in message
 
 
-def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: World) -> None:
+def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: Shell) -> None:
     write("node/config.json", '{"port": 80}')
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     write("new/runs/log.txt", "years of work")
@@ -492,7 +461,7 @@ def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world:
 
 
 def test_patch_that_fails_at_the_last_step_puts_back_what_was_there(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     real, before = os.replace, tree(Path("new"))
@@ -509,17 +478,16 @@ def test_patch_that_fails_at_the_last_step_puts_back_what_was_there(
 
 
 @pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn"])
-def test_strategy_that_no_config_holds_is_not_saved(world: World, text: str) -> None:
+def test_strategy_that_no_config_holds_is_not_saved(world: Shell, text: str) -> None:
     message = world.refused("patch", "tiny", "-s", text, "-o", "new")
     assert f"{text} cannot be written into a config" in message
     assert "ropex.patch" in message
 
 
-def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> None:
+def test_training_a_patched_checkpoint_leaves_its_source_alone(world: Shell) -> None:
     source = tree(Path("tiny"))
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained("new")
+    model = plain(Path("new"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
@@ -530,7 +498,7 @@ def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> 
 # ropex strategies
 
 
-def test_strategies_are_listed(world: World) -> None:
+def test_strategies_are_listed(world: Shell) -> None:
     status, out, err = world("strategies")
     assert (status, err) == (0, "")
     for name, cls in registry().items():
@@ -548,7 +516,7 @@ def test_strategies_are_listed(world: World) -> None:
         ("LLAMA?", ["llama3"]),
     ],
 )
-def test_strategies_are_listed_by_wildcard(world: World, pattern: str, names: list[str]) -> None:
+def test_strategies_are_listed_by_wildcard(world: Shell, pattern: str, names: list[str]) -> None:
     _, out, _ = world("strategies", pattern)
     heads = [line.split(" ")[0] for line in out.splitlines() if not line.startswith(" ")]
     assert heads == names

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.results import Results
-from tests.support.cli_world import World, evaluation, with_config, write
+from tests.support.shell import Shell, evaluation, with_config, write
 from tests.support.tiny_eval import Watch, break_reading
 
 UNREADABLE = "tiny: transformers cannot read this checkpoint: "
 
 
-def test_strategies_are_always_compared_with_none(world: World) -> None:
+def test_strategies_are_always_compared_with_none(world: Shell) -> None:
     assert world.eval("-s", "yarn:4")[0] == 0
     assert list(Results.load(Path("out")).strategies) == ["none", "yarn:4"]
     assert world.eval("-s", "yarn:4", "-s", "none", "-o", "turned")[0] == 0
@@ -33,7 +33,7 @@ def test_strategies_are_always_compared_with_none(world: World) -> None:
     ],
 )
 def test_another_model_in_the_folder_is_refused_unless_forced(
-    world: World, measured: Watch, change: tuple[str, str], differs: str
+    world: Shell, measured: Watch, change: tuple[str, str], differs: str
 ) -> None:
     world.eval("-s", "none")
     changed = [*evaluation("-s", "yarn:4", "--excerpts", "2")(), *change]
@@ -46,7 +46,7 @@ def test_another_model_in_the_folder_is_refused_unless_forced(
 
 
 def test_interrupted_eval_keeps_what_is_finished(
-    world: World, measured: Watch, monkeypatch: pytest.MonkeyPatch
+    world: Shell, measured: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         break_reading(patched, KeyboardInterrupt(), 2)
@@ -65,7 +65,7 @@ CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError(CPU_IS_FULL), MemoryError()]
 )
 def test_eval_says_where_memory_ran_out_and_keeps_what_is_finished(
-    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+    world: Shell, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     real = Scorer.nll
 
@@ -86,7 +86,7 @@ def test_eval_says_where_memory_ran_out_and_keeps_what_is_finished(
 
 @pytest.mark.parametrize(("limit", "status"), [("1GiB", 0), ("40MiB", 0), ("1MiB", 2)])
 def test_eval_stays_within_the_memory_that_is_allowed(
-    world: World, limit: str, status: int
+    world: Shell, limit: str, status: int
 ) -> None:
     found, _, err = world.eval("-s", "none", "--max-memory", limit)
     assert found == status
@@ -95,7 +95,7 @@ def test_eval_stays_within_the_memory_that_is_allowed(
 
 
 def test_eval_says_that_a_model_is_too_large_for_memory(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*given: Any, **others: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -106,7 +106,7 @@ def test_eval_says_that_a_model_is_too_large_for_memory(
 
 
 def test_eval_takes_no_other_error_for_a_lack_of_memory(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_reading(monkeypatch, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
@@ -160,6 +160,6 @@ UNUSABLE = {
     ("prepare", "message"), [pytest.param(*case, id=name) for name, case in UNUSABLE.items()]
 )
 def test_weights_that_cannot_be_used_are_told_before_anything_is_measured(
-    world: World, prepare: Callable[[], list[str]], message: str
+    world: Shell, prepare: Callable[[], list[str]], message: str
 ) -> None:
     assert message in world.refused(*prepare())

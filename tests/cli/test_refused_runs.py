@@ -13,7 +13,8 @@ import torch
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, save_checkpoint, start, study_of, tiny_causal, tree
+from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.tiny_eval import Watch, start, study_of, tree
 
 SMALL = Protocol.of((8, 48))
 

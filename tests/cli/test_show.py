@@ -14,7 +14,8 @@ from ropex.advice import pictures
 from ropex.cli import main
 from ropex.cli.show import _stretch
 from ropex.sizes import format_size
-from tests.support.tiny_eval import save_checkpoint, strict_json, tree
+from tests.support.models import save_checkpoint
+from tests.support.tiny_eval import strict_json, tree
 
 EIGHT = ("yarn:4", "linear:4", "ntk:8", "dynamic", "clip:2", "llama3:4", "proportional", "logn")
 

@@ -15,7 +15,8 @@ import ropex
 from ropex.checkpoints.find import load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.from_file import read_strategy, require_base
-from tests.support.cases import STATIC, TRAINED, tiny_model
+from tests.support.cases import STATIC
+from tests.support.models import TRAINED, tiny_model
 from tests.support.shell import Shell
 
 YARN = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "finetuned": True}

@@ -14,9 +14,10 @@ from ropex.strategies.base import parameters
 from ropex.strategies.registry import list_strategies, registry
 from ropex_eval.scores.definitions import DEFINITIONS
 from ropex_eval.tasks import TASKS
+from tests.support.paths import ROOT
 from tools import strategies_page as page
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = ROOT / "docs"
 PAGE = (DOCS / "strategies.md").read_text(encoding="utf-8")
 NAMES = list_strategies()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ import pytest
 
 from ropex.cli import doctor
 from tests.support.doctor_configs import GOOD, NOTED, Config, mutated, scaled
+from tests.support.paths import python
 
-ROOT = Path(__file__).resolve().parents[2]
 INTEGER = scaled(rope_type="linear", factor=4)
 YARN: Config = {"rope_type": "yarn", "factor": 4.0}
 ORIGINAL = "original_max_position_embeddings"
@@ -165,7 +163,5 @@ def test_demo_is_healthy(run: Doctor) -> None:
 @pytest.mark.parametrize("module", ["ropex.doctor", "ropex.cli.doctor"])
 def test_nothing_heavy_is_imported(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
-    ).stdout.split()
+    found = python("-c", code, check=True).stdout.split()
     assert not {"torch", "transformers", "safetensors", "numpy"} & set(found)

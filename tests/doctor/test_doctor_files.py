@@ -20,29 +20,12 @@ from torch import bool as torch_bool
 from ropex.checkpoints.find import find
 from ropex.doctor import diagnose, repair
 from ropex.files.untrusted import read_tensors
-from tests.support.cases import tiny_model
 from tests.support.doctor_configs import GOOD, NOTED, Config, mutated, scaled
+from tests.support.doctor_files import ORIGINAL, RECORD, YARN, rules, write
+from tests.support.models import tiny_model
 from tests.support.shell import Shell
 
-ORIGINAL = "original_max_position_embeddings"
-YARN = {"rope_type": "yarn", "factor": 16.0, ORIGINAL: 4096}
-RECORD = {
-    "strategy": "yarn:4", "trained_length": 4096, "target_length": 16384,
-    "inv_freq_sha256": "ab" * 32, "versions": {"ropex": "1"},
-}  # fmt: skip
 INDEX = "model.safetensors.index.json"
-
-
-def write(folder: Path, **files: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=1)
-        (folder / f"{name}.json").write_text(text)
-    return folder
-
-
-def rules(path: Path) -> list[str]:
-    return [finding.rule for finding in diagnose(path)]
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -18,8 +18,9 @@ import ropex
 from ropex.engines import export
 from ropex.engines.encodings import encodings
 from ropex.engines.wanted import read
-from tests.engines.test_export_golden import write_config
-from tests.support.cases import STATIC, TRAINED, logits, tiny_model, tokens
+from tests.support.cases import STATIC
+from tests.support.configs import write_config
+from tests.support.models import TRAINED, logits, tiny_model, tokens
 
 VERSION = int(transformers.__version__.split(".")[0])
 HERE = f"transformers{VERSION}"

@@ -13,9 +13,9 @@ import transformers
 from ropex.engines import ENGINES, Export, exports
 from ropex.engines.wanted import Wanted, read
 from ropex.families import tiny
-from tests.engines.test_export_engines import llama3
-from tests.engines.test_export_golden import write_config
-from tests.support.cases import TRAINED, rope_settings, tiny_config
+from tests.support.configs import write_config
+from tests.support.engine_formulas import llama3
+from tests.support.models import TRAINED, rope_settings, tiny_config
 
 VERSION = int(transformers.__version__.split(".")[0])
 only_5 = pytest.mark.skipif(VERSION < 5, reason="an entry for each type of layer")

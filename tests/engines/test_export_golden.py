@@ -14,9 +14,11 @@ import pytest
 
 from ropex.engines import ENGINES, Export, exports
 from ropex.engines.wanted import read
-from tests.support.cases import BY_LENGTH, QUERY, STATIC, TRAINED, VOCABULARY
+from tests.support import paths
+from tests.support.cases import BY_LENGTH, QUERY, STATIC
+from tests.support.configs import write_config
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "exports.json"
+GOLDEN = paths.GOLDEN / "exports.json"
 # One of each kind of method: what is particular to it stands in full.
 METHODS = (
     "none",
@@ -35,29 +37,6 @@ METHODS = (
     "longrope:factor=4,long_factor=1/1/1.5/2/2.5/3/4/4",
     "logn",
 )
-
-
-def write_config(folder: Path, **changes: Any) -> Path:
-    """A config of a tiny Llama in both notations, so that every version reads the same."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": TRAINED,
-        "rope_theta": 10000.0,
-        "rope_scaling": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        **changes,
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")

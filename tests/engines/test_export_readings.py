@@ -10,7 +10,8 @@ import pytest
 import ropex
 from ropex.engines import ENGINES, Export, exports
 from ropex.engines.wanted import Wanted, read
-from tests.engines.test_export_engines import (
+from tests.support.cases import BY_LENGTH_IN_CONFIG, STATIC
+from tests.support.engine_formulas import (
     BASE,
     PAIRS,
     Config,
@@ -24,7 +25,7 @@ from tests.engines.test_export_engines import (
     tensorrt,
     vllm,
 )
-from tests.support.cases import BY_LENGTH_IN_CONFIG, STATIC, TRAINED, rope_settings, tiny_model
+from tests.support.models import TRAINED, rope_settings, tiny_model
 
 TOLERANCE = 2e-6
 DYNAMIC = "dynamic:4"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +15,11 @@ import ropex
 from ropex.cli import main
 from ropex.families.check import CLAUSES, Family, Outcome, check, look
 from ropex.families.tiny import causal_types, tiny_model
+from tests.support.models import tiny_multimodal
+from tests.support.paths import ROOT
 from tools.families_page import page_name, row, text
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / page_name()).read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / page_name()).read_text(encoding="utf-8")
 TYPES = causal_types()
 VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
 # What cannot be built from its default config, or without a package that the tests do not have.
@@ -175,16 +176,7 @@ def logits_of_encoder(model: Any, ids: Any) -> Any:
 
 
 def test_towers_for_images_are_left_alone() -> None:
-    sizes: dict[str, Any] = {
-        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
-    }  # fmt: skip
-    entry = {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    key = "rope_parameters" if VERSION_5 else "rope_scaling"
-    text = {**sizes, key: {**entry, "rope_theta": 1e4}}
-    sight = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
-    config = transformers.Qwen2VLConfig(text_config=text, vision_config=sight, image_token_id=3)
-    model = transformers.Qwen2VLForConditionalGeneration(config).eval()
+    model = tiny_multimodal()
     found = [site.name for site in ropex.patch(model, "linear:2").sites]
     assert all(name.startswith("model.language_model.") for name in found)
     assert any("visual" in name and name.endswith("inv_freq") for name, _ in model.named_buffers())

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ropex
 from ropex.checkpoints.find import load_skeleton
 from ropex.model.trained_length import require_stated
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
 
 DEFAULT = "does not say the trained length in a number"
 

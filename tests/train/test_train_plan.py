@@ -20,14 +20,8 @@ from ropex.train.recipes.recipe import Data, Lora, Recipe, Source, Stage, Traini
 from ropex.train.recipes.schema import Size
 from ropex.train.recipes.stages import prepared
 from ropex.train.recipes.trainer import sharing_a_row
-from tests.support.cases import tiny_config
-from tests.train.test_train import REFUSED, furnish
-
-# peft still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",
-    "ignore:.is_gradient_checkpointing. is deprecated:UserWarning",
-)
+from tests.support.models import tiny_config
+from tests.support.training import REFUSED
 
 
 @dataclass(frozen=True)
@@ -188,13 +182,6 @@ def test_devices_that_share_the_weights_have_a_part_of_them() -> None:
     memory = Memory(80, 160, 320, activations=7, logits=5, layer=3)
     assert (memory.total, memory.on_each(8), memory.on_each(1)) == (572, 70 + 12, 572)
     assert Memory(80, 160, 320, activations=7, logits=5, layer=9).total == 576
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    furnish(tmp_path)
-    return tmp_path
 
 
 def dry(*changes: str) -> int:

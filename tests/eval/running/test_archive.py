@@ -21,8 +21,10 @@ from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import NotMeasured
+from tests.support.models import save_checkpoint
+from tests.support.rounding import LOSS
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, start, strict_json, study_of, tree
+from tests.support.tiny_eval import start, strict_json, study_of, tree
 
 STRATEGIES = ("none", "yarn:4", "dynamic")
 NAMES = ("local", "fixed", "prefix", "sliding", "longppl")
@@ -66,7 +68,7 @@ def flat(content: Any, name: str = "", rounded: bool = False) -> dict[str, Any]:
         items = content.items() if isinstance(content, dict) else enumerate(content)
         return {k: v for n, each in items for k, v in flat(each, f"{name}/{n}", rounded).items()}
     inexact = rounded and isinstance(content, float)
-    return {name: pytest.approx(content, rel=1e-4, abs=1e-5) if inexact else content}
+    return {name: pytest.approx(content, rel=1e-4, abs=LOSS) if inexact else content}
 
 
 def results_of(run: Path) -> str:
@@ -118,7 +120,7 @@ def test_prefixes_of_what_was_read_serve_lengths_that_were_not_asked_for(
     rescored = Archive.open(tmp_path / "run").rescore(names, lengths, 5)
     fresh = place.fresh(tmp_path / "fresh", Protocol.of(lengths, 5, names, None, 48), *texts)
     pairs = zip(rescored.results, fresh.results, strict=True)
-    assert all(a.nll == pytest.approx(b.nll, abs=1e-5) for a, b in pairs)
+    assert all(a.nll == pytest.approx(b.nll, abs=LOSS) for a, b in pairs)
 
 
 @pytest.mark.parametrize(

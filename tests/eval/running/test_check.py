@@ -19,28 +19,19 @@ from ropex_eval.measure.losses import Scorer
 from ropex_eval.running.check import Finding, described
 from ropex_eval.study import corpus, store
 from ropex_eval.study.study import Study
+from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, tree, words
+from tests.support.tiny_eval import tree, words
 
 STRATEGIES = ("none", "yarn:4", "dynamic", "dynamic:2+logn")
 ASKED = ("eval", "tiny", "--check", "--lengths", "36,72", "--data", "book.txt")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("check") / "tiny")
-
-
 @pytest.fixture
-def shell(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Shell:
-    (tmp_path / "tiny").symlink_to(checkpoint)
-    (tmp_path / "book.txt").write_text(words(400), encoding="utf-8")
-    return Shell.at(tmp_path, capsys, monkeypatch)
+def shell(checkpoint: Path, shell: Shell) -> Shell:
+    (shell.folder / "tiny").symlink_to(checkpoint)
+    (shell.folder / "book.txt").write_text(words(400), encoding="utf-8")
+    return shell
 
 
 def findings(told: str) -> dict[str, bool]:

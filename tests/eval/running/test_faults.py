@@ -14,37 +14,21 @@ from matplotlib.figure import Figure
 
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.results import Results
+from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import (
-    corpus_of,
-    save_checkpoint,
-    strict_json,
-    tiny_causal,
-    tiny_tokenizer,
-    tree,
-)
+from tests.support.tiny_eval import corpus_of, strict_json, tree
 
 TASKS = ("--tasks", "induction", "--depths", "0,1", "--samples", 1)
 RUN = ("eval", "tiny", "--data", "texts", "--excerpts", 2, "--lengths", "70,80", "-s", "yarn:4",
        *TASKS)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("faults") / "tiny")
-
-
 @pytest.fixture
-def shell(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Shell:
+def shell(checkpoint: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
     monkeypatch.setattr("sys.argv", ["ropex", "eval"])
-    (tmp_path / "tiny").symlink_to(checkpoint)
-    corpus_of(tmp_path / "texts", 100)
-    return Shell.at(tmp_path, capsys, monkeypatch)
+    (shell.folder / "tiny").symlink_to(checkpoint)
+    corpus_of(shell.folder / "texts", 100)
+    return shell
 
 
 class Disk:

@@ -16,8 +16,9 @@ from ropex_eval.running.lm_eval_suites import harness_model
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import passes
+from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
+from tests.support.tiny_eval import words
 
 
 def installed() -> Any:

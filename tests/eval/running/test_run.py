@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,15 @@ from ropex_eval.scores.protocol import USUAL, Protocol
 from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.study import Study, checkpoint_fingerprint
+from tests.support.models import TRAINED, save_checkpoint, tiny_causal
+from tests.support.rounding import LOSS
 from tests.support.tiny_eval import (
     BY_LENGTH,
     STATIC,
-    TRAINED,
     corpus_of,
     plain_nll,
-    save_checkpoint,
     start,
     strict_json,
-    study_of,
-    tiny_causal,
     tree,
 )
 
@@ -39,13 +38,8 @@ SMALL = Protocol.of((8, 48))
 
 
 @pytest.fixture
-def study(tmp_path: Path, checkpoint: Path, causal: Any) -> Study:
-    return study_of(tmp_path, checkpoint, causal, SMALL)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
+def study(make: Callable[..., Study]) -> Study:
+    return make(SMALL)
 
 
 def test_run_writes_its_files_and_nothing_else(study: Study, out: Path) -> None:
@@ -265,4 +259,4 @@ def test_numbers_do_not_depend_on_what_was_measured_before(study: Study, out: Pa
     back = start(study, out.parent / "back", *reversed(texts))
     for row in there.results:
         other = back.of(row.definition)[row.strategy][row.length]
-        assert row.nll == pytest.approx(other.nll, abs=1e-5)
+        assert row.nll == pytest.approx(other.nll, abs=LOSS)

@@ -17,14 +17,8 @@ from ropex_eval.report.terminal import format_perplexity
 from ropex_eval.scores.results import Results
 from ropex_eval.training.callback import FILE, PerplexityByLength
 from ropex_eval.training.trained import UNTOUCHED, Trained, Watch, table
-from tests.train.test_train import Stop, furnish
+from tests.support.training import Stop, furnish, stop_at
 
-pytestmark = [
-    # accelerate asks for pinned memory, which a machine without an accelerator has none of.
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    # Checkpoints of tiny models come within one second, which transformers 4 does not expect.
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
-]
 LENGTHS = (24, 32, 96)  # trained at 32
 EVALUATE = "evaluate={lengths: [24, 32, 96], data: 'docs.jsonl:text', excerpts: 4, every: 2}"
 
@@ -189,10 +183,7 @@ def test_measuring_leaves_shifted_attention_in_place(place: Path) -> None:
 def test_a_run_that_goes_on_measures_what_one_does_that_was_not_interrupted(
     place: Path, measured: list[Any]
 ) -> None:
-    def stop(line: str) -> None:
-        if line.startswith("step 3/"):
-            raise Stop
-
+    stop = stop_at("step 3/")
     whole = run("whole")
     assert len(measured) == 4  # untouched, patched, after two steps and after four
     with pytest.raises(Stop):
