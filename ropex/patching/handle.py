@@ -10,16 +10,13 @@ from torch import nn
 
 from ropex.model.options import Options
 from ropex.model.probe import has_weights
-from ropex.model.sites.base import Site
 from ropex.patching.advise import warn
 from ropex.patching.apply import apply, check_start
-from ropex.patching.plan import Planned
 from ropex.patching.stack import Applied, check_below, push, stack, unwind
 from ropex.patching.state import PatchState
 from ropex.patching.verify import Verification, check_unrotated, verify
-from ropex.rope import Plan, Rope
 from ropex.sizes import format_size
-from ropex.strategies.base import LengthClass, Strategy
+from ropex.strategies.base import Strategy
 from ropex.strategies.registry import strategy as parse_strategy
 
 
@@ -108,21 +105,13 @@ class Patch:
 
     def __init__(self, state: PatchState) -> None:
         self.state = state
-        self.model: Any = state.model
-        self.strategy: Strategy = state.strategy
-        self.rope: Rope = state.rope
-        self.plan: Plan = state.plan
-        self.sites: tuple[Site, ...] = state.sites
-        self.planned: tuple[Planned, ...] = state.planned
-        self.options: Options = state.options
-        self.scaled_by: str | None = state.scaled_by
-        self.rebuilds: bool = state.rebuilds
-        self.target_length: int = state.target_length
-        self.length_class: LengthClass = state.length_class
-        self.shares_a_plan: int = state.shares_a_plan
-        self.changes_rope: bool = state.changes_rope
-        self.changes_anything: bool = state.changes_anything
-        self.reads_token_by_token: bool = state.reads_token_by_token
+        self.model, self.strategy, self.options = state.model, state.strategy, state.options
+        self.sites, self.planned = state.sites, state.planned
+        self.rope, self.plan, self.scaled_by = state.rope, state.plan, state.scaled_by
+        self.target_length, self.length_class = state.target_length, state.length_class
+        self.shares_a_plan, self.rebuilds = state.shares_a_plan, state.rebuilds
+        self.changes_rope, self.changes_anything = state.changes_rope, state.changes_anything
+        self.reads_token_by_token = state.reads_token_by_token
         check_start(state)
         self._below: tuple[Applied, ...] = stack(self.sites)
         self._undo: ExitStack | None = None
