@@ -21,7 +21,7 @@ _GAP, _DROP = 12, 32  # between boxes, between rows
 _COLORS = {"ropex": "#e8eefb", "ropex_eval": "#fdf0dc"}
 _COLUMNS = {
     "families": 0, "advice": 1, "engines": 1, "patching": 1.5, "attention": 1.5, "model": 1.5,
-    "config": 1.5, "strategies": 1.5, "checkpoints": 1.5, "doctor": 2, "train": 2, "cli": 2.5,
+    "config": 1.5, "strategies": 2.25, "checkpoints": 1.5, "doctor": 2, "train": 2, "cli": 2.5,
     "texts": 2.75, "parity": 3, "training": 4, "report": 4, "scores": 4, "api": 5, "running": 5,
     "tasks": 5, "measure": 5, "study": 5,
 }  # fmt: skip
@@ -108,9 +108,9 @@ orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#8a94a6"/></marker>"""
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     x, y = start[0] + _WIDTH / 2, start[1] + _HEIGHT
     to_x, to_y = end[0] + _WIDTH / 2, end[1]
-    bend = (to_y - y) / 2
+    late, bend = y + 0.85 * (to_y - y), max(16, 0.25 * (to_y - y))
     return (
-        f'<path d="M{x:g},{y:g} C{x:g},{y + bend:g} {to_x:g},{to_y - bend:g} {to_x:g},{to_y:g}" '
+        f'<path d="M{x:g},{y:g} C{x:g},{late:g} {to_x:g},{to_y - bend:g} {to_x:g},{to_y:g}" '
         'fill="none" stroke="#8a94a6" stroke-width="1.2" marker-end="url(#head)"/>'
     )
 

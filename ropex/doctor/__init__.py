@@ -1,4 +1,4 @@
-"""What is wrong with the rotary part of a checkpoint, and how to fix it.
+"""What is wrong with a checkpoint's rotary part, and how to fix it.
 
 Only JSON, the headers of safetensors files and the metadata of GGUF files are read: no model is
 built, no pickle is opened, and no code of a checkpoint runs. Before a config is replaced,
