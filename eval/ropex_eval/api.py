@@ -56,7 +56,7 @@ class Evaluation:
         excerpts: How many pieces of text are read; 32, or 1 to check, if None.
         excerpt: Tokens of each; the longest length if None.
         bos: The token in front: `auto` for the tokenizer's own, `none`, or a token.
-        tasks: What is asked besides; see `ropex_eval.tasks`.
+        tasks: Names of retrieval tasks to ask as well; see `ropex_eval.tasks`.
         depths: Where answers stand, from 0 to 1.
         samples: Contexts of each length and task.
         lm_eval: Suites of lm-evaluation-harness that are run on each patched model.
@@ -72,7 +72,7 @@ class Evaluation:
         max_memory: Bytes for weights and passes: longer texts are read in pieces.
         cp: Processes of a launcher that share each text; with 1 they share the texts.
         out: Folder of the run, which a second start continues; a temporary one if None.
-        force: Replace the results of another model in `out`.
+        force: Replace the results of a different model in `out`.
         command: What asked for it, for the reader of the results.
         tell: Called with each sentence that the user should read.
         begin: Called with what is measured on what, before it is.
@@ -255,7 +255,7 @@ class Evaluation:
         )
 
     def _retriever(self, study: Study, out: Path) -> Retriever | None:
-        """What is asked besides reading; None if nothing is."""
+        """The tasks to ask; None if there are none."""
         questions = Questions(tuple(self.tasks), tuple(self.depths), self.samples)
         if not questions.tasks:
             return None
@@ -279,7 +279,7 @@ def _running(kind: Callable[_Given, Evaluation]) -> Callable[_Given, Results]:
             **settings: Its other attributes, such as `lengths`, `data`, `tasks` and `out`.
 
         Raises:
-            FileExistsError: `out` holds other files, or a run of another model.
+            FileExistsError: `out` holds other files, or a run of a different model.
             MemoryError: The model or a pass does not fit; what is finished is kept in `out`.
             UnsupportedModel: The model has no rotary embedding that ropex can patch.
             ValueError: Something does not fit the model, the text or each other.

@@ -53,7 +53,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def evaluation_of(model: str, strategies: list[str], **settings: Any) -> Evaluation:
-    """What is to be measured, told on the terminal."""
+    """An evaluation that reports on the terminal."""
     quiet()
     from ropex_eval.api import Evaluation
 
