@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
@@ -16,10 +16,9 @@ from tqdm import tqdm
 import ropex
 from ropex.strategies.base import Strategy
 from ropex.texts.tokens import first_token
-from ropex_eval.measure.losses import Scorer
 from ropex_eval.report.results import Results
 from ropex_eval.report.written import write_report
-from ropex_eval.running.check import Checker, Finding, require_checkable
+from ropex_eval.running.check import Finding, prove, require_checkable
 from ropex_eval.running.claim import check_out
 from ropex_eval.running.cost import Plan, planned
 from ropex_eval.running.lm_eval_suites import Suites, require_known, scores
@@ -57,7 +56,7 @@ class Evaluation:
         excerpts: How many pieces of text are read; 32, or 1 to check, if None.
         excerpt: Tokens of each; the longest length if None.
         bos: The token in front: `auto` for the tokenizer's own, `none`, or a token.
-        tasks: What is asked besides; see `ropex_eval.tasks`.
+        tasks: Names of retrieval tasks to ask as well; see `ropex_eval.tasks`.
         depths: Where answers stand, from 0 to 1.
         samples: Contexts of each length and task.
         lm_eval: Suites of lm-evaluation-harness that are run on each patched model.
@@ -73,7 +72,7 @@ class Evaluation:
         max_memory: Bytes for weights and passes: longer texts are read in pieces.
         cp: Processes of a launcher that share each text; with 1 they share the texts.
         out: Folder of the run, which a second start continues; a temporary one if None.
-        force: Replace the results of another model in `out`.
+        force: Replace the results of a different model in `out`.
         command: What asked for it, for the reader of the results.
         tell: Called with each sentence that the user should read.
         begin: Called with what is measured on what, before it is.
@@ -157,10 +156,13 @@ class Evaluation:
             asked = [context.setting.length for _, context in retriever.asked] if retriever else []
             return planned(study, subject.device, chosen, asked, self.max_memory, self.budget)
 
-    def check(self) -> Iterator[Finding]:
+    def check(self, seen: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
         """Prove on the model that what `run` does to be fast changes no number; nothing is kept.
 
         Without strategies, `none` and `yarn:4`; without lengths, 256 and 512.
+
+        Args:
+            seen: Called with each finding as it is made.
 
         Raises:
             ValueError: Texts are too short or too long, or something cannot be checked.
@@ -172,7 +174,7 @@ class Evaluation:
             require_checkable(protocol.excerpt)
             study = self._study(subject, protocol, 1)
             chosen = self._given(subject) or [ropex.strategy("none"), ropex.strategy("yarn:4")]
-            yield from Checker(study, Scorer(study.load())).run(chosen)
+            return prove(study, chosen, seen)
 
     def _refuse(self, why: str, *names: str) -> None:
         """Raise a ValueError for settings that mean nothing here, and are not as by default."""
@@ -216,9 +218,9 @@ class Evaluation:
 
     def _given(self, subject: Subject) -> list[Strategy]:
         """The strategies that are named, each tried before any work."""
-        given, lift = self.strategies, self.lift_sliding_window
+        given = self.strategies
         given = [given] if isinstance(given, (str, Strategy)) else given
-        return [subject.fitting(each, lift_sliding_window=lift) for each in given]
+        return [subject.fitting(each, self.lift_sliding_window) for each in given]
 
     def _chosen(self, subject: Subject, protocol: Protocol) -> list[Strategy]:
         """The strategies that are compared: no scaling comes first, and YaRN if none is named."""
@@ -243,16 +245,9 @@ class Evaluation:
             corpus = imagined_corpus(length, bos, count)
         else:
             corpus = load_corpus(self.data or "stdlib", tokenizer, bos, length, count)
-        return Study(
-            model_id=subject.name,
-            folder=subject.folder,
-            skeleton=subject.skeleton,
-            load=subject.load,
-            corpus=corpus,
-            protocol=protocol,
-            dtype=subject.dtype,
-            device=subject.device.partition(":")[0],
-            trained_length=self.trained_length,
+        return subject.study(
+            corpus,
+            protocol,
             lift_sliding_window=self.lift_sliding_window,
             command=self.command,
             warnings=() if imagined else corpus.warnings(tokenizer),
@@ -260,11 +255,13 @@ class Evaluation:
         )
 
     def _retriever(self, study: Study, out: Path) -> Retriever | None:
-        """What is asked besides reading; None if nothing is."""
+        """The tasks to ask; None if there are none."""
         questions = Questions(tuple(self.tasks), tuple(self.depths), self.samples)
-        if questions.tasks and self.cp > 1:
+        if not questions.tasks:
+            return None
+        if self.cp > 1:
             raise ValueError("--cp splits texts that are read; ask --tasks in a run without it")
-        return Retriever.asking(study, questions, out, self.tell) if questions.tasks else None
+        return Retriever.asking(study, questions, out, self.tell)
 
 
 def _running(kind: Callable[_Given, Evaluation]) -> Callable[_Given, Results]:
@@ -282,7 +279,7 @@ def _running(kind: Callable[_Given, Evaluation]) -> Callable[_Given, Results]:
             **settings: Its other attributes, such as `lengths`, `data`, `tasks` and `out`.
 
         Raises:
-            FileExistsError: `out` holds other files, or a run of another model.
+            FileExistsError: `out` holds other files, or a run of a different model.
             MemoryError: The model or a pass does not fit; what is finished is kept in `out`.
             UnsupportedModel: The model has no rotary embedding that ropex can patch.
             ValueError: Something does not fit the model, the text or each other.

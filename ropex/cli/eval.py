@@ -53,7 +53,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def evaluation_of(model: str, strategies: list[str], **settings: Any) -> Evaluation:
-    """What is to be measured, told on the terminal."""
+    """An evaluation that reports on the terminal."""
     quiet()
     from ropex_eval.api import Evaluation
 
@@ -82,11 +82,8 @@ def run(evaluation: Evaluation, as_json: bool = False) -> None:
 def _check(evaluation: Evaluation) -> None:
     from ropex_eval.running.check import described
 
-    failed = 0
-    for finding in evaluation.check():
-        print(described(finding), flush=True)
-        failed += not finding.passed
-    if failed:
+    findings = evaluation.check(lambda finding: print(described(finding), flush=True))
+    if not all(each.passed for each in findings):
         raise SystemExit(1)
 
 

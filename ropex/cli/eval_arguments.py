@@ -60,12 +60,12 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tasks(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is asked besides")
+    group = parser.add_argument_group("retrieval tasks")
     group.add_argument(
         "--tasks",
         type=names,
         metavar="T",
-        help="what to retrieve besides: passkey, niah, niah_multikey, niah_multivalue, "
+        help="tasks to ask as well: passkey, niah, niah_multikey, niah_multivalue, "
         "niah_multiquery, kv, vt, cwe, fwe, induction; ropex tasks lists them",
     )
     group.add_argument(

@@ -167,7 +167,7 @@ def test_every_setting_is_read_or_refused(mode: str) -> None:
     place = {} if mode == "check" else {"out": "out"}
     asked = kind("tiny", ["none"], **{**SMALL, "lengths": (36, 72)}, **place)
     found = getattr(asked, mode)()
-    assert found if mode != "check" else list(found)
+    assert found
     assert {each.name for each in dataclasses.fields(Evaluation)} - seen <= {"tell", "begin"}
 
 
@@ -189,5 +189,7 @@ def test_plan_counts_the_texts_that_there_are_and_the_questions() -> None:
     for setting in ({"lm_eval": ("ruler",)}, {"cp": 2}, {"device_map": "auto"}):
         with pytest.raises(ValueError, match="a dry run cannot tell what that takes"):
             Evaluation("tiny", **settings, **setting).plan()
+    nothing = Evaluation("tiny", ["none"], definitions=("none",), budget=1.0).plan()
+    assert (nothing.begun, nothing.costs["none"].passes) == (32, 0)
     with pytest.raises(FileNotFoundError, match="no such file or folder: nowhere"):
         Evaluation("tiny", **settings, data="nowhere").plan()

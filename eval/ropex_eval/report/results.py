@@ -16,7 +16,7 @@ class Results(values.Results):
     """What was measured, with its tables and its picture.
 
     `ropex_eval.scores.results.Results` is the value alone, which what measures makes and what draws
-    reads; this is what a user has in hand. `Results.load(folder)` reads a run of earlier.
+    reads; this is what a user has in hand. `Results.load(folder)` reads an earlier run.
 
     Attributes:
         suites: What lm-evaluation-harness found: strategy to task to metrics.

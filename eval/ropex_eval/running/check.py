@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -210,6 +210,17 @@ class Checker:
         apart = (ours.double().cpu() - plain.double().cpu()).abs()
         seen = float(apart.max() if self.exact else apart.mean())
         return Finding(name, seen, seen <= (_EXACT if self.exact else _ROUNDED), note)
+
+
+def prove(
+    study: Study, strategies: Sequence[Strategy], seen: Callable[[Finding], None]
+) -> list[Finding]:
+    """All checks of a study; `seen` is called with each finding as it is made."""
+    found = []
+    for finding in Checker(study, Scorer(study.load())).run(strategies):
+        seen(finding)
+        found.append(finding)
+    return found
 
 
 def described(finding: Finding) -> str:

@@ -55,7 +55,7 @@ def cost(
         MemoryError: The longest pass does not fit.
     """
     lengths = [*(each.length for each in wanted), *asked]
-    longest = max(lengths)
+    longest = max(lengths, default=0)  # nothing may be asked for
     chunk = chunk_for(shape, longest, limit)
     return Cost(
         len(lengths),
@@ -98,10 +98,10 @@ class Plan:
     @property
     def begun(self) -> int:
         """How many excerpts the budget allows to begin, as `running.run.Budget` counts."""
-        count = len(self.study.corpus.excerpts)
-        if self.budget is None:
+        count, total = len(self.study.corpus.excerpts), sum(self.seconds.values())
+        if self.budget is None or self.budget >= total:
             return count
-        return max(1, min(count, int(self.budget * count / sum(self.seconds.values()))))
+        return max(1, int(self.budget * count / total))
 
 
 def planned(

@@ -67,7 +67,7 @@ class Retriever:
     def asking(
         cls, study: Study, questions: Questions, out: Path, tell: Callable[[str], None]
     ) -> Retriever:
-        """A retriever whose contexts are made, and told where a length is too short for a task.
+        """A retriever with its contexts; `tell` gets a sentence for each length that is too short.
 
         Raises:
             ValueError: Every length is too short for a task.

@@ -19,6 +19,9 @@ from ropex.patching.stack import stack
 from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex_eval.measure.memory import enough_memory
+from ropex_eval.scores.protocol import Protocol
+from ropex_eval.study.corpus import Corpus
+from ropex_eval.study.study import Study
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class Subject:
     tokenizer: Callable[[], Any]
     trained_length: int | None = None
 
-    def fitting(self, given: str | Strategy, *, lift_sliding_window: bool) -> Strategy:
+    def fitting(self, given: str | Strategy, lift_sliding_window: bool) -> Strategy:
         """A strategy, in any form, that was tried on the model.
 
         Raises:
@@ -63,6 +66,21 @@ class Subject:
             lift_sliding_window=lift_sliding_window,
         ).remove()
         return given
+
+    def study(self, corpus: Corpus, protocol: Protocol, **settings: Any) -> Study:
+        """A study of it on a text; settings are the other attributes of a `Study`."""
+        return Study(
+            model_id=self.name,
+            folder=self.folder,
+            skeleton=self.skeleton,
+            load=self.load,
+            corpus=corpus,
+            protocol=protocol,
+            dtype=self.dtype,
+            device=self.device.partition(":")[0],
+            trained_length=self.trained_length,
+            **settings,
+        )
 
 
 def named(

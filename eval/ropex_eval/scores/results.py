@@ -277,7 +277,7 @@ def clusters(about: Mapping[str, Any]) -> int | None:
 
 _LEFT_OUT = (
     "these numbers were written by an earlier version of ropex, whose verdicts rested on another "
-    "test and are left out; the same ropex eval again, or ropex rescore, draws them anew"
+    "test and are left out; ropex eval again, or ropex report --definitions, draws new ones"
 )
 _ROWS: dict[str, type[Any]] = {
     "results": Result,

@@ -1,4 +1,4 @@
-"""Frozen rows out of JSON that somebody may have changed, and the hash by which that is told."""
+"""Frozen rows out of JSON that somebody may have changed, and the hash that shows it."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Study:
             yield patch
 
     def keys(self, strategy: Strategy) -> Keys:
-        """What decides the numbers of a strategy besides the text, at the lengths of passes.
+        """What decides the numbers of a strategy, apart from the text, at the lengths of passes.
 
         Raises:
             ValueError: The strategy does not fit the model.
@@ -171,7 +171,7 @@ def versions() -> dict[str, str]:
 
 
 def _decisive(each: Planned) -> str:
-    """All that a patch changes at a site besides the table."""
+    """All that a patch changes at a site, apart from its table."""
     plan = each.plan
     scales = (plan.attention_scale, plan.softmax_scale, plan.query_scale, each.kept)
     return f"{each.site} {scales}"
