@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ropex.engines.gguf_file import write_gguf as write_gguf
     from ropex.engines.judge import export as export
     from ropex.engines.judge import exports as exports
-    from ropex.engines.judge import served as served
+    from ropex.engines.judge import unserved as unserved
 
 _HOMES = {
     "ENGINES": "facts",
@@ -25,7 +25,7 @@ _HOMES = {
     "Export": "answer",
     "export": "judge",
     "exports": "judge",
-    "served": "judge",
+    "unserved": "judge",
     "write_gguf": "gguf_file",
 }
 __all__ = sorted(_HOMES)

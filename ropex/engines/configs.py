@@ -29,10 +29,9 @@ def for_transformers(wanted: Wanted, version: int) -> Export:
     name, kind = f"transformers{version}", wanted.entry["rope_type"]
     if wanted.refusal:
         return Export.refused(name, wanted.refusal, TRANSFORMERS_SOURCE)
-    if version == 4 and wanted.misread:
-        return Export.refused(name, f"transformers 4 {wanted.misread}", TRANSFORMERS_SOURCE)
-    if version == 4 and kind not in formulas.KNOWN:
-        return Export.refused(name, f"transformers 4 does not know the `{kind}` type", TRANSFORMERS_SOURCE)
+    misread = None if kind in formulas.KNOWN else f"does not know the `{kind}` type"
+    if version == 4 and (misread := wanted.misread or misread):
+        return Export.refused(name, f"transformers 4 {misread}", TRANSFORMERS_SOURCE)
     changed = _changed(wanted.config, wanted)
     if version == 5 and _says(wanted, changed):
         changed = None

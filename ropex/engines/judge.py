@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ropex.engines import configs
-from ropex.engines.answer import Export, Verdict
+from ropex.engines.answer import Export
 from ropex.engines.facts import ENGINES, READERS, TRANSFORMERS, engine_name
 from ropex.engines.llama_cpp import for_llama_cpp
 from ropex.engines.wanted import Wanted, read
@@ -39,19 +39,25 @@ def export(
     return answer(name, wanted)
 
 
-def served(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Verdict]:
-    """How each engine reads a checkpoint as it is, by the engine's name.
+def unserved(
+    folder: Path, *, trained_length: int | None = None, trust_remote_code: bool = False
+) -> list[Export]:
+    """The engines that compute something else from a checkpoint as it is, and what each needs.
 
     Args:
         folder: A checkpoint, as `ropex patch` or `ropex.save` writes it; it is only read.
+        trained_length: Tokens that the model was trained at, where its config does not say.
         trust_remote_code: Whether code that comes with the checkpoint may run.
+
+    Returns:
+        Their answers; with exactness `not expressible` where no export is known to help.
 
     Raises:
         UnsupportedModel: It has no rotary embedding that ropex can read.
         ValueError: Its config does not say what is needed.
     """
-    found = exports(read(folder, trust_remote_code=trust_remote_code))
-    return {each.engine: each.verdict for each in found}
+    wanted = read(folder, trained_length=trained_length, trust_remote_code=trust_remote_code)
+    return [each for each in exports(wanted) if not each.as_written]
 
 
 def exports(wanted: Wanted) -> list[Export]:
