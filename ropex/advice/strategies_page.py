@@ -13,6 +13,8 @@ from typing import Any
 from ropex.advice.bounds import inside, phase_change
 from ropex.advice.candidates import UNTRAINED, written_as
 from ropex.advice.pictures import draw
+from ropex.engines.answer import VERDICTS
+from ropex.engines.choose import NEAR
 from ropex.engines.judge import exports
 from ropex.engines.plain import wanted_in_llama
 from ropex.engines.wanted import Wanted
@@ -151,7 +153,9 @@ def _head() -> str:
         "`ropex show MODEL -s S -s S --png FILE` draws strategies for your model, "
         f"`ropex suggest MODEL --length {target}` says which of them would carry it there."
     )
-    return f"# Strategies\n\n{_fill(intro)}\n\n{_fill(advice)}\n"
+    verdicts = "; ".join(f"{word}: {said}" for word, said in VERDICTS.items())
+    engines = f"Engines are judged for a plain Llama. {verdicts}."
+    return "\n\n".join(["# Strategies", *map(_fill, (intro, advice, engines))]) + "\n"
 
 
 def _section(entry: Entry) -> str:
@@ -246,8 +250,12 @@ def _engines(wanted: Wanted) -> str:
     """Engines by what they make of the config that `ropex patch` writes."""
     named: dict[str, list[str]] = {}
     for each in exports(wanted.patched):
-        notes = {"near": f" (within {each.bound or 0:.1g})", "no": f" ({each.reason})"}
-        named.setdefault(each.verdict + notes.get(each.verdict, ""), []).append(each.engine)
+        said: str = each.verdict
+        if each.verdict == "no":
+            said += f" ({each.reason.partition('; ')[0]})"
+        elif each.bound:
+            said += f" (within {each.bound:.1g})" if each.bound <= NEAR else " (at one length)"
+        named.setdefault(said, []).append(each.engine)
     return "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in named.items())
 
 

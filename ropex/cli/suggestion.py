@@ -147,13 +147,12 @@ def _candidates(about: dict[str, Any]) -> str:
 
 def _engines(about: dict[str, Any]) -> str:
     """What engines make of the strategies, those together that they treat alike."""
+    from ropex.engines.answer import VERDICTS
+
     alike: dict[str, list[str]] = {}
     for each in about["candidates"]:
         alike.setdefault(_grouped(each["engines"]), []).append(each["strategy"])
-    lines = [
-        "Engines. yes: exact, as `ropex patch` writes it; export: exact, with what `ropex export` "
-        "prints; near: approximate, with what it prints; no: not, and it says why."
-    ]
+    lines = [f"Engines. {'; '.join(f'{word}: {said}' for word, said in VERDICTS.items())}."]
     lines += [f"{', '.join(members)}. {said}." for said, members in alike.items()]
     return "\n".join(map(_wrapped, [*lines, f"Sources. {_grouped(about['engine_sources'])}."]))
 

@@ -5,10 +5,11 @@ built, no pickle is opened, and no code of a checkpoint runs. Before a config is
 transformers makes a model of it without weights and memory: what loaded before loads after.
 """
 
-from ropex.doctor.diagnosis import ENGINES, RULES, diagnose, examine
+from ropex.doctor.diagnosis import RULES, diagnose, examine
 from ropex.doctor.findings import Edit, Finding, Problem, Rule
 from ropex.doctor.reading import Checkpoint, read
 from ropex.doctor.repair import Repair, repair, repaired
+from ropex.engines.facts import ENGINES
 
 __all__ = [
     "ENGINES", "RULES", "Checkpoint", "Edit", "Finding", "Problem", "Repair", "Rule", "diagnose",

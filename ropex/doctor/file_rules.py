@@ -10,7 +10,7 @@ from ropex.doctor.parts import NOTATIONS
 from ropex.doctor.reading import ADAPTER, CONFIG, RECORD
 from ropex.doctor.values import MAX, positive
 from ropex.doctor.weights import wanted_tensors
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
@@ -139,12 +139,12 @@ def _scales(entry: Any) -> bool:
 
 
 FILE_RULES = (
-    Rule("rounded-table", "warning", ("transformers", "SGLang"), _rounded_table),
+    Rule("rounded-table", "warning", (*TRANSFORMERS, "sglang"), _rounded_table),
     Rule("weights-misfit", "error", ENGINES, _misfit),
     Rule("pickled-weights", "note", ENGINES, _pickled),
 )
 ADAPTER_RULES = (
     Rule("unrecorded-adapter", "note", ENGINES, _unrecorded),
-    Rule("broken-record", "error", ("transformers",), _broken_record),
+    Rule("broken-record", "error", TRANSFORMERS, _broken_record),
     Rule("other-base", "warning", ENGINES, _other_base),
 )

@@ -11,7 +11,7 @@ from ropex.doctor.parts import NOTATIONS, Part, inner_parts, on_parts
 from ropex.doctor.values import positive
 from ropex.doctor.version_4 import BASE_IN_4, keys_in_4
 from ropex.doctor.version_rules import contradicts
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 
@@ -102,6 +102,6 @@ def _outer_entry(part: Part) -> Iterator[Problem]:
 
 LAYER_RULES = (
     Rule("outer-entry", "error", ENGINES, _outer_entry),
-    Rule("ignored-entry", "error", ("transformers",), _ignored_entry),
-    Rule("layers-of-one", "error", ("transformers",), _layers_of_one),
+    Rule("ignored-entry", "error", TRANSFORMERS, _ignored_entry),
+    Rule("layers-of-one", "error", TRANSFORMERS, _layers_of_one),
 )

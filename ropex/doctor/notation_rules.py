@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ropex.doctor.findings import Problem, Rule, shown
 from ropex.doctor.parts import NOTATIONS, Entry, Part, on_entries, on_parts
 from ropex.doctor.values import MAX, ORIGINAL, TYPES
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 # Of some families: mrope of Qwen-VL, axial of vision towers, ntk_alpha of HunYuan.
 _TYPES_OF_FAMILIES = ("mrope", "axial", "ntk_alpha")
@@ -174,7 +174,7 @@ NOTATION_RULES = (
     Rule("missing-type", "error", ENGINES, _missing_type),
     Rule("unknown-type", "error", ENGINES, _unknown_type),
     Rule("type-keys-disagree", "error", ENGINES, _type_keys_disagree),
-    Rule("two-type-keys", "note", ("transformers",), _two_type_keys),
+    Rule("two-type-keys", "note", TRANSFORMERS, _two_type_keys),
     Rule("misspelt-key", "warning", ENGINES, _misspelt_key),
     Rule("misspelt-root-key", "error", ENGINES, _misspelt_root_key),
 )

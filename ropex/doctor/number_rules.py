@@ -8,7 +8,7 @@ from typing import Any
 from ropex.doctor.findings import Edit, Path, Problem, Rule, shown
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts
 from ropex.doctor.values import MAX, ORIGINAL, number, positive, spelled, whole
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
 _LENGTHS = (MAX, ORIGINAL)
 _SHARES = ("partial_rotary_factor", "rotary_pct")
@@ -19,7 +19,6 @@ _ABOVE_ZERO = (
 )  # fmt: skip
 _ANY_SIGN = ("mscale", "mscale_all_dim", "alpha")
 _NOT_NULL = (MAX, "rope_theta")  # null is no way to say that a family's own number is meant
-_HF, _SERVERS = ("transformers",), ("vLLM", "SGLang")
 _NEEDS_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 
 
@@ -97,7 +96,7 @@ def _integer_factor(entry: Entry) -> Iterator[Problem]:
         ),
         (entry.set("factor", float(value)),),
         severity=None if crash else "note",
-        engines=_SERVERS if crash else _HF,
+        engines=MULTIPLYING if crash else TRANSFORMERS,
     )
 
 
@@ -172,8 +171,8 @@ _ALL = ENGINES
 NUMBER_RULES = (
     Rule("bad-number", "error", _ALL, _bad_number),
     Rule("bad-flag", "error", _ALL, _bad_flag),
-    Rule("float-length", "error", _HF, _float_length),
-    Rule("integer-factor", "warning", (*_HF, *_SERVERS), _integer_factor),
+    Rule("float-length", "error", TRANSFORMERS, _float_length),
+    Rule("integer-factor", "warning", (*TRANSFORMERS, *MULTIPLYING), _integer_factor),
     Rule("factor-below-one", "error", _ALL, _factor_below_one),
     Rule("missing-factor", "error", _ALL, _missing_factor),
     Rule("scaling-off", "warning", _ALL, _scaling_off),

@@ -12,7 +12,7 @@ from ropex.doctor.family_rules import base_written, stated_bases
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import Entry, Part, on_entries, on_parts
 from ropex.doctor.values import MAX, close, positive
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
 _USUAL_BASE = 1e4  # what converters and engines write or take where they know no other
 _ROUNDING = 0.01
@@ -141,12 +141,12 @@ def _published_length(entry: Entry) -> Iterator[Problem]:
                 else "vLLM and SGLang multiply it by the factor once more"
             ),
             advice=f"write {trained[0]}, unless the model was trained at {longest:g}",
-            engines=("transformers",) if entry.kind == "dynamic" else ("vLLM", "SGLang"),
+            engines=TRANSFORMERS if entry.kind == "dynamic" else MULTIPLYING,
         )
 
 
 PUBLISHED_RULES = (
     Rule("published-base", "warning", ENGINES, _published_base),
     Rule("published-factor", "warning", ENGINES, _published_factor),
-    Rule("published-length", "warning", ("transformers", "vLLM", "SGLang"), _published_length),
+    Rule("published-length", "warning", (*TRANSFORMERS, *MULTIPLYING), _published_length),
 )

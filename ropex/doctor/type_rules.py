@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import Entry, on_entries
 from ropex.doctor.values import MAX, close, number, positive
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 
 @on_entries
@@ -169,5 +169,5 @@ TYPE_RULES = (
     Rule("longrope-lists", "error", ENGINES, _longrope_lists),
     Rule("swapped-lists", "error", ENGINES, _swapped_lists),
     Rule("idle-lists", "error", ENGINES, _idle_lists),
-    Rule("longrope-factor", "warning", ("transformers",), _longrope_factor),
+    Rule("longrope-factor", "warning", TRANSFORMERS, _longrope_factor),
 )

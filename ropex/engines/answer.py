@@ -8,7 +8,13 @@ from typing import Any, Literal, TypeAlias
 
 Exactness: TypeAlias = Literal["exact", "approximate", "not expressible"]
 Verdict: TypeAlias = Literal["yes", "export", "near", "no"]
-"""`yes`: exact as it is; `export`: exact with what `ropex export` gives; `near`: approximate."""
+VERDICTS: dict[Verdict, str] = {
+    "yes": "exact from what `ropex patch` writes",
+    "export": "exact with what `ropex export` prints",
+    "near": "approximate",
+    "no": "`ropex export` says why",
+}
+"""What an answer comes to, in a word, and what the word means."""
 
 
 @dataclass(frozen=True)

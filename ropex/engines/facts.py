@@ -91,7 +91,8 @@ EXLLAMAV2 = Engine(
     whole_heads=True,
 )  # fmt: skip
 READERS = {"vllm": VLLM, "sglang": SGLANG, "tensorrt-llm": TENSORRT, "mlx": MLX}
-"""Those that one engine stands for; `exllama` is two, and transformers and llama.cpp are others."""
+"""Those by one name; `exllama` is two, and transformers and llama.cpp are told of elsewhere."""
+MULTIPLYING = tuple(name for name, each in READERS.items() if each.multiplies)
 
 # llama.cpp goes by the architecture that a GGUF file names. What stands here is read in its loaders
 # and graphs, as of llama-cpp-python 0.3.36; and run, with small models, for llama, granite,

@@ -174,7 +174,7 @@ def _yarn(wanted: Wanted, in_keys: dict[str, float], in_flags: dict[str, float])
     entry = {**wanted.entry, **USUAL_BETAS, **in_keys, **in_flags, "truncate": True}
     factor, before = float(entry["factor"]), formulas.original(entry, wanted.trained_length)
     table = formulas.frequencies(entry, wanted.dim, before, wanted.target_length)
-    flags = ("--rope-scaling", "yarn", "--rope-scale", repr(factor), "--yarn-orig-ctx", str(before))
+    scaling = "--rope-scaling", "yarn", "--rope-scale", repr(factor), "--yarn-orig-ctx", str(before)
     keys = _base(wanted) | {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
@@ -184,7 +184,7 @@ def _yarn(wanted: Wanted, in_keys: dict[str, float], in_flags: dict[str, float])
     left = wanted.attention_scale / formulas.usual(entry)
     left = 1.0 if abs(left - 1) < 1e-9 else left
     reading = Reading(table, table, formulas.usual(entry) * left)
-    flags, unsaid = flags + _betas(in_keys), _betas(in_flags)
+    flags, unsaid = (*scaling, *_betas(in_keys)), _betas(in_flags)
     return Form("YaRN", reading, flags, keys, attention=left, unsaid=unsaid)
 
 

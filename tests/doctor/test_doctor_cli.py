@@ -123,7 +123,7 @@ def test_engine(run: Doctor) -> None:
     run.write(INTEGER)
     assert run("model", "--engine", "VLLM")[0] == 1
     assert run("model", "--engine", "llama.cpp") == (0, "model: ok\n", "")
-    with pytest.raises(ValueError, match=r"no engine 'torch'; there are transformers, vLLM"):
+    with pytest.raises(ValueError, match=r"unknown engine 'torch'; known: transformers5,"):
         run("model", "--engine", "torch")
 
 
