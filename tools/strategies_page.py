@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ropex.advice.bounds import inside, phase_change
-from ropex.advice.candidates import UNTRAINED
+from ropex.advice.candidates import UNTRAINED, written_as
 from ropex.advice.pictures import draw
-from ropex.engines.facts import Encoding, Service, encoding
+from ropex.engines.answer import VERDICTS
+from ropex.engines.choose import NEAR
+from ropex.engines.judge import exports
+from ropex.engines.plain import wanted_in_llama
+from ropex.engines.wanted import Wanted
 from ropex.files.writing import write_text
-from ropex.model.sites.base import Site
 from ropex.rope import Rope
 from ropex.sizes import format_size
 from ropex.strategies.base import PerLength, Scaled, Strategy, parameters
@@ -65,13 +68,13 @@ class Entry:
         cls: Its class.
         example: An instance for a model like Llama 2.
         rope: The rotary embedding of that model.
-        encoding: How it stands in the config of that model.
+        wanted: What it makes of a Llama like that.
     """
 
     cls: type[Strategy]
     example: Strategy
     rope: Rope
-    encoding: Encoding
+    wanted: Wanted
 
     @property
     def group(self) -> str:
@@ -100,8 +103,8 @@ def write_page(folder: Path) -> list[Path]:
 
 def text() -> str:
     """The page, in Markdown."""
-    site = _llama()
-    entries = [_entry(cls, site) for cls in registry().values()]
+    rope = Rope.standard(_DIM, _BASE, _TRAINED)
+    entries = [_entry(cls, rope) for cls in registry().values()]
     parts = [_head()]
     grouped = {name: [each for each in entries if each.group == name] for name in GROUPS}
     for name, members in grouped.items():
@@ -137,23 +140,9 @@ def meanings(cls: type[Strategy]) -> dict[str, str]:
     return found
 
 
-def _llama() -> Site:
-    """The rotary table of a model like Llama 2."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    from ropex.model.rotary import sites
-
-    return sites(LlamaRotaryEmbedding(LlamaConfig(max_position_embeddings=_TRAINED)))[0]
-
-
-def _entry(cls: type[Strategy], site: Site) -> Entry:
-    chosen, rope = example(cls), site.rope()
-    plan = chosen.plan(rope, _FACTOR * rope.trained_length)
-    if plan.query_scale is not None:
-        return Entry(cls, chosen, rope, encoding(None))
-    changes = chosen.length_class != "static" or plan.changes(rope)
-    return Entry(cls, chosen, rope, encoding(site.realise(chosen, rope).entry if changes else {}))
+def _entry(cls: type[Strategy], rope: Rope) -> Entry:
+    chosen = example(cls)
+    return Entry(cls, chosen, rope, wanted_in_llama(rope, chosen))
 
 
 def _head() -> str:
@@ -170,7 +159,9 @@ def _head() -> str:
         "`ropex show MODEL -s S -s S --png FILE` draws strategies for your model, "
         f"`ropex suggest MODEL --length {target}` ranks them for your model."
     )
-    return f"# Strategies\n\n{_fill(intro)}\n\n{_fill(advice)}\n"
+    verdicts = "; ".join(f"{word}: {said}" for word, said in VERDICTS.items())
+    engines = f"Engines are judged for a plain Llama. {verdicts}."
+    return "\n\n".join(["# Strategies", *map(_fill, (intro, advice, engines))]) + "\n"
 
 
 def _row(cls: type[Strategy]) -> str:
@@ -262,16 +253,25 @@ def _compatibility(entry: Entry) -> list[str]:
         "scaled before them")  # fmt: skip
     if entry.example.length_class != "static":
         kernels += "; eager or sdpa with an un-rotated cache"
-    engines: dict[Service, list[str]] = {}
-    for name, service in entry.encoding.by_engine().items():
-        engines.setdefault(service, []).append(name)
-    told = [f"{', '.join(names)}: {service}" for service, names in engines.items()]
     return [
         f"- Key-value cache: {_cache(entry)}.",
         f"- Attention kernels: {kernels}.",
-        f"- Saved config: {entry.encoding.what}.",
-        f"- Engines: {'; '.join(told)}.",
+        f"- Saved config: {written_as(entry.wanted)}.",
+        f"- Engines: {_engines(entry.wanted)}.",
     ]
+
+
+def _engines(wanted: Wanted) -> str:
+    """Engines by what they make of the config that `ropex patch` writes."""
+    named: dict[str, list[str]] = {}
+    for each in exports(wanted.patched):
+        said: str = each.verdict
+        if each.verdict == "no":
+            said += f" ({each.reason.partition('; ')[0]})"
+        elif each.bound:
+            said += f" (within {each.bound:.1g})" if each.bound <= NEAR else " (at one length)"
+        named.setdefault(said, []).append(each.engine)
+    return "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in named.items())
 
 
 def _cache(entry: Entry) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, count, say, size
+from ropex.engines.facts import ENGINES
 
 if TYPE_CHECKING:
     from ropex.doctor import Finding, Repair
@@ -23,7 +24,7 @@ def add_verbs(verbs: Verbs) -> None:
         _doctor,
         "find what is wrong with the rotary part of a checkpoint, and fix it; exit status 1 if "
         "there is something",
-        "ropex doctor ./llama --engine vLLM",
+        "ropex doctor ./llama --engine vllm",
     )
     parser.add_argument(
         "model",
@@ -43,15 +44,15 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print findings for programs")
     parser.add_argument(
-        "--engine", metavar="NAME", help="only what goes wrong there: transformers, vLLM, ..."
+        "--engine", metavar="NAME", help=f"only what goes wrong there: {', '.join(ENGINES)}"
     )
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
     from ropex.doctor import Repair, diagnose, repair
 
-    path, engine = _find(arguments.model, arguments.fix), _engine(arguments.engine)
-    trained = arguments.trained_length
+    path = _find(arguments.model, arguments.fix)
+    engine, trained = arguments.engine, arguments.trained_length
     if arguments.fix:
         done = repair(path, engine=engine, trained_length=trained)
     else:
@@ -72,14 +73,6 @@ def _find(model: str, fix: bool) -> Path:
     from ropex.checkpoints.find import find
 
     return find(model, weights=False)
-
-
-def _engine(name: str | None) -> str | None:
-    """An engine, however its letters are written."""
-    from ropex.doctor import ENGINES
-
-    known = {engine.casefold(): engine for engine in ENGINES}
-    return name if name is None else known.get(name.casefold(), name)
 
 
 def _describe(done: Repair) -> dict[str, Any]:
@@ -106,7 +99,7 @@ def _text(done: Repair, model: str) -> str:
 def _line(finding: Finding, file: str) -> str:
     place = finding.where.removeprefix(file).removeprefix(": ")
     start = f"{finding.severity} {finding.rule}" + (f" in {place}" if place else "")
-    who = ", ".join(finding.engines)
+    who = ", ".join(finding.engines) if finding.engines != ENGINES else "every engine"
     mend = f" {'--fix' if finding.fixable else 'To do'}: {finding.fix}." if finding.fix else ""
     return f"{start}: {finding.message}.{mend} [{who}]"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ropex.cli.common import Verbs, add_model, add_verb, quiet
+from ropex.engines.facts import ENGINES, engine_name
 
 if TYPE_CHECKING:
     from ropex.engines import Export
@@ -40,8 +41,7 @@ def add_verbs(verbs: Verbs) -> None:
         dest="engine",
         required=True,
         metavar="ENGINE",
-        help="vllm, sglang, llama.cpp, transformers4, transformers5, tensorrt-llm, mlx, exllama, "
-        "or all for a table",
+        help=f"{', '.join(ENGINES)}, or all for a table",
     )
     parser.add_argument(
         "-s", "--strategy", metavar="S", help="apply it first, without writing a checkpoint"
@@ -57,30 +57,31 @@ def add_verbs(verbs: Verbs) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from ropex.checkpoints.find import find
     from ropex.engines import exports
-    from ropex.engines.ask import named
+    from ropex.engines.judge import answer
     from ropex.engines.wanted import read
 
     _check(arguments)
     quiet()
-    answer = None if arguments.engine == "all" else named(arguments.engine)
     wanted = read(
         find(arguments.model, weights=False),
         arguments.strategy,
         trained_length=arguments.trained_length,
         trust_remote_code=arguments.trust_remote_code,
     )
-    if answer is None:
+    if arguments.engine == "all":
         found = exports(wanted)
         print(_json([asdict(each) for each in found]) if arguments.json else _table(found))
         return
-    result = _write(arguments, wanted) if arguments.gguf else answer(wanted)
+    result = _write(arguments, wanted) if arguments.gguf else answer(arguments.engine, wanted)
     print(_json(asdict(result)) if arguments.json else _text(result, arguments))
     if result.exactness == "not expressible":
         raise SystemExit(1)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that do not go together."""
+    """Refuse an engine that is not known, and options that do not go together."""
+    if arguments.engine != "all":
+        arguments.engine = engine_name(arguments.engine)
     if (arguments.gguf is None) != (arguments.out is None):
         raise ValueError(
             "--gguf IN and -o OUT are given together: which file to read, and where to"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, say
@@ -79,3 +80,35 @@ def _patch(arguments: argparse.Namespace) -> None:
     say(f"{patched}\nwritten to {arguments.out}, weights {kind}")
     if kind == "linked":
         say(f"ropex: warning: {LINKED}")
+    say(_unserved(arguments))
+
+
+def _unserved(arguments: argparse.Namespace) -> str:
+    """Lines on the engines for which the checkpoint is not enough; transformers warns itself."""
+    from ropex.engines import unserved
+    from ropex.engines.facts import TRANSFORMERS
+    from ropex.errors import UnsupportedModel
+
+    try:
+        found = unserved(
+            arguments.out,
+            trained_length=arguments.trained_length,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+    except (UnsupportedModel, ValueError) as error:  # the checkpoint is written all the same
+        return f"what other engines compute from it is not known: {error}"
+    lines = []
+    for helped, said in (
+        (True, "a different model as it stands; `{}` prints what is missing"),
+        (False, "not known to compute it; `{}` says why"),
+    ):
+        names = [
+            each.engine
+            for each in found
+            if each.engine not in TRANSFORMERS and (each.exactness != "not expressible") == helped
+        ]
+        if names:
+            engine = names[0] if len(names) == 1 else "ENGINE"
+            command = f"ropex export {shlex.quote(str(arguments.out))} --for {engine}"
+            lines.append(f"{', '.join(names)}: {said.format(command)}")
+    return "\n".join(lines)

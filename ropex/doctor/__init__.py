@@ -6,10 +6,11 @@ transformers makes a model of it without weights and memory: what loaded before 
 """
 
 from ropex.config.edits import Edit
-from ropex.doctor.diagnosis import ENGINES, RULES, diagnose, examine
+from ropex.doctor.diagnosis import RULES, diagnose, examine
 from ropex.doctor.findings import Finding, Problem, Rule
 from ropex.doctor.reading import Checkpoint, read
 from ropex.doctor.repair import Repair, repair, repaired
+from ropex.engines.facts import ENGINES
 
 __all__ = [
     "ENGINES", "RULES", "Checkpoint", "Edit", "Finding", "Problem", "Repair", "Rule", "diagnose",

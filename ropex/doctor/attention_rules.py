@@ -9,6 +9,7 @@ from ropex.config.entry import Entry
 from ropex.config.values import MAX, close, number, positive
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries
+from ropex.engines.facts import READERS, TRANSFORMERS
 from ropex.strategies.attention_factors import (
     longrope_temperature,
     mscale_of,
@@ -115,9 +116,11 @@ def _longrope_attention(entry: Entry) -> Iterator[Problem]:
     )
 
 
+_DEAF = tuple(name for name, each in READERS.items() if "attention_factor" not in each.yarn)
+_OTHER_NAME = tuple(name for name, each in READERS.items() if each.long_mscale)
 ATTENTION_RULES = (
-    Rule("attn-factor", "warning", ("transformers", "vLLM", "mlx-lm", "exllamav3"), _attn_factor),
-    Rule("yarn-attention", "warning", ("SGLang", "mlx-lm", "TensorRT-LLM"), _yarn_attention),
-    Rule("half-mscale", "warning", ("transformers", "vLLM", "SGLang", "mlx-lm"), _half_mscale),
-    Rule("longrope-attention", "warning", ("vLLM", "SGLang"), _longrope_attention),
+    Rule("attn-factor", "warning", (*TRANSFORMERS, "vllm", "mlx", "exllama"), _attn_factor),
+    Rule("yarn-attention", "warning", _DEAF, _yarn_attention),
+    Rule("half-mscale", "warning", (*TRANSFORMERS, "vllm", "sglang", "mlx"), _half_mscale),
+    Rule("longrope-attention", "warning", _OTHER_NAME, _longrope_attention),
 )

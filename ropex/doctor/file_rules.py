@@ -12,7 +12,7 @@ from ropex.config.values import MAX, positive
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.reading import ADAPTER, CONFIG, RECORD
 from ropex.doctor.weights import wanted_tensors
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
@@ -141,12 +141,12 @@ def _scales(entry: Any) -> bool:
 
 
 FILE_RULES = (
-    Rule("rounded-table", "warning", ("transformers", "SGLang"), _rounded_table),
+    Rule("rounded-table", "warning", (*TRANSFORMERS, "sglang"), _rounded_table),
     Rule("weights-misfit", "error", ENGINES, _misfit),
     Rule("pickled-weights", "note", ENGINES, _pickled),
 )
 ADAPTER_RULES = (
     Rule("unrecorded-adapter", "note", ENGINES, _unrecorded),
-    Rule("broken-record", "error", ("transformers",), _broken_record),
+    Rule("broken-record", "error", TRANSFORMERS, _broken_record),
     Rule("other-base", "warning", ENGINES, _other_base),
 )

@@ -14,7 +14,7 @@ from ropex.config.values import positive
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_parts
 from ropex.doctor.version_rules import contradicts
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 
@@ -105,6 +105,6 @@ def _outer_entry(part: Part) -> Iterator[Problem]:
 
 LAYER_RULES = (
     Rule("outer-entry", "error", ENGINES, _outer_entry),
-    Rule("ignored-entry", "error", ("transformers",), _ignored_entry),
-    Rule("layers-of-one", "error", ("transformers",), _layers_of_one),
+    Rule("ignored-entry", "error", TRANSFORMERS, _ignored_entry),
+    Rule("layers-of-one", "error", TRANSFORMERS, _layers_of_one),
 )

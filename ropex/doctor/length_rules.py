@@ -12,12 +12,11 @@ from ropex.config.parts import Part
 from ropex.config.values import MAX, ORIGINAL, close, positive
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries, on_parts, parts
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
 
-_SERVERS, _HF = ("vLLM", "SGLang"), ("transformers",)
 _NEEDS_ORIGINAL = ("yarn", "llama3", "longrope")
 _ROUNDING = 1.01  # max may be the factor times the trained length, rounded to a round number
 _LLAMA_31 = 8192  # what the converter of llama.cpp takes where the root says nothing
@@ -110,7 +109,7 @@ def _original_at_root(entry: Entry) -> Iterator[Problem]:
     if not inner or entry.part.raw.get(ORIGINAL) is not None or entry.part.remote:
         return
     if entry.kind == "longrope" and inner != entry.longest:
-        engine = "transformers"
+        engine = "transformers4"
         why = f"transformers 4 looks for it there alone, and switches at {MAX} instead"
     elif entry.kind == "llama3" and inner != _LLAMA_31 and not _not_below(entry):
         engine = "llama.cpp"
@@ -157,7 +156,7 @@ def _raised_max(entry: Entry) -> Iterator[Problem]:
         ),
         edits,
         severity="error" if dynamic else "warning",
-        engines=_HF if dynamic else _SERVERS,
+        engines=TRANSFORMERS if dynamic else MULTIPLYING,
     )
 
 
@@ -248,10 +247,10 @@ LENGTH_RULES = (
     Rule("original-disagrees", "error", ENGINES, _original_disagrees),
     Rule("missing-original", "error", ENGINES, _missing_original),
     Rule("original-above-max", "error", ENGINES, _original_above_max),
-    Rule("original-at-root", "warning", ("transformers", "llama.cpp"), _original_at_root),
+    Rule("original-at-root", "warning", ("transformers4", "llama.cpp"), _original_at_root),
     Rule("max-beyond-scaling", "warning", ENGINES, _max_beyond_scaling),
-    Rule("raised-max", "error", (*_HF, *_SERVERS), _raised_max),
+    Rule("raised-max", "error", (*TRANSFORMERS, *MULTIPLYING), _raised_max),
     Rule("sliding-window", "warning", ENGINES, _sliding_window),
-    Rule("tokenizer-limit", "warning", ("vLLM",), _tokenizer_limit),
-    Rule("head-dim-null", "error", _HF, _head_dim_null),
+    Rule("tokenizer-limit", "warning", ("vllm",), _tokenizer_limit),
+    Rule("head-dim-null", "error", TRANSFORMERS, _head_dim_null),
 )

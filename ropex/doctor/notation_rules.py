@@ -12,7 +12,7 @@ from ropex.config.parts import NOTATIONS, Part
 from ropex.config.values import KEYS, MAX, ORIGINAL, PARAMETERS
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries, on_parts
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 # Of some families: axial of vision towers, ntk_alpha of HunYuan.
 _TYPES_OF_FAMILIES = ("axial", "ntk_alpha")
@@ -157,7 +157,7 @@ NOTATION_RULES = (
     Rule("missing-type", "error", ENGINES, _missing_type),
     Rule("unknown-type", "error", ENGINES, _unknown_type),
     Rule("type-keys-disagree", "error", ENGINES, _type_keys_disagree),
-    Rule("two-type-keys", "note", ("transformers",), _two_type_keys),
+    Rule("two-type-keys", "note", TRANSFORMERS, _two_type_keys),
     Rule("misspelt-key", "warning", ENGINES, _misspelt_key),
     Rule("misspelt-root-key", "error", ENGINES, _misspelt_root_key),
 )

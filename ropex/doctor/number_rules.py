@@ -21,7 +21,7 @@ from ropex.config.values import (
 )
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries, on_parts
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
 _LENGTHS = (MAX, ORIGINAL)
 _AT_ROOT = (*_LENGTHS, *BASES, *SHARES)
@@ -30,7 +30,6 @@ _IN_ENTRY = (
     "rope_theta", SHARES[0], ORIGINAL, *(key for key in PARAMETERS if key not in _NO_NUMBERS)
 )  # fmt: skip
 _NOT_NULL = (MAX, "rope_theta")  # null is no way to say that a family's own number is meant
-_HF, _SERVERS = ("transformers",), ("vLLM", "SGLang")
 _NEEDS_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 
 
@@ -100,7 +99,7 @@ def _integer_factor(entry: Entry) -> Iterator[Problem]:
         ),
         (entry.set("factor", float(value)),),
         severity=None if crash else "note",
-        engines=_SERVERS if crash else _HF,
+        engines=MULTIPLYING if crash else TRANSFORMERS,
     )
 
 
@@ -173,8 +172,8 @@ _ALL = ENGINES
 NUMBER_RULES = (
     Rule("bad-number", "error", _ALL, _bad_number),
     Rule("bad-flag", "error", _ALL, _bad_flag),
-    Rule("float-length", "error", _HF, _float_length),
-    Rule("integer-factor", "warning", (*_HF, *_SERVERS), _integer_factor),
+    Rule("float-length", "error", TRANSFORMERS, _float_length),
+    Rule("integer-factor", "warning", (*TRANSFORMERS, *MULTIPLYING), _integer_factor),
     Rule("factor-below-one", "error", _ALL, _factor_below_one),
     Rule("missing-factor", "error", _ALL, _missing_factor),
     Rule("scaling-off", "warning", _ALL, _scaling_off),

@@ -23,7 +23,7 @@ from ropex.doctor.published import (
     USUAL_BASE,
     Published,
 )
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
 _ROUNDING = 0.01
 
@@ -162,7 +162,7 @@ def _published_length(entry: Entry) -> Iterator[Problem]:
                 else "vLLM and SGLang multiply it by the factor once more"
             ),
             advice=f"write {trained[0]}, unless the model was trained at {longest:g}",
-            engines=("transformers",) if entry.kind == "dynamic" else ("vLLM", "SGLang"),
+            engines=TRANSFORMERS if entry.kind == "dynamic" else MULTIPLYING,
         )
 
 
@@ -171,5 +171,5 @@ PUBLISHED_RULES = (
     Rule("family-scaling", "warning", ENGINES, _family_scaling),
     Rule("published-base", "warning", ENGINES, _published_base),
     Rule("published-factor", "warning", ENGINES, _published_factor),
-    Rule("published-length", "warning", ("transformers", "vLLM", "SGLang"), _published_length),
+    Rule("published-length", "warning", (*TRANSFORMERS, *MULTIPLYING), _published_length),
 )

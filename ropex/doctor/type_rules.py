@@ -9,7 +9,7 @@ from ropex.config.entry import Entry
 from ropex.config.values import MAX, close, number, positive
 from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.parts import on_entries
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 
 @on_entries
@@ -154,5 +154,5 @@ TYPE_RULES = (
     Rule("longrope-lists", "error", ENGINES, _longrope_lists),
     Rule("swapped-lists", "error", ENGINES, _swapped_lists),
     Rule("idle-lists", "error", ENGINES, _idle_lists),
-    Rule("longrope-factor", "warning", ("transformers",), _longrope_factor),
+    Rule("longrope-factor", "warning", TRANSFORMERS, _longrope_factor),
 )

@@ -142,10 +142,9 @@ def _needless(entry: Entry, key: str) -> bool:
     return key == "rope_theta" and bool(entry.raw[key] == entry.part.raw.get(key))
 
 
-_HF = ("transformers",)
 VERSION_RULES = (
     Rule("notations-disagree", "error", ENGINES, _notations_disagree),
-    Rule("one-notation", "warning", _HF, _one_notation),
-    Rule("surplus-keys", "warning", _HF, _surplus_keys),
-    Rule("refused-by-4", "warning", _HF, _refused_by_4),
+    Rule("one-notation", "warning", ("transformers4",), _one_notation),
+    Rule("surplus-keys", "warning", ("transformers4",), _surplus_keys),
+    Rule("refused-by-4", "warning", ("transformers4",), _refused_by_4),
 )

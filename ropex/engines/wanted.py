@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from ropex.patching.handle import Patch, patch
 from ropex.patching.record import Record
 from ropex.patching.saving import completed
 from ropex.rope import Rope
+from ropex.strategies.base import Strategy
 
 _PART = "text_config"  # of a model that also sees or hears
 
@@ -71,6 +74,11 @@ class Wanted:
     misread: str | None = None
     refusal: str | None = None
     several: bool = False
+
+    @property
+    def patched(self) -> Wanted:
+        """The same of the checkpoint that `ropex patch` writes."""
+        return replace(self, raw=self.config)
 
     @property
     def standard(self) -> Tensor:
@@ -122,19 +130,45 @@ def read(
     """
     model = load_skeleton(folder, trust_remote_code=trust_remote_code)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    site = main_site(sites(model))
-    require_stated(model, site, trained_length)
-    base = _base(site)
+    require_stated(model, main_site(sites(model)), trained_length)
     record = Record.read(folder) if strategy is None else Record.in_config_of(folder)
     kept = record.strategies if record and not record.in_config else []
     texts = kept if strategy is None else [strategy]
     if record and kept and trained_length is None:
         trained_length = record.trained_length
-    applied = [patch(model, text, trained_length=trained_length) for text in texts[:1]]
-    applied += [patch(model, text) for text in texts[1:]]
-    handle = applied[-1] if applied else None
-    lengths = _lengths(site, handle, None if strategy else record, trained_length)
-    return _wanted(raw, main_site(sites(model)), handle, base, lengths)
+    record = None if strategy else record
+    return of_model(model, raw, texts, trained_length=trained_length, record=record)
+
+
+def of_model(
+    model: Any,
+    raw: dict[str, Any],
+    strategies: Sequence[str | Strategy],
+    *,
+    trained_length: int | None = None,
+    record: Record | None = None,
+) -> Wanted:
+    """What a model would compute under strategies; it is left as it was.
+
+    Args:
+        model: A model of transformers; its weights are not needed.
+        raw: The JSON of its config.
+        strategies: What is applied to it, in this order.
+        trained_length: Tokens that it was trained at, where its config does not say.
+        record: Where both lengths are recorded, if anywhere.
+
+    Raises:
+        UnsupportedModel: It has no rotary embedding that ropex can read.
+        ValueError: A strategy does not fit.
+    """
+    site, handle, given = main_site(sites(model)), None, trained_length
+    base = _base(site)
+    with ExitStack() as patched:
+        for strategy in strategies:
+            handle = patched.enter_context(patch(model, strategy, trained_length=given))
+            given = None
+        lengths = _lengths(site, handle, record, trained_length)
+        return _wanted(raw, main_site(sites(model)), handle, base, lengths)
 
 
 def _base(site: Site) -> float:

@@ -79,7 +79,7 @@ def test_findings_fail_and_are_grouped_by_file(run: Doctor) -> None:
     assert lines[1] == (
         "  warning integer-factor in rope_scaling: factor is the integer 4: the linear type of "
         "vLLM and SGLang stops with an error. --fix: set rope_scaling.factor to 4.0. "
-        "[vLLM, SGLang]"
+        "[vllm, sglang]"
     )
 
 
@@ -121,7 +121,7 @@ def test_engine(run: Doctor) -> None:
     run.write(INTEGER)
     assert run("model", "--engine", "VLLM")[0] == 1
     assert run("model", "--engine", "llama.cpp") == (0, "model: ok\n", "")
-    with pytest.raises(ValueError, match=r"no engine 'torch'; there are transformers, vLLM"):
+    with pytest.raises(ValueError, match=r"unknown engine 'torch'; known: transformers5,"):
         run("model", "--engine", "torch")
 
 

@@ -190,7 +190,7 @@ def test_what_is_no_file_is_refused(folder: Path) -> None:
 
 
 def test_unknown_engine_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="no engine 'vllm2'; there are transformers, vLLM"):
+    with pytest.raises(ValueError, match="unknown engine 'vllm2'; known: transformers5,"):
         diagnose(folder, engine="vllm2")
 
 
@@ -257,7 +257,7 @@ def test_repair_for_one_engine_leaves_the_rest(folder: Path) -> None:
     write(folder, config=scaled(**entry))
     done = repair(folder, engine="llama.cpp")
     assert [each.rule for each in done.mended] == ["swapped-betas"]
-    assert not repair(folder, engine="vLLM").mended
+    assert not repair(folder, engine="vllm").mended
     assert rules(folder) == ["integer-factor"]
 
 

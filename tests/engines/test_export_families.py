@@ -77,7 +77,7 @@ def test_partial_rotation_is_named_in_the_override(tmp_path: Path) -> None:
     assert len(entry["long_factor"]) == wanted.dim // 2
     if VERSION >= 5:  # 4 has it at the root alone, where engines look as well
         assert entry["partial_rotary_factor"] == wanted.dim / 16
-        assert "exllamav2 turns all dimensions" in by_engine(wanted)["exllama"].reason
+        assert "exllamav2 rotates all dimensions" in by_engine(wanted)["exllama"].reason
 
 
 @only_5

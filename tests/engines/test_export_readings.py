@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import ropex
-from ropex.engines import ENGINES, Export, exports
+from ropex.engines import Export, exports
+from ropex.engines.judge import answer
 from ropex.engines.wanted import Wanted, read
 from tests.support.cases import BY_LENGTH_IN_CONFIG, STATIC
 from tests.support.engine_formulas import (
@@ -125,7 +126,7 @@ def test_what_depends_on_the_length_is_held_within_the_bound(folder: Path, text:
 @pytest.mark.parametrize("text", [t for t in STATIC if "yarn" not in t])
 def test_exllamav2_computes_what_the_reason_says_that_it_does(folder: Path, text: str) -> None:
     wanted, raw = read(folder, text), raw_config(folder)
-    found = ENGINES["exllama"](wanted)
+    found = answer("exllama", wanted)
     if not found.reason.startswith("exllamav2 and exllamav3") and "so does" not in found.reason:
         assert "exllamav2" in found.reason
         return

@@ -17,15 +17,9 @@ from ropex_eval.report.terminal import render
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import load_corpus
 from ropex_eval.study.study import Study
+from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.options import unread, watched
-from tests.support.tiny_eval import (
-    Watch,
-    start,
-    tiny_causal,
-    tiny_tokenizer,
-    tree,
-    words,
-)
+from tests.support.tiny_eval import Watch, start, tree, words
 
 SMALL: dict[str, Any] = {"lengths": (8, 48), "excerpts": 2, "data": "book.txt", "device": "cpu"}
 LIVE: dict[str, Any] = {**SMALL, "device": "auto", "tokenizer": tiny_tokenizer()}
