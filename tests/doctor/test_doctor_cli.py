@@ -81,7 +81,7 @@ def test_findings_fail_and_are_grouped_by_file(run: Doctor) -> None:
     assert lines[1] == (
         "  warning integer-factor in rope_scaling: factor is the integer 4: the linear type of "
         "vLLM and SGLang stops with an error. --fix: set rope_scaling.factor to 4.0. "
-        "[vLLM, SGLang]"
+        "[vllm, sglang]"
     )
 
 
