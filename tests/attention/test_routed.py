@@ -274,7 +274,7 @@ def test_three_positions_of_a_token_scale_its_query_once() -> None:
     kind_of_config: Any = CONFIG_MAPPING["glm4v_moe"]
     config = kind_of_config(text_config=sizes, vision_config=vision)
     torch.manual_seed(0)
-    model: Any = AutoModelForImageTextToText.from_config(config).eval().double()
+    model: Any = AutoModelForImageTextToText.from_config(config).eval()
     given = {"attention_mask": torch.ones_like(IDS)}
     before = logits(model, IDS, **given)
     with ropex.patch(model, "logn", trained_length=64):

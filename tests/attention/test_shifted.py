@@ -79,7 +79,7 @@ def assert_as_by_hand(
     family: str, changes: dict[str, Any], length: int, groups: int, size: int
 ) -> None:
     ids = tokens(length, rows=2)
-    plain, model = (tiny_model(family, **changes).double() for _ in range(2))
+    plain, model = (tiny_model(family, **changes) for _ in range(2))
     heads = model.config.num_attention_heads
     wanted = by_hand(plain, ids, visible(length, size, heads))
     with shift_attention(model, groups):
@@ -134,7 +134,7 @@ def test_padding_stays_hidden(side: str) -> None:
     ids, padding = tokens(50, rows=2), torch.ones(2, 50, dtype=torch.long)
     padding[1, slice(0, 17) if side == "left" else slice(33, 50)] = 0
     real = padding.bool()
-    plain, model = tiny_model().double(), tiny_model().double()
+    plain, model = tiny_model(), tiny_model()
     alone = torch.eye(50, dtype=torch.bool)  # padding sees itself, or its softmax would be none
     wanted = by_hand(plain, ids, visible(50, 13) & real[:, None, None] | alone)
     with shift_attention(model):
@@ -149,7 +149,7 @@ def test_packed_documents_do_not_see_each_other() -> None:
     ids, places = tokens(50), torch.cat([torch.arange(20), torch.arange(30)])[None]
     document = torch.tensor([0] * 20 + [1] * 30)
     same = document[:, None] == document[None]
-    plain, model = tiny_model().double(), tiny_model().double()
+    plain, model = tiny_model(), tiny_model()
     wanted = by_hand(plain, ids, visible(50, 13) & same, position_ids=places)
     with shift_attention(model):
         found = trained(model, ids, position_ids=places)
@@ -223,7 +223,7 @@ def test_no_other_model_is_shifted() -> None:
 @pytest.mark.parametrize("text", ["yarn:4", "dynamic:length=128"])
 @pytest.mark.parametrize("last", ["shift", "patch"])
 def test_a_patched_model_is_shifted_too(text: str, last: str) -> None:
-    plain, model, ids = tiny_model().double(), tiny_model().double(), tokens(48)
+    plain, model, ids = tiny_model(), tiny_model(), tokens(48)
     unpatched = logits(model, ids)
     ropex.patch(plain, text)
     wanted = by_hand(plain, ids, visible(48, 12))
@@ -238,7 +238,7 @@ def test_a_patched_model_is_shifted_too(text: str, last: str) -> None:
 
 
 def test_a_patch_that_ends_early_leaves_it_shifted() -> None:
-    plain, model, ids = tiny_model().double(), tiny_model().double(), tokens(48)
+    plain, model, ids = tiny_model(), tiny_model(), tokens(48)
     wanted = by_hand(plain, ids, visible(48, 12))
     patch = ropex.patch(model, "yarn:4")
     with shift_attention(model):

@@ -137,11 +137,9 @@ def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token="</s>")
 
 
-def save_checkpoint(
-    folder: Path, *, bos: bool = True, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Path:
+def save_checkpoint(folder: Path, *, bos: bool = True, seed: int = 0) -> Path:
     """Write the tiny reader of bytes and its tokenizer."""
-    return save_with_tokenizer(tiny_causal(seed=seed).to(dtype), folder, bos=bos)
+    return save_with_tokenizer(tiny_causal(seed=seed), folder, bos=bos)
 
 
 def save_with_tokenizer(model: Any, folder: Path, *, bos: bool = True) -> Path:
