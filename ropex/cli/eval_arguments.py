@@ -26,13 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_text(parser)
     _add_device(parser)
     _add_effort(parser)
-    first = parser.add_mutually_exclusive_group()
-    first.add_argument(
+    instead = parser.add_argument_group("instead of a run")
+    one = instead.add_mutually_exclusive_group()
+    one.add_argument(
         "--dry-run",
         action="store_true",
-        help="tell what it would take: passes, tokens, time and memory, from the config alone",
+        help="say what it would take: passes, tokens, time and memory; no weights are loaded",
     )
-    first.add_argument(
+    one.add_argument(
         "--check",
         action="store_true",
         help="prove on the model that what is done to be fast changes no number (default: of none "

@@ -16,7 +16,8 @@ from ropex_eval.api import Evaluation
 from ropex_eval.report.terminal import render
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import load_corpus
-from ropex_eval.study.study import Study
+from ropex_eval.study.study import Study, live_fingerprint
+from ropex_eval.training.in_training import bare
 from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.options import unread, watched
 from tests.support.tiny_eval import Watch, start, tree, words
@@ -97,6 +98,18 @@ def test_run_of_a_live_model_is_continued_while_its_weights_stay(
         model.lm_head.weight[0, 0] += 1
     with pytest.raises(FileExistsError, match=r"different model \(model.sha256\)"):
         ropex_eval.evaluate(model, **LIVE, out="out")
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft
+def test_adapters_make_a_different_model_while_they_are_on(model: Any) -> None:
+    peft = pytest.importorskip("peft")
+    plain = live_fingerprint(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules=["q_proj"]))
+    on = live_fingerprint(bare(adapted))
+    with adapted.disable_adapter():
+        off = live_fingerprint(bare(adapted))
+    adapted.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] *= 2
+    assert len({plain, on, off, live_fingerprint(bare(adapted))}) == 4
 
 
 def test_live_model_that_cannot_be_measured_as_it_is_is_refused(model: Any) -> None:

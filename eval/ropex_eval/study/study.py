@@ -194,13 +194,17 @@ def checkpoint_fingerprint(folder: Path) -> str:
 
 
 def live_fingerprint(model: Any) -> str:
-    """Hash of a live model: what its config says, and every weight as it is now.
+    """Hash of a live model: its config, every weight as it is now, and which adapters are on.
 
     Raises:
         ValueError: Some weights are not in memory, as accelerate offloads them.
     """
     config = {key: each for key, each in model.config.to_dict().items() if key != "_name_or_path"}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, part in model.named_modules():
+        if hasattr(part, "disable_adapters"):  # a layer of peft
+            state = (part.disable_adapters, part.active_adapters, getattr(part, "scaling", None))
+            digest.update(f"{name} {state}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_meta:
             raise ValueError(f"{name} is not in memory; give the folder of the model instead of it")
