@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, PerLength
 from ropex.strategies.yarn import band, linear_ramp, require_band
@@ -44,7 +42,7 @@ class DynamicYarn(PerLength):
         """Blend as `yarn` does, by the growth."""
         bounds = band(rope, self.beta_fast, self.beta_slow, self.truncate, rope.trained_length)
         share, growth = linear_ramp(rope, *bounds), self.growth(rope, length)
-        scale = plan.attention_scale * (0.1 * torch.log(growth) + 1)
+        scale = plan.attention_scale * (0.1 * growth.log() + 1)
         return replace(
             plan,
             inv_freq=plan.inv_freq * (share / growth + (1 - share)),
