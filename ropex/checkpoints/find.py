@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
 from ropex.config.limits import check_counts
 from ropex.config.notations import fold_version_5
 from ropex.errors import UnsupportedModel
@@ -36,11 +33,8 @@ def find(model: str, *, weights: bool = True) -> Path:
         FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
         ValueError: It is a file; or its weights are not what their names say.
     """
-    folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
-    if not (model and folder.is_dir()):
-        _refuse_file(folder, model)
-        if _is_path(model):
-            raise FileNotFoundError(f"no such folder: {model!r}")
+    folder = local(model)
+    if folder is None:
         try:
             folder = _download(model, weights)
         except Exception as error:  # no network, no such repository, not an id, no permission
@@ -55,6 +49,22 @@ def find(model: str, *, weights: bool = True) -> Path:
     if weights:
         check_weights(folder)
     return folder
+
+
+def local(model: str) -> Path | None:
+    """The folder that `model` names; None if only the hub knows it.
+
+    Raises:
+        FileNotFoundError: It can only be a folder, and there is none.
+        ValueError: It is a file.
+    """
+    folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
+    if model and folder.is_dir():
+        return folder
+    _refuse_file(folder, model)
+    if _is_path(model):
+        raise FileNotFoundError(f"no such folder: {model!r}")
+    return None
 
 
 def _refuse_file(path: Path, model: str) -> None:
@@ -112,6 +122,8 @@ def load_model(
         UnsupportedModel: It is no causal language model.
         ValueError: They are damaged, some are missing, or transformers cannot read them.
     """
+    import torch
+
     check_counts(folder)
     chosen = dtype if dtype == "auto" else getattr(torch, dtype)
     with _reading(folder):
@@ -214,6 +226,7 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
         UnsupportedModel: It is no causal language model.
         ValueError: transformers cannot make the model that the config describes.
     """
+    import torch
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -236,6 +249,9 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
     """Tell whatever transformers raises about a checkpoint in one sentence that names it."""
+    import torch
+    from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, MemoryError, torch.OutOfMemoryError, UnsupportedModel):  # told already

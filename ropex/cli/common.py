@@ -43,8 +43,19 @@ def add_traceback(parser: argparse.ArgumentParser, **settings: Any) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add MODEL and what is needed to read one; it may be left out if there is a default."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, and what is needed to read its rotary embedding."""
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--trained-length",
+        type=size,
+        metavar="N",
+        help="tokens the model was trained at, where its config does not say or is wrong",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add MODEL and what is needed to load one; it may be left out if there is a default."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -54,16 +65,16 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
         + (f" (default: {default})" if default else ""),
     )
     parser.add_argument(
-        "--trained-length",
-        type=size,
-        metavar="N",
-        help="tokens the model was trained at, where its config does not say or is wrong",
-    )
-    parser.add_argument(
         "--trust-remote-code",
         action="store_true",
         help="run code that comes with the checkpoint",
     )
+
+
+def add_strategy(parser: argparse.ArgumentParser, help: str, **settings: Any) -> None:
+    """Add `-s`."""
+    help = f"{help}: such as yarn:4, or @FILE"
+    parser.add_argument("-s", "--strategy", metavar="S", help=help, **settings)
 
 
 def size(text: str) -> int:
@@ -115,6 +126,41 @@ def _says_trained_length(folder: Path, lengths: tuple[str, ...], config: Any) ->
     names = {*lengths, *(config.attribute_map.get(name, name) for name in lengths)}
     parts = (raw, raw.get("text_config") or {})
     return any(isinstance(part.get(name), (int, float)) for part in parts for name in names)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Find mistakes in the strategies and in MODEL before anything heavy is imported.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no config.json in it.
+        ValueError: There is no such strategy, or MODEL is a file.
+    """
+    given = getattr(arguments, "strategy", None) or ()
+    for text in (given,) if isinstance(given, str) else given:
+        from ropex.config.from_file import read_strategy
+
+        read_strategy(text)
+    if (model := getattr(arguments, "model", None)) is not None:
+        from ropex.checkpoints.find import find, local
+
+        if local(model) is not None:  # else only the hub knows
+            find(model, weights=False)
+
+
+def refuse(arguments: argparse.Namespace, why: str, *names: str) -> None:
+    """Refuse options that mean nothing beside others.
+
+    Args:
+        arguments: What was given; options that may be refused have no default.
+        why: What follows the option in the message.
+        names: Attributes of `arguments`.
+
+    Raises:
+        ValueError: One of them was given.
+    """
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def name_of(model: str) -> str:

@@ -23,17 +23,17 @@ def add_verbs(verbs: Verbs) -> None:
         _doctor,
         "find what is wrong with the rotary part of a checkpoint, and fix it; exit status 1 if "
         "there is something",
-        "ropex doctor ./llama --engine vLLM",
+        "ropex doctor ./llama --for vLLM\n  ropex doctor ./llama --fix",
     )
     parser.add_argument(
-        "model",
+        "checkpoint",
         metavar="CHECKPOINT",
         help="a folder, of a model or of an adapter; a .gguf file; a hub id; or demo",
     )
     parser.add_argument(
         "--fix",
         action="store_true",
-        help="mend what can be mended without knowing what was meant, and keep config.json.bak",
+        help="fix what can be fixed without knowing what was meant, and keep config.json.bak",
     )
     parser.add_argument(
         "--trained-length",
@@ -43,20 +43,24 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print findings for programs")
     parser.add_argument(
-        "--engine", metavar="NAME", help="only what goes wrong there: transformers, vLLM, ..."
+        "--for",
+        "--engine",
+        dest="engine",
+        metavar="ENGINE",
+        help="only what goes wrong there: transformers, vLLM, ...",
     )
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
     from ropex.doctor import Repair, diagnose, repair
 
-    path, engine = _find(arguments.model, arguments.fix), _engine(arguments.engine)
-    trained = arguments.trained_length
+    name, trained = arguments.checkpoint, arguments.trained_length
+    path, engine = _find(name, arguments.fix), _engine(arguments.engine)
     if arguments.fix:
         done = repair(path, engine=engine, trained_length=trained)
     else:
         done = Repair((), diagnose(path, engine=engine, trained_length=trained), ())
-    print(json.dumps(_describe(done), indent=2) if arguments.json else _text(done, arguments.model))
+    print(json.dumps(_describe(done), indent=2) if arguments.json else _text(done, name))
     for backup in done.backups:
         say(f"the old file is kept as {backup}")
     if any(finding.severity != "note" for finding in done.left):

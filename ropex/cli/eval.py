@@ -1,4 +1,4 @@
-"""`ropex eval` and `ropex demo`."""
+"""`ropex eval`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, count, name_of, quiet, read_model, say
 from ropex.cli.eval_arguments import add_arguments
-from ropex.cli.report import write_report
 from ropex.sizes import format_size
 
 if TYPE_CHECKING:
@@ -23,14 +22,11 @@ if TYPE_CHECKING:
     from ropex_eval.study.protocol import Protocol
     from ropex_eval.study.study import Study
 
-_DEMO_FACTOR = 16
 _UNKNOWN = 0.01  # share of unknown tokens from which on a text is not the model's
-_DEMO = ("none", "dynamic", *(f"{name}:{_DEMO_FACTOR}" for name in (
-    "linear", "ntk", "llama3", "yarn")))  # fmt: skip
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add `eval` and `demo`."""
+    """Add `eval`."""
     evaluate = add_verb(
         verbs,
         "eval",
@@ -39,26 +35,6 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex eval ./llama -s yarn:4 --lengths 1k..16k --data book.txt -o runs/llama",
     )
     add_arguments(evaluate)
-    demo = add_verb(
-        verbs, "demo", _demo, "see it work on a small model that ropex ships", "ropex demo"
-    )
-    demo.add_argument("-o", "--out", type=Path, default=Path("ropex-demo"), metavar="DIR")
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from ropex.cli import build_parser
-
-    strategies = [part for text in _DEMO for part in ("-s", text)]
-    options = ["--lengths", "64..4k", "--excerpts", "8", "--targets", "48"]
-    _eval(
-        build_parser().parse_args(["eval", "demo", *strategies, *options, "-o", str(arguments.out)])
-    )
-    say(
-        "\nThe model was trained at 256 tokens. The same on a model of yours:\n"
-        "  ropex eval MODEL -s yarn:4 --data book.txt\n"
-        "Keep what you chose:\n"
-        "  ropex patch MODEL -s yarn:4 -o OUT"
-    )
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -68,6 +44,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("runs") / name_of(arguments.model)
     quiet()
     from ropex_eval.report.terminal import render
+    from ropex_eval.report.written import write_report
     from ropex_eval.running.claim import check_out
     from ropex_eval.running.lm_eval_suites import require_known
     from ropex_eval.running.processes import launched

@@ -83,7 +83,10 @@ def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
     ("arguments", "message"),
     [
         ((), "VERB"),
-        (("evaluate",), "invalid choice: 'evaluate'"),
+        (("evaluate",), "unknown verb 'evaluate'; known: suggest, strategies, show, patch, verify"),
+        (("pathc", "tiny"), "unknown verb 'pathc'; did you mean 'patch'?"),
+        (("rescore", "out"), "ropex rescore is now ropex report"),
+        (("trained", "out"), "ropex trained is now ropex compare"),
         (("eval",), "MODEL"),
         (("patch", "tiny", "-o", "new"), "-s/--strategy"),
         (("patch", "tiny", "-s", "yarn:4"), "-o/--out"),
@@ -275,8 +278,8 @@ REFUSALS = {
         "--short: '0' is no length",
     ),
     "excerpt 0": (evaluation("--excerpt", "0"), "--excerpt: '0' is no length"),
-    "rescore, targets 0": (command("rescore", "out", "--targets", "0"), "--targets: '0' is no"),
-    "rescore, short 0": (command("rescore", "out", "--short", "0"), "--short: '0' is no length"),
+    "report, targets 0": (command("report", "out", "--targets", "0"), "--targets: '0' is no"),
+    "report, short 0": (command("report", "out", "--short", "0"), "--short: '0' is no length"),
     "verify, length 0": (
         command("verify", "tiny", "--url", "http://localhost:9", "--length", "0"),
         "--length: '0' is no length",

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-import ropex.cli
-from ropex.cli import export as verb
 from ropex.engines import ENGINES
 from tests.engines.test_export_golden import write_config
 from tests.support.shell import Shell
@@ -21,9 +19,7 @@ HOSTILE = 'it\'s a $HOME "model"; `id` & *'
 def export_shell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Shell:
-    """A shell in a folder with a checkpoint, and the verb among its verbs."""
-    if verb not in ropex.cli._VERBS:
-        monkeypatch.setattr(ropex.cli, "_VERBS", (*ropex.cli._VERBS, verb))
+    """A shell in a folder with a checkpoint."""
     write_config(tmp_path / "model")
     return Shell.at(tmp_path, capsys, monkeypatch)
 

@@ -254,7 +254,8 @@ def clusters(about: Mapping[str, Any]) -> int | None:
 
 _LEFT_OUT = (
     "these numbers were written by an earlier version of ropex, whose verdicts rested on another "
-    "test and are left out; the same ropex eval again, or ropex rescore, draws them anew"
+    "test and are left out; the same ropex eval again makes them anew, or ropex report with "
+    "--definitions"
 )
 _ROWS: dict[str, type[Any]] = {
     "results": Result,
@@ -274,6 +275,12 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} {_DAMAGED} ({error})") from None
+
+
+def require_run(folder: Path) -> None:
+    """Raise a FileNotFoundError unless a folder holds the results of a run."""
+    if not (folder / "results.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no results.json, so it is not a run's folder")
 
 
 def write(path: Path, text: str) -> None:
