@@ -68,8 +68,8 @@ def _unknown(verb: str) -> str:
     if now := _FORMER.get(verb):
         return f"ropex {verb} is now ropex {now} (see ropex {now.split()[0]} --help)"
     close = get_close_matches(verb, VERBS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown verb {verb!r}; {hint}known: {', '.join(VERBS)}"
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown verb {verb!r}{hint} (verbs: {', '.join(VERBS)})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Arguments and manners that several verbs share."""
+"""What several verbs share: arguments, checks, and how they print."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,14 @@ Verbs: TypeAlias = Any
 
 
 def add_verb(
-    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], help: str, example: str
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], help: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """Add a verb that calls `run`, with an example under its help."""
+    """Add a verb that calls `run`, with examples under its help."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=help,
-        description=help,
-        epilog=f"example:\n  {example}",
+        description=textwrap.fill(help),
+        epilog=f"example{'s' if len(examples) > 1 else ''}:\n  " + "\n  ".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)

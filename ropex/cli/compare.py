@@ -16,19 +16,24 @@ def add_verbs(verbs: Verbs) -> None:
         _compare,
         "compare two runs of ropex eval on the tokens that both have read, or training runs by "
         "perplexity before and after; no model is needed",
-        "ropex compare runs/base runs/tuned -o compared.html\n"
-        "  ropex compare runs/demo-linear runs/demo-yarn",
+        "ropex compare runs/base runs/tuned -o compared.html",
+        "ropex compare runs/demo-linear runs/demo-yarn",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a ropex eval or a ropex train"
     )
-    parser.add_argument("--format", default="text", choices=("text", "markdown"))
+    parser.add_argument(
+        "--format",
+        default="text",
+        choices=("text", "markdown"),
+        help="of the tables (default: text)",
+    )
     measured = parser.add_argument_group("runs of ropex eval")
     measured.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a page as well")
     measured.add_argument("--force", action="store_true", help="replace FILE")
     trained = parser.add_argument_group("runs of ropex train")
     trained.add_argument(
-        "--steps", type=_steps, metavar="N,N", help="default: the first and the last"
+        "--steps", type=_steps, metavar="N,N", help="to show (default: the first and the last)"
     )
 
 

@@ -21,9 +21,10 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "doctor",
         _doctor,
-        "find what is wrong with the rotary part of a checkpoint, and fix it; exit status 1 if "
-        "there is something",
-        "ropex doctor ./llama --for vLLM\n  ropex doctor ./llama --fix",
+        "find what is wrong with the rotary part of a checkpoint, and fix it (exit status 1 if "
+        "something is wrong)",
+        "ropex doctor ./llama --for vLLM",
+        "ropex doctor ./llama --fix",
     )
     parser.add_argument(
         "checkpoint",

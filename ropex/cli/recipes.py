@@ -17,7 +17,8 @@ def add_verbs(verbs: Verbs) -> None:
         "recipes",
         _recipes,
         "list the recipes that ropex ships, or copy one to edit it",
-        "ropex recipes 'yarn*'\n  ropex recipes copy yarn-64k -o mine.yaml",
+        "ropex recipes 'yarn*'",
+        "ropex recipes copy yarn-64k -o mine.yaml",
     )
     parser.add_argument(
         "pattern", nargs="?", default="*", metavar="PATTERN|copy", help="a wildcard, or copy"

@@ -24,8 +24,8 @@ def add_verbs(verbs: Verbs) -> None:
         _report,
         "print the tables of a finished run and write its page again, or print other numbers of "
         "what it read; no model is needed",
-        "ropex report runs/llama --open\n"
-        "  ropex report runs/llama --definitions mean_perplexity --lengths 4k,8k",
+        "ropex report runs/llama --open",
+        "ropex report runs/llama --definitions mean_perplexity --lengths 4k,8k",
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a ropex eval")
     parser.add_argument(

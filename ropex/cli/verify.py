@@ -22,8 +22,8 @@ def add_verbs(verbs: Verbs) -> None:
         "verify",
         _verify,
         "prove that a saved checkpoint, or a server, computes what a patched model does",
-        "ropex verify ./llama ./llama-16k -s yarn:4\n"
-        "  ropex verify ./llama-16k --url http://localhost:8000 --served llama-16k",
+        "ropex verify ./llama ./llama-16k -s yarn:4",
+        "ropex verify ./llama-16k --url http://localhost:8000 --served llama-16k",
     )
     add_model(parser)
     parser.add_argument("other", nargs="?", metavar="DIR", help="a checkpoint to compare with")
@@ -33,7 +33,12 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="in MODEL, as ropex patch does with this option",
     )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="that both are loaded in (default: float32)",
+    )
     server = parser.add_argument_group("against a server with OpenAI's API")
     server.add_argument("--url", metavar="URL", help="such as http://localhost:8000")
     server.add_argument("--served", metavar="NAME", help="what it calls the model")

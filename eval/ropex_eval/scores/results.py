@@ -280,7 +280,7 @@ def _read(path: Path) -> Any:
 def require_run(folder: Path) -> None:
     """Raise a FileNotFoundError unless a folder holds the results of a run."""
     if not (folder / "results.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no results.json, so it is not a run's folder")
+        raise FileNotFoundError(f"{folder} holds no run of ropex eval (no results.json)")
 
 
 def write(path: Path, text: str) -> None:

@@ -216,7 +216,7 @@ def deep(folder: Path) -> None:
 
 
 UNREADABLE: dict[Callable[[Path], None], str] = {
-    no_run: "holds no results.json, so it is not a run's folder",
+    no_run: "holds no run of ropex eval",
     no_text: "nothing is finished in",
     nothing_finished: "nothing is finished in",
     cut_text: "excerpts.safetensors is damaged",
