@@ -39,7 +39,10 @@ def add_verbs(verbs: Verbs) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="that both are loaded in (default: float32)",
     )
-    server = parser.add_argument_group("against a server with OpenAI's API")
+    _add_server(parser.add_argument_group("against a server with OpenAI's API"))
+
+
+def _add_server(server: argparse._ArgumentGroup) -> None:
     server.add_argument("--url", metavar="URL", help="such as http://localhost:8000")
     server.add_argument("--served", metavar="NAME", help="what it calls the model")
     server.add_argument("--api-key", metavar="KEY", help="if it wants one")
