@@ -8,10 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
-from ropex.checkpoints.remote_code import as_in_version_4, has_own_code, load_remote
 from ropex.config.limits import check_counts
 from ropex.config.notations import fold_version_5
 from ropex.errors import UnsupportedModel
@@ -38,11 +34,8 @@ def find(model: str, *, weights: bool = True) -> Path:
         FileNotFoundError: There is no such folder, and no such model on the hub or in its cache.
         ValueError: It is a file; or its weights are not what their names say.
     """
-    folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
-    if not (model and folder.is_dir()):
-        _refuse_file(folder, model)
-        if _is_path(model):
-            raise FileNotFoundError(f"no such folder: {model!r}")
+    folder = local(model)
+    if folder is None:
         try:
             folder = _download(model, weights)
         except Exception as error:  # no network, no such repository, not an id, no permission
@@ -57,6 +50,22 @@ def find(model: str, *, weights: bool = True) -> Path:
     if weights:
         check_weights(folder)
     return folder
+
+
+def local(model: str) -> Path | None:
+    """The folder that `model` names; None if only the hub knows it.
+
+    Raises:
+        FileNotFoundError: It can only be a folder, and there is none.
+        ValueError: It is a file.
+    """
+    folder = demo_checkpoint() if model == "demo" and not Path(model).exists() else Path(model)
+    if model and folder.is_dir():
+        return folder
+    _refuse_file(folder, model)
+    if _is_path(model):
+        raise FileNotFoundError(f"no such folder: {model!r}")
+    return None
 
 
 def _refuse_file(path: Path, model: str) -> None:
@@ -114,6 +123,8 @@ def load_model(
         UnsupportedModel: It is no causal language model.
         ValueError: They are damaged, some are missing, or transformers cannot read them.
     """
+    import torch
+
     check_counts(folder)
     chosen = dtype if dtype == "auto" else getattr(torch, dtype)
     with _reading(folder):
@@ -154,7 +165,10 @@ def check_fit(folder: Path, model: Any) -> bool:
 
 def _load(folder: Path, dtype: Any, device_map: str | None, trusted: bool) -> tuple[Any, Any]:
     """A model, and what transformers tells of its loading."""
+    import torch
     from transformers import AutoModelForCausalLM
+
+    from ropex.checkpoints.remote_code import has_own_code, load_remote
 
     config = _load_config(folder, trusted)
     if device_map is None and has_own_code(config):
@@ -220,8 +234,11 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
         UnsupportedModel: It is no causal language model.
         ValueError: transformers cannot make the model that the config describes.
     """
+    import torch
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+
+    from ropex.checkpoints.remote_code import as_in_version_4, has_own_code
 
     def build() -> Any:
         config = _load_config(folder, trust_remote_code)
@@ -243,6 +260,9 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
     """Tell whatever transformers raises about a checkpoint in one sentence that names it."""
+    import torch
+    from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, MemoryError, torch.OutOfMemoryError, UnsupportedModel):  # told already

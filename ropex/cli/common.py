@@ -1,10 +1,11 @@
-"""Arguments and manners that several verbs share."""
+"""What several verbs share: arguments, checks, and how they print."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,14 @@ Verbs: TypeAlias = Any
 
 
 def add_verb(
-    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], help: str, example: str
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], help: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """Add a verb that calls `run`, with an example under its help."""
+    """Add a verb that calls `run`, with examples under its help."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=help,
-        description=help,
-        epilog=f"example:\n  {example}",
+        description=textwrap.fill(help),
+        epilog=f"example{'s' if len(examples) > 1 else ''}:\n  " + "\n  ".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
@@ -43,8 +44,19 @@ def add_traceback(parser: argparse.ArgumentParser, **settings: Any) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add MODEL and what is needed to read one; it may be left out if there is a default."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, and what is needed to read its rotary embedding."""
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--trained-length",
+        type=size,
+        metavar="N",
+        help="tokens the model was trained at, where its config does not say or is wrong",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add MODEL and what is needed to load one; it may be left out if there is a default."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -54,16 +66,16 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
         + (f" (default: {default})" if default else ""),
     )
     parser.add_argument(
-        "--trained-length",
-        type=size,
-        metavar="N",
-        help="tokens the model was trained at, where its config does not say or is wrong",
-    )
-    parser.add_argument(
         "--trust-remote-code",
         action="store_true",
         help="run code that comes with the checkpoint",
     )
+
+
+def add_strategy(parser: argparse.ArgumentParser, help: str, **settings: Any) -> None:
+    """Add `-s`."""
+    help = f"{help}: such as yarn:4, or @FILE"
+    parser.add_argument("-s", "--strategy", metavar="S", help=help, **settings)
 
 
 def size(text: str) -> int:
@@ -98,6 +110,41 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
     for text in getattr(arguments, "strategy", None) or ():
         require_base(text, rope.base)
     return folder, model, rope
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Find mistakes in the strategies and in MODEL before anything heavy is imported.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no config.json in it.
+        ValueError: There is no such strategy, or MODEL is a file.
+    """
+    given = getattr(arguments, "strategy", None) or ()
+    for text in (given,) if isinstance(given, str) else given:
+        from ropex.config.from_file import read_strategy
+
+        read_strategy(text)
+    if (model := getattr(arguments, "model", None)) is not None:
+        from ropex.checkpoints.find import find, local
+
+        if local(model) is not None:  # else only the hub knows
+            find(model, weights=False)
+
+
+def refuse(arguments: argparse.Namespace, why: str, *names: str) -> None:
+    """Refuse options that mean nothing beside others.
+
+    Args:
+        arguments: What was given; options that may be refused have no default.
+        why: What follows the option in the message.
+        names: Attributes of `arguments`.
+
+    Raises:
+        ValueError: One of them was given.
+    """
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def name_of(model: str) -> str:

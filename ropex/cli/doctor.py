@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, count, say, size
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, engine_name
 
 if TYPE_CHECKING:
     from ropex.doctor import Finding, Repair
@@ -22,19 +22,20 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "doctor",
         _doctor,
-        "find what is wrong with the rotary part of a checkpoint, and fix it; exit status 1 if "
-        "there is something",
-        "ropex doctor ./llama --engine vllm",
+        "find what is wrong with the rotary part of a checkpoint, and fix it (exit status 1 if "
+        "something is wrong)",
+        "ropex doctor ./llama --for vllm",
+        "ropex doctor ./llama --fix",
     )
     parser.add_argument(
-        "model",
+        "checkpoint",
         metavar="CHECKPOINT",
         help="a folder, of a model or of an adapter; a .gguf file; a hub id; or demo",
     )
     parser.add_argument(
         "--fix",
         action="store_true",
-        help="mend what can be mended without knowing what was meant, and keep config.json.bak",
+        help="fix what can be fixed without knowing what was meant, and keep config.json.bak",
     )
     parser.add_argument(
         "--trained-length",
@@ -44,20 +45,25 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print findings for programs")
     parser.add_argument(
-        "--engine", metavar="NAME", help=f"only what goes wrong there: {', '.join(ENGINES)}"
+        "--for",
+        "--engine",
+        dest="engine",
+        metavar="ENGINE",
+        help=f"only what goes wrong there: {', '.join(ENGINES)}",
     )
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
     from ropex.doctor import Repair, diagnose, repair
 
-    path = _find(arguments.model, arguments.fix)
-    engine, trained = arguments.engine, arguments.trained_length
+    name, trained = arguments.checkpoint, arguments.trained_length
+    engine = arguments.engine and engine_name(arguments.engine)
+    path = _find(name, arguments.fix)
     if arguments.fix:
         done = repair(path, engine=engine, trained_length=trained)
     else:
         done = Repair((), diagnose(path, engine=engine, trained_length=trained), ())
-    print(json.dumps(_describe(done), indent=2) if arguments.json else _text(done, arguments.model))
+    print(json.dumps(_describe(done), indent=2) if arguments.json else _text(done, name))
     for backup in done.backups:
         say(f"the old file is kept as {backup}")
     if any(finding.severity != "note" for finding in done.left):

@@ -30,10 +30,6 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from ropex.config.from_file import read_strategy
-
-    for text in arguments.strategy:  # before what takes long to import
-        read_strategy(text)
     if arguments.json and (arguments.dry_run or arguments.check):
         raise ValueError("--json prints results, and neither --dry-run nor --check has any")
     given = {name: getattr(arguments, name) for name in SETTINGS}

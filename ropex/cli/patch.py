@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, say
+from ropex.cli.common import Verbs, add_model, add_strategy, add_verb, quiet, read_model, say
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -19,15 +19,10 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex patch ./llama -s yarn:4 -o ./llama-16k",
     )
     add_model(patch)
+    add_strategy(patch, "what to write", action="append", required=True)
     patch.add_argument(
-        "-s",
-        "--strategy",
-        action="append",
-        required=True,
-        metavar="S",
-        help="such as yarn:4, or @FILE",
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write"
     )
-    patch.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
     patch.add_argument(
         "--lift-sliding-window",
         action="store_true",
@@ -36,10 +31,10 @@ def add_verbs(verbs: Verbs) -> None:
     patch.add_argument(
         "--link",
         action="store_true",
-        help="make hard links of the weights, which takes no room on any file system; they are "
-        "then the very files of MODEL under a second name: what writes into one writes into both",
+        help="hard-link the weights, which takes no space; they are then the files of MODEL under "
+        "a second name, and what writes into one writes into both",
     )
-    patch.add_argument("--force", action="store_true", help="replace the checkpoint in OUT")
+    patch.add_argument("--force", action="store_true", help="replace the checkpoint in DIR")
     patch.add_argument(
         "--fold-temperature",
         action="store_true",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from ropex.rope import Plan, Rope
 from ropex.sizes import LARGEST as LARGEST
 from ropex.sizes import LONGEST, format_size
 
-Length: TypeAlias = int | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Length: TypeAlias = "int | Tensor"
 """A number of tokens; a 0-dimensional tensor when it is decided inside a compiled forward."""
 
 LengthClass: TypeAlias = Literal["static", "two", "per_length"]
@@ -191,6 +191,8 @@ class PerLength(Strategy):
         Raises:
             ValueError: The fixed length is shorter than the trained length.
         """
+        import torch
+
         if self.length is not None:
             require_longer(self, self.length, rope)
         tokens = torch.as_tensor(self.length or length, dtype=torch.float64)

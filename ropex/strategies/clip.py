@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Strategy, require
 
@@ -48,6 +46,6 @@ class Clip(Strategy):
                 f"{self}: the model rotates {rope.dim // 2} pairs, so it cannot lose {self.pairs}"
             )
         done = (rope.pairs - kept).clamp(min=0) / max(self.pairs - 1, 1)
-        fading = (1 + torch.cos(math.pi * done)) / 2
+        fading = (1 + (math.pi * done).cos()) / 2
         window = (rope.pairs < kept).double() if self.hard else fading
         return replace(plan, inv_freq=plan.inv_freq * window)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Strategy, require_length, require_longer
 
@@ -41,7 +39,7 @@ class Drope(Strategy):
             ValueError: The stated length is shorter than the trained length.
         """
         self.scale(rope)
-        return replace(plan, inv_freq=torch.zeros_like(plan.inv_freq))
+        return replace(plan, inv_freq=plan.inv_freq.new_zeros(plan.inv_freq.shape))
 
     def scale(self, rope: Rope) -> float:
         """The stated length over the trained length; 1 if none is stated."""

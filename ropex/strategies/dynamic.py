@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, PerLength, require_factor
 from ropex.strategies.ntk import ntk_base, ntk_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Dynamic(PerLength):
         ratio = ntk_ratio(rope, self.alpha(rope, length))
         return replace(plan, inv_freq=plan.inv_freq * ratio)
 
-    def alpha(self, rope: Rope, length: Length) -> torch.Tensor:
+    def alpha(self, rope: Rope, length: Length) -> Tensor:
         """Stretch of the slowest pair for sequences of `length` tokens, float64, at least 1."""
         return self.factor * self.growth(rope, length) - (self.factor - 1)
 

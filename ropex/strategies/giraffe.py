@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import SMALLEST, Length, Strategy, require, require_length
 
@@ -60,5 +58,5 @@ class GiraffeTruncated(Strategy):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Keep, replace or stop each pair by its frequency."""
         cutoff, inv_freq = 2 * math.pi / self.length, plan.inv_freq
-        slow = torch.where(inv_freq >= cutoff / 8, torch.full_like(inv_freq, cutoff / 16), 0.0)
-        return replace(plan, inv_freq=torch.where(inv_freq >= cutoff, inv_freq, slow))
+        slow = inv_freq.new_full(inv_freq.shape, cutoff / 16).where(inv_freq >= cutoff / 8, 0.0)
+        return replace(plan, inv_freq=inv_freq.where(inv_freq >= cutoff, slow))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.attention_factors import longrope_temperature
@@ -19,6 +16,9 @@ from ropex.strategies.base import (
     require,
     require_scale,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class LongRope(Scaled):
         Raises:
             ValueError: A list does not have one divisor for each pair.
         """
+        import torch
+
         short, long = self.divisors(rope, "short_factor"), self.divisors(rope, "long_factor")
         beyond = torch.as_tensor(length) > rope.trained_length
         return replace(
@@ -90,7 +92,7 @@ class LongRope(Scaled):
                 f"{self.name}: {name} has {len(values)} divisors, it must have {pairs}, one for "
                 "each rotated pair"
             )
-        return torch.tensor(values, dtype=torch.float64, device=rope.inv_freq.device)
+        return rope.inv_freq.new_tensor(values)
 
     def temperature(self, rope: Rope) -> float:
         """Factor of cos and sin (section 3.2 of the code's `attention_factor`)."""

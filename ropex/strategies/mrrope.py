@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.attention_factors import yarn_temperature
 from ropex.strategies.base import Length, Scaled, require_scale
 from ropex.strategies.yarn import band, require_band
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

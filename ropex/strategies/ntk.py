@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Scaled
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ def ntk_ratio(rope: Rope, factor: float | Tensor) -> Tensor:
         raise ValueError(
             f"a larger base needs at least two rotated pairs; this model has {rope.dim // 2}"
         )
-    return torch.as_tensor(factor, dtype=torch.float64) ** (-2 * rope.pairs / (rope.dim - 2))
+    return factor ** (-2 * rope.pairs / (rope.dim - 2))

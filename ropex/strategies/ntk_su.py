@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Scaled, require_positive
 
@@ -63,4 +61,4 @@ class NtkMixed(Scaled):
         """Multiply pair `i` by `exp(-a (i + 1) ** beta)`."""
         places = (rope.pairs + 1) / (rope.dim // 2)
         stretch = math.log(self.scale(rope)) * places**self.beta
-        return replace(plan, inv_freq=plan.inv_freq * torch.exp(-stretch))
+        return replace(plan, inv_freq=plan.inv_freq * (-stretch).exp())

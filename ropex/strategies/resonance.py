@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import LARGEST, Length, Strategy, require
 
@@ -42,4 +40,4 @@ class Resonance(Strategy):
         wavelengths = 2 * math.pi / plan.inv_freq
         rounded = 2 * math.pi / wavelengths.round()
         changed = (plan.inv_freq > 0) & (wavelengths >= self.min_wavelength)
-        return replace(plan, inv_freq=torch.where(changed, rounded, plan.inv_freq))
+        return replace(plan, inv_freq=rounded.where(changed, plan.inv_freq))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
@@ -18,6 +15,9 @@ from ropex.strategies.base import (
     require_scale,
 )
 from ropex.strategies.logn import scale_queries
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -128,5 +128,5 @@ class StepScale:
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Factors of the queries at `positions`, same shape, float32."""
-        steps = torch.div(positions + self.offset, self.length, rounding_mode="floor")
-        return 1 + self.beta * torch.log1p(steps.float())
+        steps = (positions + self.offset).div(self.length, rounding_mode="floor")
+        return 1 + self.beta * steps.float().log1p()

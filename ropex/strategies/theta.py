@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import (
@@ -18,6 +16,9 @@ from ropex.strategies.base import (
     require_length,
     require_longer,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

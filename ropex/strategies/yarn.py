@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
@@ -19,6 +17,9 @@ from ropex.strategies.base import (
     require_positive,
     require_scale,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

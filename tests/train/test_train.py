@@ -530,7 +530,7 @@ def test_a_run_of_another_recipe_is_left_alone(
     (out / "recipe.yaml").write_text(": : [")
     assert main(["train", "mine.yaml", "training.steps=2", "-o", "out"]) == 2
     assert "recipe.yaml is damaged" in capsys.readouterr().err
-    assert main(["trained", "out"]) == 2
+    assert main(["compare", "out"]) == 2
     assert "recipe.yaml is damaged" in capsys.readouterr().err
     assert main(["train", "mine.yaml", "-o", "tiny"]) == 2
     assert "tiny is not empty and holds no run" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from ropex_eval.running.keeper import TEXT
 from ropex_eval.running.numbers import Numbers
 from ropex_eval.scores.definitions import DEFINITIONS
 from ropex_eval.scores.protocol import Protocol
-from ropex_eval.scores.results import Results
+from ropex_eval.scores.results import Results, require_run
 from ropex_eval.scores.statistics import Estimate, estimate
 from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.store import Store
@@ -43,8 +43,7 @@ class Archive:
             FileNotFoundError: The folder is no run, or nothing is finished in it.
             ValueError: Something in it is damaged.
         """
-        if not (folder / "results.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no results.json, so it is not a run's folder")
+        require_run(folder)
         results = Results.load(folder)
         if not results.strategies or not (folder / TEXT).is_file():
             raise FileNotFoundError(f"nothing is finished in {folder}; start its ropex eval again")

@@ -299,6 +299,12 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} {_DAMAGED} ({error})") from None
 
 
+def require_run(folder: Path) -> None:
+    """Raise a FileNotFoundError unless a folder holds the results of a run."""
+    if not (folder / "results.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run of ropex eval (no results.json)")
+
+
 def write(path: Path, text: str) -> None:
     """Write a text file, complete or not at all."""
     with atomically(path) as temporary:

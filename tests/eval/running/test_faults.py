@@ -160,11 +160,11 @@ def test_weights_that_are_no_numbers_give_warnings_and_files_that_can_be_read(
     assert any("some losses are not finite" in text for text in results.about["warnings"])
     assert all(0 <= row.accuracy <= 1 for row in results.retrieval)
     shell.done(*arguments, "-o", "out")
-    for verb in (("report", "out"), ("rescore", "out"), ("compare", "out", "out", "-o", "page")):
+    for verb in (("report", "out"), ("compare", "out", "out", "-o", "page")):
         shell.done(*verb)
     for form in ("markdown", "latex", "csv"):
         shell.done("report", "out", "--format", form)
-    strict_json(shell.done("rescore", "out", "--format", "json"))
+    strict_json(shell.done("report", "out", "--definitions", "local", "--format", "json"))
     assert "none" in told
 
 
