@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+_SLOPE = 0.1
 _Number = TypeVar("_Number", float, "Tensor")
 
 
@@ -18,7 +19,7 @@ def yarn_temperature(factor: _Number, mscale: float = 1.0) -> _Number:
         factor: Target length over trained length; a 0-dimensional tensor in a compiled forward.
         mscale: 1 in the paper (equation 22); DeepSeek has others.
     """
-    return mscale * _growth(factor) + 1
+    return _SLOPE * mscale * _log(factor) + 1  # in this order, as transformers has it
 
 
 def yarn_quotient(factor: float, mscale: float, mscale_all_dim: float) -> float:
@@ -29,13 +30,11 @@ def yarn_quotient(factor: float, mscale: float, mscale_all_dim: float) -> float:
 
 def mscale_of(temperature: float, factor: float) -> float:
     """The `mscale` with which YaRN has this temperature, for a factor above 1."""
-    return (temperature - 1) / _growth(factor)
+    return (temperature - 1) / (_SLOPE * _log(factor))
 
 
-def _growth(factor: _Number) -> _Number:
-    if isinstance(factor, (int, float)):
-        return 0.1 * math.log(max(factor, 1.0))
-    return 0.1 * factor.log()
+def _log(factor: _Number) -> _Number:
+    return math.log(max(factor, 1.0)) if isinstance(factor, (int, float)) else factor.log()
 
 
 def longrope_temperature(factor: float, trained: float) -> float:
