@@ -112,8 +112,8 @@ def _line(finding: Finding, file: str) -> str:
     place = finding.where.removeprefix(file).removeprefix(": ")
     start = f"{finding.severity} {finding.rule}" + (f" in {place}" if place else "")
     who = ", ".join(finding.engines)
-    mend = f" {'--fix' if finding.fixable else 'To do'}: {finding.fix}." if finding.fix else ""
-    return f"{start}: {finding.message}.{mend} [{who}]"
+    fix = f" {'--fix' if finding.fixable else 'To do'}: {finding.fix}." if finding.fix else ""
+    return f"{start}: {finding.message}.{fix} [{who}]"
 
 
 def _verdict(findings: list[Finding], model: str) -> str:
@@ -121,5 +121,5 @@ def _verdict(findings: list[Finding], model: str) -> str:
     fixable = sum(each.fixable for each in bad)
     if not bad:
         return f"{model}: ok"
-    more = f"; --fix mends {fixable} of them" if fixable else ""
+    more = f"; --fix can fix {fixable} of them" if fixable else ""
     return f"{model}: {count(len(bad), 'finding')}{more}"
