@@ -98,7 +98,7 @@ def test_plan_reads_no_weights_and_no_text_and_writes_nothing(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(shell.folder.rglob("*"))
-    told = shell.done("plan", "tiny", "--data", "nowhere.txt")
+    told = shell.done("plan", "tiny")
     assert "trained at 32 tokens, float32" in told
     assert "32 excerpts of 128 tokens" in told
     assert list(rows(told)) == ["none", "yarn:length=128"]
