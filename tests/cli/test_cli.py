@@ -543,9 +543,19 @@ def test_strategies_are_listed(world: World) -> None:
     assert "  parameters: factor, length, beta_fast=32, beta_slow=1, truncate=true" in out
 
 
-def test_strategies_are_listed_by_wildcard(world: World) -> None:
-    _, out, _ = world("strategies", "LLAMA?")
-    assert [line.split(" ")[0] for line in out.splitlines() if line[0] != " "] == ["llama3"]
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("ntk*", ["ntk", "ntk_by_parts", "ntk_fixed", "ntk_mixed"]),
+        ("yarn", ["yarn"]),
+        ("pi", ["linear"]),
+        ("LLAMA?", ["llama3"]),
+    ],
+)
+def test_strategies_are_listed_by_wildcard(world: World, pattern: str, names: list[str]) -> None:
+    _, out, _ = world("strategies", pattern)
+    heads = [line.split(" ")[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert heads == names
 
 
 def test_strategies_are_a_table_for_documents(world: World) -> None:
