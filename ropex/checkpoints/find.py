@@ -192,7 +192,7 @@ def _refuse_misfits(folder: Path, info: Any) -> None:
         raise ValueError(f"{folder} lacks {len(missing)} of the model's weights: {missing[0]}, ...")
     found = info["mismatched_keys"]  # names in transformers 4, names with shapes in 5
     if other := sorted(key if isinstance(key, str) else key[0] for key in found):
-        raise ValueError(f"{folder}: {other[0]} has another shape than config.json asks for")
+        raise ValueError(f"{folder}: {other[0]} has a different shape than config.json asks for")
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -259,13 +259,13 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Tell whatever transformers raises about a checkpoint in one sentence that names it."""
+    """Report whatever transformers raises about a checkpoint in one sentence that names it."""
     import torch
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, MemoryError, torch.OutOfMemoryError, UnsupportedModel):  # told already
+    except (OSError, MemoryError, torch.OutOfMemoryError, UnsupportedModel):  # already say enough
         raise
     except (SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"the weights in {folder} are damaged: {_reason(error)}") from error

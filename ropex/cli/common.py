@@ -113,10 +113,10 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Find mistakes in the strategies and in MODEL before anything heavy is imported.
+    """Find mistakes in the strategies, MODEL and the text before anything heavy is imported.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no config.json in it.
+        FileNotFoundError: There is no such folder, no config.json in it, or no such text.
         ValueError: There is no such strategy, or MODEL is a file.
     """
     given = getattr(arguments, "strategy", None) or ()
@@ -129,6 +129,11 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
         if local(model) is not None:  # else only the hub knows
             find(model, weights=False)
+    data = getattr(arguments, "data", None)
+    if data and not data.startswith(("hf:", "stdlib")) and not Path(data).exists():
+        from ropex.texts.sources import read_texts
+
+        next(read_texts(data), None)  # which says what is missing
 
 
 def refuse(arguments: argparse.Namespace, why: str, *names: str) -> None:

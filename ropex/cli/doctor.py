@@ -105,9 +105,9 @@ def _text(done: Repair, model: str) -> str:
 def _line(finding: Finding, file: str) -> str:
     place = finding.where.removeprefix(file).removeprefix(": ")
     start = f"{finding.severity} {finding.rule}" + (f" in {place}" if place else "")
-    who = ", ".join(finding.engines) if finding.engines != ENGINES else "every engine"
-    mend = f" {'--fix' if finding.fixable else 'To do'}: {finding.fix}." if finding.fix else ""
-    return f"{start}: {finding.message}.{mend} [{who}]"
+    who = ", ".join(finding.engines)
+    fix = f" {'--fix' if finding.fixable else 'To do'}: {finding.fix}." if finding.fix else ""
+    return f"{start}: {finding.message}.{fix} [{who}]"
 
 
 def _verdict(findings: list[Finding], model: str) -> str:
@@ -115,5 +115,5 @@ def _verdict(findings: list[Finding], model: str) -> str:
     fixable = sum(each.fixable for each in bad)
     if not bad:
         return f"{model}: ok"
-    more = f"; --fix mends {fixable} of them" if fixable else ""
+    more = f"; --fix can fix {fixable} of them" if fixable else ""
     return f"{model}: {count(len(bad), 'finding')}{more}"

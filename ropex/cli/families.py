@@ -15,7 +15,7 @@ from ropex.cli.common import Verbs, add_verb, count, quiet
 if TYPE_CHECKING:
     from ropex.families.check import Family
 
-_FEW = 10  # model types without rotary embeddings of which each is told why
+_FEW = 10  # up to so many model types without rotary embeddings are listed with the reason
 
 
 def add_verbs(verbs: Verbs) -> None:

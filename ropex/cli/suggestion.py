@@ -25,7 +25,7 @@ def render(about: dict[str, Any]) -> str:
     parts = [_head(about), _theory(about), _candidates(about), _engines(about)]
     steps = "\n".join(f"  {command}" for command in about["next"])
     parts.append(
-        f"Closed form tells risk and cost, not gain: measure, then keep what holds.\n{steps}"
+        f"Closed form shows risk and cost, not gain: measure, then keep what holds.\n{steps}"
     )
     return "\n\n".join(parts)
 

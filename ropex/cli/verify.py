@@ -139,7 +139,7 @@ def _lengths(arguments: argparse.Namespace, model: Any, record: Record | None) -
 
 
 def _with_server(arguments: argparse.Namespace, model: Any) -> list[Difference]:
-    """The text's tokens under both; engines round otherwise, so the mean is what is compared."""
+    """The text's tokens under both; engines round differently, so the means are compared."""
     from ropex.checkpoints.find import find, load_tokenizer
     from ropex.parity.models import Difference
     from ropex.parity.server import own_logprobs, served_logprobs

@@ -151,7 +151,7 @@ UNUSABLE = {
     "damaged old weights": (damaged_old_weights, "tiny"),
     "weights of other shape": (
         with_config(evaluation(), vocab_size=299),
-        "tiny: lm_head.weight has another shape than config.json asks for",
+        "tiny: lm_head.weight has a different shape than config.json asks for",
     ),
 }
 

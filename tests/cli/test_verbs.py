@@ -33,6 +33,8 @@ AT_ONCE = [
     ["doctor", "./none"],
     ["suggest", "./none", "--length", "1k"],
     ["verify", "demo", "./none"],
+    ["verify", "demo", "--url", "http://localhost:9", "--data", "none.txt"],
+    ["eval", "demo", "--data", "none.jsonl:text"],
     ["verify", "./none", "demo"],
     ["export", "demo", "--for", "llama.cpp", "--gguf", "none.gguf", "-o", "out.gguf"],
     *(

@@ -74,7 +74,7 @@ def test_findings_fail_and_are_grouped_by_file(run: Doctor) -> None:
     assert (status, err) == (1, "")
     lines = out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [
-        "config.json", "pytorch_model.bin", "model: 1 finding; --fix mends 1 of them",
+        "config.json", "pytorch_model.bin", "model: 1 finding; --fix can fix 1 of them",
     ]  # fmt: skip
     assert lines[1] == (
         "  warning integer-factor in rope_scaling: factor is the integer 4: the linear type of "
