@@ -78,9 +78,15 @@ def _drop_default_scaling(config: Any, folder: Path) -> None:
 
 
 def has_own_code(config: Any) -> bool:
-    """Whether a config is of code that came with the checkpoint, as is its model."""
+    """Whether config and model are of code that came with the checkpoint, for transformers 4.
+
+    Quantised weights are left to transformers, which knows how to read them.
+    """
     known = getattr(config, "auto_map", None) or {}
-    return type(config).__module__.startswith(MODULES) and "AutoModelForCausalLM" in known
+    own = type(config).__module__.startswith(MODULES) and "AutoModelForCausalLM" in known
+    written = str(getattr(config, "transformers_version", None) or "4")
+    older = written.split(".")[0] in ("3", "4")
+    return own and older and getattr(config, "quantization_config", None) is None
 
 
 def _code_of(config: Any, folder: Path) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 from ropex.checkpoints.find import find, load_skeleton
 from ropex.model.rotary import main_site, sites
-from ropex.model.trained_length import require_stated
 from ropex.rope import Rope
 
 
@@ -33,5 +32,4 @@ def read_skeleton(
     folder = find(model, weights=weights)
     skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
     site = main_site(sites(skeleton))  # refused models come first: no length would help them
-    require_stated(skeleton, site, trained_length)
     return folder, skeleton, site.rope(trained_length)

@@ -23,7 +23,7 @@ from ropex.model.rotary import main_site, sites
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
 from ropex.model.tables import close
-from ropex.model.trained_length import require_stated
+from ropex.model.trained_length import require_length
 from ropex.patching.handle import Patch, patch
 from ropex.patching.record import Record
 from ropex.patching.saving import completed
@@ -130,7 +130,7 @@ def read(
     """
     model = load_skeleton(folder, trust_remote_code=trust_remote_code)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    require_stated(model, main_site(sites(model)), trained_length)
+    require_length(main_site(sites(model)), trained_length)
     record = Record.read(folder) if strategy is None else Record.in_config_of(folder)
     kept = record.strategies if record and not record.in_config else []
     texts = kept if strategy is None else [strategy]

@@ -21,7 +21,7 @@ from ropex.model.sites.layouts import (
 )
 from ropex.model.sites.sinusoids import PositionBuffer, PositionEmbedding
 from ropex.model.tables import table_key
-from ropex.model.trained_length import require_stated
+from ropex.model.trained_length import origin_of
 from ropex.model.window import windowed
 from ropex.rope import Rope
 
@@ -51,6 +51,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         )
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     found: list[Site] = []
+    origin = origin_of(model)
     for name, module in model.named_modules():
         kind = next((each for each in LAYOUTS if each.fits(module, model)), None)
         if not (kind or buffers.looks_rotary(module)) or not _reads_text(model, name):
@@ -69,7 +70,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
                 "turns into cos and sin"
             )
         holder = model.get_submodule(name.rpartition(".")[0])
-        found += [replace(site, layer=holder) for site in here]
+        found += [replace(site, layer=holder, origin=origin) for site in here]
     if not found:
         raise UnsupportedModel(
             f"{family} has no rotary embedding that ropex knows: looked for a module with an "
@@ -100,9 +101,7 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
         UnsupportedModel: No rotary embedding was found, or not one that ropex can patch.
         ValueError: The config does not say the base or the trained length.
     """
-    site = main_site(sites(model))
-    require_stated(model, site, trained_length)
-    return site.rope(trained_length)
+    return main_site(sites(model)).rope(trained_length)
 
 
 def decoder_of(model: nn.Module, site: Site) -> nn.Module:

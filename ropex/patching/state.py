@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 
 from ropex.model.options import Options
-from ropex.model.rotary import decoder_of, main_site, sites
+from ropex.model.rotary import decoder_of, sites
 from ropex.model.sites.base import Site
-from ropex.model.trained_length import require_stated
 from ropex.patching.plan import Planned, plan_sites
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import LengthClass, Strategy
@@ -53,7 +52,6 @@ class PatchState:
             ValueError: The strategy does not fit the model.
         """
         found = sites(model)
-        require_stated(model, main_site(found), trained_length)
         planned = plan_sites(found, strategy, trained_length)
         main = next(each for each in planned if not each.kept)
         return cls(

@@ -1,66 +1,113 @@
-"""The trained length is stated, by the caller or by the file: nobody takes a family's default."""
+"""The trained length is stated or read from a file; what a family fills in is asked for."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import ropex
-from ropex.checkpoints.find import load_skeleton
-from ropex.model.trained_length import require_stated
-from tests.support.models import tiny_model
+from ropex.engines.wanted import read
+from ropex.model.rotary import sites
+from ropex.model.trained_length import _says
+from ropex.train.recipes.recipe import Data, Recipe, Source, Stage, Training
+from ropex.train.recipes.schema import Size
+from ropex.train.recipes.stages import changed
+from ropex_eval.training.in_training import trained_length
+from tests.support.models import tiny_config, tiny_model
 
-DEFAULT = "does not say the trained length in a number"
+DEFAULT = LlamaConfig().max_position_embeddings
+Reader = Callable[[Path, int | None], int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint whose config.json does not say the trained length."""
+    tiny_model(max_position_embeddings=32).save_pretrained(tmp_path)
+    return rewritten(tmp_path, max_position_embeddings=None)
+
+
+def rewritten(folder: Path, **changes: Any) -> Path:
+    """With other values in config.json; None takes one away."""
+    file = folder / "config.json"
+    raw = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
+    return folder
 
 
 def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-@pytest.fixture
-def silent(tmp_path: Path) -> Path:
-    """A checkpoint whose config does not say it; transformers takes 2048."""
-    tiny_model("llama").save_pretrained(tmp_path)
-    raw = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    del raw["max_position_embeddings"]
-    (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    return tmp_path
+def by_patch(folder: Path, stated: int | None) -> int:
+    return ropex.patch(loaded(folder), "yarn:4", trained_length=stated).rope.trained_length
+
+
+def by_rope(folder: Path, stated: int | None) -> int:
+    return ropex.rope_of(loaded(folder), stated).trained_length
+
+
+def by_config_alone(folder: Path, stated: int | None) -> int:
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return ropex.rope_of(model, stated).trained_length
+
+
+def by_load(folder: Path, stated: int | None) -> int:
+    return ropex.rope_of(ropex.load(folder, "yarn:4", trained_length=stated)).trained_length // 4
+
+
+def by_training(folder: Path, stated: int | None) -> int:
+    training = Training(steps=1, batch=1, micro_batch=1, warmup=0)
+    stage = Stage("yarn:4", Data(Size(64), (Source("book.txt"),)), training)
+    size = None if stated is None else Size(stated)
+    recipe = Recipe(str(folder), (stage,), trained_length=size)
+    with changed(loaded(folder), stage, recipe.trained_length) as handle:
+        return handle.rope.trained_length
+
+
+def by_export(folder: Path, stated: int | None) -> int:
+    return read(folder, "yarn:4", trained_length=stated).trained_length
+
+
+READERS = [by_patch, by_rope, by_config_alone, by_load, by_training, by_export]
+
+
+@pytest.mark.parametrize("read_by", READERS)
+def test_a_default_is_not_taken_for_the_trained_length(folder: Path, read_by: Reader) -> None:
+    words = re.escape(f"{folder / 'config.json'} does not say the trained length") + (
+        ".*the default of llama would be a guess; give --trained-length N"
+    )
+    with pytest.raises(ValueError, match=words):
+        read_by(folder, None)
+    assert read_by(folder, 64) == 64
+    assert read_by(rewritten(folder, max_position_embeddings=DEFAULT), None) == DEFAULT
+
+
+def test_a_measurement_in_training_marks_no_guess(folder: Path) -> None:
+    assert trained_length(sites(loaded(folder))) is None
+    assert trained_length(sites(tiny_model(max_position_embeddings=48))) == 48
+
+
+def test_what_is_set_in_python_is_stated(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, max_position_embeddings=48)
+    assert ropex.rope_of(model).trained_length == 48
+    made = LlamaForCausalLM(tiny_config(max_position_embeddings=DEFAULT))
+    assert ropex.rope_of(made).trained_length == DEFAULT
+
+
+def test_what_a_patch_was_told_holds_for_the_next(folder: Path) -> None:
+    model = loaded(folder)
+    with ropex.patch(model, "linear:2", trained_length=DEFAULT), ropex.patch(model, "logn") as last:
+        assert last.rope.trained_length == 2 * DEFAULT
 
 
 @pytest.mark.parametrize(
-    "use",
-    [
-        lambda folder, **given: ropex.patch(loaded(folder), "yarn:4", **given),
-        lambda folder, **given: ropex.patch(load_skeleton(folder), "yarn:4", **given),
-        lambda folder, **given: ropex.rope_of(loaded(folder), **given),
-        lambda folder, **given: ropex.load(folder, "yarn:4", **given),
-    ],
-    ids=["patch", "patch a skeleton", "rope_of", "load"],
-)
-def test_a_default_is_not_taken_for_it(silent: Path, use: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match=DEFAULT):
-        use(silent)
-    use(silent, trained_length=64)
-
-
-def test_a_config_made_in_memory_is_a_statement(silent: Path) -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **_sizes(silent)))
-    assert ropex.rope_of(model).trained_length == 2048
-
-
-def _sizes(folder: Path) -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in raw.items() if name.endswith("size")}
-
-
-@pytest.mark.parametrize(
-    ("content", "states"),
+    ("content", "says"),
     [
         ({"max_position_embeddings": 64}, True),
         ({"n_positions": 64}, True),
@@ -72,15 +119,7 @@ def _sizes(folder: Path) -> dict[str, Any]:
     ],
 )
 def test_it_is_looked_for_under_the_names_that_a_family_gives_it(
-    tmp_path: Path, content: dict[str, Any], states: bool
+    content: dict[str, Any], says: bool
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    config = AutoConfig.for_model("gpt2")
-    config._name_or_path = str(tmp_path)
-    site: Any = SimpleNamespace(lengths=("max_position_embeddings",), config=config)
-    model = SimpleNamespace(config=config)
-    if states:
-        require_stated(model, site, None)
-    else:
-        with pytest.raises(ValueError, match=DEFAULT):
-            require_stated(model, site, None)
+    names = {"max_position_embeddings", "n_positions"}
+    assert _says(content, AutoConfig.for_model("gpt2"), names) == says

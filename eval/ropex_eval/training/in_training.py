@@ -14,6 +14,7 @@ from torch.distributed import fsdp
 from ropex.model.modes import in_mode
 from ropex.model.rotary import main_site, sites
 from ropex.model.sites.base import Site
+from ropex.model.trained_length import stated_length
 from ropex.patching.stack import stack
 from ropex.rope import Rope
 from ropex.sizes import format_size
@@ -127,9 +128,9 @@ def _is_by_length(found: tuple[Site, ...]) -> bool:
 
 
 def trained_length(found: tuple[Site, ...]) -> int | None:
-    """Tokens that the model was trained at, before it was patched."""
+    """Tokens that the model was trained at, before it was patched; None if nothing says."""
     first = next((applied.handle for applied in stack(found)), None)
-    return first.state.rope.trained_length if first else main_site(found).said_length()
+    return first.state.rope.trained_length if first else stated_length(main_site(found))
 
 
 def _check_rows(found: tuple[Site, ...], longest: int) -> None:

@@ -30,6 +30,7 @@ class Site(ABC):
         owner: The module whose config describes it.
         latent: Attention modules whose logits are scaled by the same config entry.
         layer: What holds the module: attention, where each layer has a table of its own.
+        origin: The config that knows from which file the model came; None if from none.
         lengths: Where the config says the trained length, first what is believed most.
         in_weights: Whether the table is saved with the weights.
     """
@@ -39,6 +40,7 @@ class Site(ABC):
     owner: Any
     latent: tuple[Any, ...] = field(default=(), kw_only=True)
     layer: Any = field(default=None, kw_only=True)
+    origin: Any = field(default=None, kw_only=True)
     lengths: ClassVar[tuple[str, ...]] = ("max_position_embeddings",)
     in_weights: ClassVar[bool] = False
 
@@ -156,19 +158,14 @@ class Site(ABC):
         return live.dtype == torch.float32 and close(live, plan.inv_freq)
 
 
-def checked_length(config: Any, said: int | None, trained_length: int | None) -> int:
+def checked_length(said: int | None, trained_length: int | None) -> int:
     """The trained length: as given, or as the config says.
 
     Raises:
-        ValueError: Neither says it, or it is below 2 or beyond `LONGEST`.
+        ValueError: It is below 2 or beyond `LONGEST`.
         TypeError: It is not a whole number.
     """
     length = said if trained_length is None else trained_length
-    if length is None:
-        raise ValueError(
-            f"the config of {config.model_type} does not say the trained length "
-            "(max_position_embeddings); give it as trained_length"
-        )
     if not isinstance(length, Integral) or isinstance(length, bool):
         raise wrong_type("trained_length", length, "a whole number of tokens, or None")
     if not 2 <= length <= LONGEST:

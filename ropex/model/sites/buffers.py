@@ -23,6 +23,7 @@ from ropex.model.sites.exact import ExactTables, layout_of
 from ropex.model.sites.hooks import FixedTable, LengthTable, Rotation, Tables, protected
 from ropex.model.sites.slots import FunctionSlot, Slot
 from ropex.model.tables import Native, TableAt
+from ropex.model.trained_length import require_length
 from ropex.rope import Lists, Plan, Rope
 from ropex.strategies.base import Strategy
 
@@ -64,7 +65,8 @@ class BufferSite(Site):
     def rope(self, trained_length: int | None = None) -> Rope:
         """What it was trained with; see `Site.rope`."""
         entry, lists = self.entry(), self.lists()
-        length = checked_length(self.config, self.said_length(), trained_length)
+        require_length(self, trained_length)
+        length = checked_length(self.said_length(), trained_length)
         start = Plan(self.frequencies().double(), self.slot.scale(self.module))
         if lists is not None:
             start = lists.at(length)

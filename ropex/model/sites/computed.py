@@ -19,6 +19,7 @@ from ropex.model.attributes import set_attribute
 from ropex.model.options import Options
 from ropex.model.sites.base import Site, checked_length
 from ropex.model.tables import Native, Rows, outside_config
+from ropex.model.trained_length import require_length
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Strategy
 
@@ -130,7 +131,9 @@ class ComputedSite(Site):
         """What it was trained with, or was given by an earlier patch; see `Site.rope`."""
         earlier = self.earlier()
         said = self.said_length() if earlier is None else earlier.rows.target
-        length = checked_length(self.config, said, trained_length)
+        if earlier is None:
+            require_length(self, trained_length)
+        length = checked_length(said, trained_length)
         if earlier is not None:
             inv_freq, scale = earlier.rows.table_at(torch.tensor(length))
         else:
