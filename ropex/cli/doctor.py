@@ -106,8 +106,8 @@ def _line(finding: Finding, file: str) -> str:
     place = finding.where.removeprefix(file).removeprefix(": ")
     start = f"{finding.severity} {finding.rule}" + (f" in {place}" if place else "")
     who = ", ".join(finding.engines)
-    fix = f" {'--fix' if finding.fixable else 'To do'}: {finding.fix}." if finding.fix else ""
-    return f"{start}: {finding.message}.{fix} [{who}]"
+    mend = f" {'--fix' if finding.fixable else 'To do'}: {finding.fix}." if finding.fix else ""
+    return f"{start}: {finding.message}.{mend} [{who}]"
 
 
 def _verdict(findings: list[Finding], model: str) -> str:
