@@ -3,8 +3,8 @@
 A default of the family, which transformers fills in where config.json does not say, is never taken.
 A config object does not tell the two apart, so the file that it came from is looked up. Where that
 is silent or out of reach, a value other than the default was set by someone. A config that was made
-in Python, and came from no file, is taken as it is: whoever made it has stated it. So is the default
-in code that comes with a checkpoint, which that checkpoint states.
+in Python, and came from no file, is taken as it is: whoever made it has stated it. The default in
+code that comes with a checkpoint is taken too, as that checkpoint states it.
 """
 
 from __future__ import annotations
