@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import ropex
-from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.texts.standard_library import held_out_files
 from rows import RowSampler
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ropex.checkpoints.find import find, load_model
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model
 from ropex.errors import UnsupportedModel, wrong_type
 from ropex.files.places import replacing
 from ropex.files.untrusted import check_files, read_json

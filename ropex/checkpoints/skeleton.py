@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ropex.checkpoints.find import find, load_skeleton
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_skeleton
 from ropex.model.rotary import main_site, sites
 from ropex.rope import Rope
 

@@ -32,7 +32,8 @@ def add_verbs(verbs: Verbs) -> None:
 def _tasks(arguments: argparse.Namespace) -> None:
     if arguments.task is None:
         refuse(arguments, "is for a prompt; name a TASK", "length", "depth", "trust_remote_code")
-    from ropex.checkpoints.find import find, load_skeleton, load_tokenizer
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_skeleton, load_tokenizer
     from ropex_eval.tasks import TASKS, Source, show
 
     if arguments.task is None:

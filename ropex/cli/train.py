@@ -67,7 +67,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _plan(recipe: Recipe, watch: Any) -> str:
     """What a recipe would do, and what would be measured meanwhile."""
-    from ropex.checkpoints.find import find, load_tokenizer
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_tokenizer
     from ropex.train.recipes.plan import plan
 
     if watch is None:

@@ -82,7 +82,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _live(arguments: argparse.Namespace) -> Any:
     """MODEL, patched as the arguments say."""
     import ropex
-    from ropex.checkpoints.find import find, load_model
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_model
     from ropex.config.from_file import read_strategy, require_base
 
     text = arguments.strategy
@@ -112,7 +113,8 @@ def _base(model: Any) -> float:
 def _with_checkpoint(arguments: argparse.Namespace, model: Any) -> list[Difference]:
     import torch
 
-    from ropex.checkpoints.find import find, load_model
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_model
     from ropex.files.untrusted import read_json
     from ropex.parity.models import Folded, differences
     from ropex.patching.record import Record
@@ -140,7 +142,8 @@ def _lengths(arguments: argparse.Namespace, model: Any, record: Record | None) -
 
 def _with_server(arguments: argparse.Namespace, model: Any) -> list[Difference]:
     """The text's tokens under both; engines round differently, so the means are compared."""
-    from ropex.checkpoints.find import find, load_tokenizer
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_tokenizer
     from ropex.parity.models import Difference
     from ropex.parity.server import own_logprobs, served_logprobs
     from ropex.patching.record import Record

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex.config import numbers as formulas
 from ropex.config.entry import completed_entry, reach, read_entries
 from ropex.config.notations import is_nested, misread_by_4

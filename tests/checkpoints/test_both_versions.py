@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ropex
-from ropex.checkpoints.find import load_model
+from ropex.checkpoints.loading import load_model
 from ropex.config.notations import version_5
 from ropex.families import tiny as families
 from tests.support.models import TRAINED, logits, tiny_model, tokens

@@ -14,7 +14,8 @@ from transformers import CONFIG_MAPPING
 
 import ropex
 from ropex.checkpoints import copies
-from ropex.checkpoints.find import find, load_model, load_skeleton
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.notations import misread_by_4, version_5
 from ropex.families import tiny as families

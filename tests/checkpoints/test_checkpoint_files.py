@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from ropex.checkpoints.find import find, load_model, load_skeleton
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.config.notations import version_5
 from tests.support.shell import Shell
 from tests.support.written import write

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ropex
-from ropex.checkpoints.find import load_model, load_skeleton
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.patching.record import Record
 from tests.support.models import logits, tiny_model, tokens
 from tests.support.rounding import assert_alike

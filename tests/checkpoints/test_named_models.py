@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from ropex.checkpoints.find import find, load_model, load_skeleton
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.errors import UnsupportedModel
 from tests.support.models import tiny_tokenizer
 from tests.support.shell import Shell

@@ -15,7 +15,7 @@ import torch
 
 import ropex
 from ropex.checkpoints.copies import _clonefile, provide
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.notations import version_5
 from tests.support.models import logits, plain, tiny_model, tokens

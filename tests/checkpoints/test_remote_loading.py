@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ropex
-from ropex.checkpoints.find import load_model, load_skeleton
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.checkpoints.remote_code import load_remote
 from tests.support.models import TRAINED, logits, tokens
 from tests.support.remote_code import DOUBLES

@@ -31,7 +31,7 @@ from pathlib import Path
 from ropex import patch
 from ropex.files import places
 from ropex.checkpoints.write import save_patched
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 
 exchanged = places._exchanged
 warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import ropex
-from ropex.checkpoints.find import load_model, load_skeleton
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.engines.wanted import read
 from ropex.patching.record import Record

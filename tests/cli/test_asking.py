@@ -41,7 +41,7 @@ def test_eval_asks_and_prints_what_is_found(
     assert [r.logprob for r in found] == pytest.approx([r.logprob for r in wanted], rel=1e-4)
     assert "induction" in told
     monkeypatch.setattr(
-        "ropex.checkpoints.find.load_model", lambda *args, **given: pytest.fail("loaded")
+        "ropex.checkpoints.loading.load_model", lambda *args, **given: pytest.fail("loaded")
     )
     assert shell.done(*ASKED, "-s", "yarn:4", "-o", "out") == told
 

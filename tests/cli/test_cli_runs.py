@@ -100,7 +100,7 @@ def test_eval_says_that_a_model_is_too_large_for_memory(
     def full(*given: Any, **others: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("ropex.checkpoints.find.load_model", full)
+    monkeypatch.setattr("ropex.checkpoints.loading.load_model", full)
     message = world.refused(*evaluation("--device", "cpu")())
     assert "out of memory loading the model onto cpu; --dtype bfloat16 needs less" in message
 

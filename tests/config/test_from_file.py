@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ropex
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.from_file import read_strategy, require_base
 from tests.support.cases import STATIC

@@ -14,7 +14,7 @@ import pytest
 import ropex
 import ropex.train
 import ropex_eval
-from ropex.checkpoints.find import load_tokenizer
+from ropex.checkpoints.loading import load_tokenizer
 from ropex.cli import build_parser, main
 from ropex.strategies.registry import registry
 from tools import packages_picture

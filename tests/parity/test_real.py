@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
-from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.strategies.frozen import Frozen
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.protocol import Protocol

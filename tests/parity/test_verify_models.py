@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 import ropex
-from ropex.checkpoints.find import load_model
+from ropex.checkpoints.loading import load_model
 from ropex.parity.server import own_logprobs
 from tests.support.models import save_checkpoint, tiny_causal
 from tests.support.shell import Shell

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ropex
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex.checkpoints.write import save_patched
 
 

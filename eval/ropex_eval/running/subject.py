@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import ropex
-from ropex.checkpoints import find
+from ropex.checkpoints import find, loading
 from ropex.checkpoints.skeleton import read_skeleton
 from ropex.config.from_file import read_strategy, require_base
 from ropex.model.rotary import rope_of, sites
@@ -109,13 +109,13 @@ def named(
     @cache
     def load() -> Any:
         with enough_memory(lambda: f"loading the model onto {device}; --dtype bfloat16 needs less"):
-            model = find.load_model(
+            model = loading.load_model(
                 folder, dtype=dtype, device_map=device_map, trust_remote_code=trust
             )
             return model if device_map else model.to(device)
 
     def tokenizer() -> Any:
-        return find.load_tokenizer(folder, trust_remote_code=trust)
+        return loading.load_tokenizer(folder, trust_remote_code=trust)
 
     own = str(getattr(skeleton.config, "dtype", None) or skeleton.dtype).removeprefix("torch.")
     dtype_of_weights = own if dtype == "auto" else dtype
@@ -141,7 +141,7 @@ def live(model: Any, trained_length: int | None, *, trust: bool) -> Subject:
     def tokenizer() -> Any:
         if not name:
             raise ValueError("the model does not say where it comes from; give its tokenizer")
-        return find.load_tokenizer(find.find(name, weights=False), trust_remote_code=trust)
+        return loading.load_tokenizer(find.find(name, weights=False), trust_remote_code=trust)
 
     return Subject(
         name or type(model).__name__,

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ropex.checkpoints.find import find, load_skeleton, load_tokenizer
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_skeleton, load_tokenizer
 from ropex.model.shape import Shape
 from ropex.patching.handle import Patch
 from ropex.sizes import format_size, gib

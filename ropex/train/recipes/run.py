@@ -13,8 +13,9 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 
-from ropex.checkpoints.find import find, load_model, load_tokenizer
+from ropex.checkpoints.find import find
 from ropex.checkpoints.load_save import save
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.patching.handle import Patch
 from ropex.train.guard import RopeGuard
 from ropex.train.ranks import by_first

@@ -107,7 +107,7 @@ def test_folder_that_cannot_be_made_is_told_before_the_weights_are_loaded(
 ) -> None:
     (shell.folder / "book").write_text("a file", encoding="utf-8")
     monkeypatch.setattr(
-        "ropex.checkpoints.find.load_model", lambda *args, **given: pytest.fail("loaded")
+        "ropex.checkpoints.loading.load_model", lambda *args, **given: pytest.fail("loaded")
     )
     assert shell.refused(*RUN, "-o", name) == "ropex: error: book is a file; give a folder\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.memory import Shape, chunk_for
 from ropex_eval.running import cost as plan

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 import ropex
-from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.shipped import demo_checkpoint
 from ropex_eval.measure.answers import Answer, Branch, Ids
 from ropex_eval.tasks import (
