@@ -1,9 +1,9 @@
 """Time and memory to patch a checkpoint of 70 billion parameters.
 
 Its files have real headers and real sizes, 128 GiB in all, but no content (they are sparse), so it
-takes no room; any program that read the weights would need minutes, and show it in its memory.
-Without --link they are cloned where the file system can, and else copied, of which holes are no
-part: TMPDIR says on which file system.
+takes no room; a program that read the weights would need minutes, and its memory would show it.
+Without --link the files are cloned where the file system can, and otherwise copied without the
+holes; TMPDIR chooses the file system.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Peak memory of scoring one long text, above that of the loaded model. Linux only.
 
 Each way runs in a fresh process: the model is built and run on a few tokens, freed blocks go back
-to the system, the peak that the kernel keeps (VmHWM) is reset, and the text is scored. What counts
-is the peak after less the resident memory before. ropex's part includes making its scorer.
+to the system, the kernel's peak (VmHWM) is reset, and the text is scored. The result is
+the peak minus the resident memory before. For ropex it includes building the scorer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ropex_eval.measure.losses import Scorer
-from ropex_eval.study.protocol import Protocol
+from ropex_eval.scores.protocol import Protocol
 from ways import plain_nll, plain_table, random_llama, random_text, ropex_table
 
 
@@ -51,7 +51,7 @@ def in_a_fresh_process(way: str, length: int, vocabulary: int) -> tuple[float, f
 
 
 def extra_peak(way: str, length: int, vocabulary: int) -> tuple[float, float]:
-    """MiB above the loaded model, and the mean NLL, so that one sees that both did the work."""
+    """MiB above the loaded model, and the mean NLL, which shows that both did the work."""
     model = random_llama(layers=4, hidden=256, vocabulary=vocabulary, dtype=torch.bfloat16)
     ids = random_text(length, vocabulary)
     protocol = Protocol.of([length], definitions=("local", "prefix"))
@@ -73,7 +73,7 @@ def resident_after_trim() -> float:
 
 
 def status(field: str) -> float:
-    """A field of the kernel's account of this process, in MiB."""
+    """A field of the kernel's status of this process, in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (kib,) = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
     return int(kib) / 1024

@@ -1,8 +1,8 @@
-"""Time to ask for needles at many depths: greedy decoding, without a cache and with one, and ropex.
+"""Time to score needles at many depths: greedy decoding without and with a cache, and ropex.
 
-The same model, haystack and needles, and one process; the ways take turns. Without a cache is what
-the pass-key scripts of LongRoPE, PoSE and LongLoRA do: every answer token costs a whole prompt.
-Each way says whether greedy decoding gives the answer, and these verdicts are compared; half of the
+The same model, haystack and needles, and one process; the ways take turns. The pass-key
+scripts of LongRoPE, PoSE and LongLoRA use no cache: every answer token costs a whole prompt. Every
+way decides whether greedy decoding gives the answer, and these verdicts are compared; half of the
 answers are what the model would write.
 """
 
@@ -71,7 +71,7 @@ def grid(model: Any, length: int, cells: int, answer: int) -> tuple[Ids, list[Br
 
 
 def written(model: Any, prompt: Ids, tokens: int, *, cache: bool) -> Ids:
-    """What greedy decoding writes behind a prompt."""
+    """What greedy decoding writes after a prompt."""
     inputs = torch.tensor([prompt])
     options = {"do_sample": False, "use_cache": cache, "eos_token_id": None, "pad_token_id": 0}
     whole = model.generate(
@@ -89,14 +89,14 @@ def generated(model: Any, trunk: Ids, branches: list[Branch], *, cache: bool) ->
 
 
 def forced(model: Any, trunk: Ids, branches: list[Branch]) -> list[bool]:
-    """The same by teacher forcing, the time to look at the model included."""
+    """The same by teacher forcing, including the time to inspect the model."""
     return [answer.exact for answer in AnswerScorer(model).score(trunk, branches)]
 
 
 def compare(
     ways: dict[str, Callable[[], list[bool]]], repeats: int
 ) -> tuple[dict[str, float], dict[str, list[bool]]]:
-    """Median seconds of each way, and what it says."""
+    """Median seconds of each way, and its verdicts."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     verdicts = {}
     for _ in range(repeats):

@@ -1,7 +1,7 @@
-"""What a patch costs: planning a strategy, and a forward of the patched model.
+"""What a patch costs: planning a strategy, and a forward pass of the patched model.
 
-Forwards of the patched and of the unpatched model take turns in one process, and the median of the
-ratios of neighbours is reported; the same with no patch at all tells how sure that is.
+Forward passes of the patched and the unpatched model alternate in one process, and the median of
+the ratios of neighbours is reported; the same without any patch shows the noise.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def planning(text: str) -> float:
 
 
 def ratio(model: Any, ids: Tensor, text: str | None, pairs: int) -> float:
-    """Median of patched over unpatched time, each pair in an order of its own."""
+    """Median of patched over unpatched time, in alternating order."""
     ratios = []
     for turn in range(pairs):
         seconds = {}

@@ -1,4 +1,4 @@
-"""Time to score sliding windows of several lengths: a forward for each, against what ropex runs.
+"""Time to score sliding windows of several lengths: a forward pass for each, or ropex.
 
 Windows of every length start at the same places, so one pass of the longest serves all lengths; and
 only the tokens that a window scores go through the output layer.
@@ -18,14 +18,14 @@ import ropex
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.reader import BATCH_TOKENS, Reader
 from ropex_eval.scores.definitions import DEFINITIONS, Span
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import batches, passes, rows
-from ropex_eval.study.protocol import Protocol
 from ways import plain_nll, random_llama, random_text
 
 
 def main() -> None:
-    """Print both times, and by how much the sums differ."""
+    """Print both times and both sums."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
     parser.add_argument("--repeats", type=int, default=3, help="of each way (default 3)")

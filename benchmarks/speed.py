@@ -1,8 +1,8 @@
-"""Time to score many lengths of one text: a forward for each, against what ropex runs.
+"""Time to score many lengths of one text: a forward pass for each, or ropex.
 
-The same model, the same text and the same process; the two ways take turns. The model is as wide as
-the longest text is long, so that attention has the share of the work that it has in a Llama of
-seven billion parameters at 4096 tokens; `--hidden` and `--longest` set others.
+The same model, text and process; the two ways alternate. The width of the model equals the longest
+length, so that attention has the same share of the work as in a 7-billion Llama at 4096 tokens;
+`--hidden` and `--longest` change that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ropex_eval.measure.losses import Scorer
-from ropex_eval.study.protocol import Protocol
+from ropex_eval.scores.protocol import Protocol
 from ways import Numbers, plain_table, random_llama, random_text, ropex_table
 
 
@@ -51,7 +51,7 @@ def main() -> None:
 def compare(
     model: Any, ids: Tensor, protocol: Protocol, repeats: int
 ) -> tuple[float, float, float]:
-    """Median seconds of the plain way and of ropex's, and how far their NLLs are apart."""
+    """Median seconds of the plain way and of ropex's, and the largest difference of their NLLs."""
     scorer = Scorer(model)
     times: tuple[list[float], list[float]] = ([], [])
     worst = 0.0

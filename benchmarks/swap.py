@@ -1,7 +1,7 @@
-"""Time to put a strategy on a loaded model and take it off again, without reading a weight.
+"""Time to apply a strategy to a loaded model and remove it, without reading a weight.
 
-The model is loaded from a checkpoint that is then deleted, so that there is nothing left to read,
-and every parameter must stay the same memory, unwritten.
+The model is loaded from a checkpoint that is then deleted, so there is nothing left to read, and
+every parameter must keep its memory, unwritten.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Peak memory of one training step on one long text, above that of the loaded model. Linux only.
 
-Each way runs in a fresh process, as in `memory.py`. A step is a forward and a backward pass; the
-gradients that it leaves are counted in both ways, and printed by themselves. Blocks of a megabyte
-or more are given back to the system when they are freed: otherwise, what counts is which of them
-the C library keeps, as it raises that limit to 32 MiB by itself.
+Each way runs in a fresh process, as in `memory.py`. A step is a forward and a backward pass; its
+gradients are counted in both ways, and also printed separately. Blocks of a megabyte or more are
+returned to the system when they are freed; otherwise the C library, which raises that limit to
+32 MiB, would keep some of them.
 """
 
 from __future__ import annotations

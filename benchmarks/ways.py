@@ -1,7 +1,7 @@
-"""What the benchmarks share: a model, a text, and the two ways to score many lengths of it.
+"""Shared by the benchmarks: a model, a text, and the two ways to score many lengths of it.
 
-The plain way is one forward for every length, with the logits of all its tokens at once and the
-loss in float32. ropex's way is what `ropex eval` runs.
+The plain way is one forward pass for every length, with the logits of all its tokens at once and
+the loss in float32. ropex's way is what `ropex eval` runs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import ropex
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.reader import Reader
 from ropex_eval.scores.definitions import DEFINITIONS
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import passes
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.store import Store
 from ropex_eval.study.table import Keys, Table
 
@@ -54,7 +54,7 @@ def random_llama(
 
 
 def random_text(length: int, vocabulary: int) -> Tensor:
-    """Token ids, `(length,)`; what they say changes neither time nor memory."""
+    """Token ids, `(length,)`; their values affect neither time nor memory."""
     return torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(0))
 
 
@@ -77,7 +77,7 @@ def plain_table(model: Any, ids: Tensor, protocol: Protocol) -> Numbers:
 
 
 def ropex_table(scorer: Scorer, ids: Tensor, protocol: Protocol) -> Numbers:
-    """Ropex's way, on the unscaled model, and every definition at every length."""
+    """The way of ropex, on the unscaled model, with every definition at every length."""
     corpus = Corpus("random", (Excerpt("random", 0, ids),), bos=None, too_short=0)
     strategy, model = ropex.strategy("none"), scorer.model
     with TemporaryDirectory() as folder:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from ropex.positions import PositionMap
 
@@ -38,6 +38,8 @@ class Rope:
     @property
     def pairs(self) -> Tensor:
         """Index of each pair, `(dim // 2,)`, float64, on the device of `inv_freq`."""
+        import torch
+
         return torch.arange(self.dim // 2, dtype=torch.float64, device=self.inv_freq.device)
 
     @classmethod
@@ -49,6 +51,8 @@ class Rope:
         """
         if dim < 2 or dim % 2:
             raise ValueError(f"dim is {dim}, it must be even and at least 2: pairs rotate")
+        import torch
+
         exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
         return cls(dim, base, trained_length, base**-exponents)
 
@@ -75,7 +79,9 @@ class Lists:
 
     def at(self, length: int | Tensor) -> Plan:
         """The list that a sequence of `length` tokens has."""
-        if not isinstance(length, Tensor):
+        import torch
+
+        if not isinstance(length, torch.Tensor):
             return self.long if length > self.length else self.short
         beyond = length > self.length
         short, long = (each.inv_freq.to(length.device) for each in (self.short, self.long))
@@ -123,12 +129,22 @@ class Plan:
             return rope.lists.at(length)
         return cls(rope.inv_freq, rope.attention_scale)
 
+    @property
+    def changes_attention(self) -> bool:
+        """Whether attention does more than the rotation says."""
+        return self.query_scale is not None or self.positions is not None
+
+    @property
+    def attention(self) -> str:
+        """What it does, the same for equal plans."""
+        mapped = "" if self.positions is None else f" {self.positions}"
+        return f"{self.query_scale}{mapped}"
+
     def changes(self, rope: Rope, length: int | None = None) -> bool:
         """Whether any part of the plan differs from what `rope` is at `length` tokens."""
         own = Plan.unchanged(rope, length)
         return (
-            not torch.equal(self.inv_freq, own.inv_freq)
+            not self.inv_freq.equal(own.inv_freq)
             or self.attention_scale != own.attention_scale
-            or self.query_scale is not None
-            or self.positions is not None
+            or self.changes_attention
         )

@@ -1,4 +1,4 @@
-"""Lengths in tokens as people write them: `4096`, `32k`, `1M`."""
+"""Lengths in tokens as people write them: `4096`, `32k`, `1M`; and other amounts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 
 LONGEST = 2**40
 """Tokens beyond which no text and no trained length is meant."""
+
+LARGEST = 1e30
+"""A number that float32 and bfloat16 hold, with room for what is made of it."""
 
 _MOST_LENGTHS = 1000
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
@@ -29,6 +32,11 @@ def format_size(tokens: int) -> str:
         if tokens and tokens % size == 0:
             return f"{tokens // size}{unit}"
     return str(tokens)
+
+
+def count(number: int, thing: str) -> str:
+    """`1 pair`, `2 pairs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

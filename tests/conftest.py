@@ -1,10 +1,10 @@
-"""What all tests share: no network, and one thread a worker."""
+"""What all tests share: no network, one thread a worker, and a worker a core for all tests."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,23 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from ropex_eval.measure.losses import Scorer
-    from tests.support.cli_world import World
     from tests.support.shell import Shell
     from tests.support.tiny_eval import Watch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and that stays true
 torch.set_num_threads(1)
+_MOST_WORKERS = 8  # each holds torch and transformers
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All tests run in parallel, named ones in this process; `-n` says otherwise."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    worker = hasattr(config, "workerinput")
+    debugged = config.option.usepdb
+    if whole and not (worker or debugged) and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = min(_MOST_WORKERS, os.cpu_count() or 1)
+        config.option.dist = "worksteal"  # neighbours stay together, and share what they set up
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +52,7 @@ def _own_precision() -> Iterator[None]:
 
 @pytest.fixture
 def llama() -> Any:
-    from tests.support.cases import tiny_model
+    from tests.support.models import tiny_model
 
     return tiny_model("llama")
 
@@ -50,16 +60,9 @@ def llama() -> Any:
 @pytest.fixture(scope="module")
 def causal() -> Any:
     """In float64: two ways to a number round differently, and each processor in its own way."""
-    from tests.support.tiny_eval import tiny_causal
+    from tests.support.models import tiny_causal
 
     return tiny_causal().double()
-
-
-@pytest.fixture(scope="module")
-def scorer(causal: Any) -> Scorer:
-    from ropex_eval.measure.losses import Scorer
-
-    return Scorer(causal)
 
 
 @pytest.fixture
@@ -83,25 +86,16 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Watch:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny Llama and its tokenizer; nobody changes it."""
-    from tests.support.tiny_eval import save_checkpoint
+    from tests.support.models import save_checkpoint
 
     return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture
-def world(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> World:
-    from tests.support.cli_world import World
+def world(checkpoint: Path, shell: Shell) -> Shell:
+    """The command line in a folder with a model and a text."""
     from tests.support.tiny_eval import words
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # verbs replace it
-    (tmp_path / "tiny").mkdir()
-    for path in checkpoint.iterdir():
-        (tmp_path / "tiny" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "book.txt").write_text(words(200), encoding="utf-8")
-    return World(tmp_path, capsys)
+    shutil.copytree(checkpoint, shell.folder / "tiny")
+    (shell.folder / "book.txt").write_text(words(200), encoding="utf-8")
+    return shell

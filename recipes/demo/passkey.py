@@ -1,7 +1,7 @@
 """Greedy pass-key accuracy of the demo checkpoint: `python recipes/demo/passkey.py CHECKPOINT`.
 
 One five-digit number is hidden in text that the model was not trained on, at five depths, and asked
-for at the end. An answer counts if all five digits are what the model finds most likely.
+for at the end. An answer counts if the model finds all five digits most likely.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import ropex
-from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.texts.standard_library import held_out_files
 from rows import RowSampler
 

@@ -1,8 +1,8 @@
 """Training rows of the demo checkpoint: text, needles, facts and copies, with loss weights.
 
 A row is a list of token ids that starts with BOS, and a weight for each of them as a target. The
-retrieval rows exist so that a needle test says something about the rotation and not about a model
-that never learned to look back.
+retrieval rows exist so that a needle test measures the rotation, and not a model that never learned
+to retrieve.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the demo checkpoint: `python recipes/demo/train.py --out FOLDER`.
 
-The corpus is the standard library of the Python that runs this script, less the modules that are
-held out for evaluation, so that nothing is downloaded. The state is saved as it goes; the same
+The corpus is the standard library of the Python that runs this script, without the modules held out
+for evaluation, so nothing is downloaded. The state is saved regularly; the same
 command continues an interrupted run.
 """
 
@@ -32,7 +32,7 @@ SAVE_EVERY = 500  # steps
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose digits stay single, so that a number is one token a digit."""
+    """Byte-level BPE with one token for each digit."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
@@ -119,7 +119,7 @@ def loss_of(
 
 
 def set_rates(optims: list[torch.optim.Optimizer], part: float, training: dict[str, Any]) -> None:
-    """Learning rates when `part` of the tokens are done: up, level, and down to zero."""
+    """Learning rates after `part` of the tokens: warmup, constant, and decay to zero."""
     warmup, decay = float(training["warmup_part"]), float(training["decay_part"])
     multiplier = min(1.0, part / warmup + 0.01, (1.0 - part) / decay)
     for optim, rate in zip(optims, (training["muon_lr"], training["adamw_lr"]), strict=True):
@@ -157,7 +157,7 @@ def train(recipe: dict[str, Any], out: Path) -> None:
 
 
 def restore(model: LlamaForCausalLM, optims: list[torch.optim.Optimizer], out: Path) -> int:
-    """Load the state that `save` has left in `out`, if any; return the steps that are done."""
+    """Load the state that `save` left in `out`, if any; return the finished steps."""
     if not (out / "state.pt").exists():
         return 0
     state = torch.load(out / "state.pt")

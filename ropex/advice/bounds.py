@@ -1,4 +1,4 @@
-"""What a rotary embedding saw in training, and what theory says it can take, in closed form."""
+"""What a rotary embedding saw in training, and bounds from theory, in closed form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ropex.rope import Plan, Rope
 
 LOCAL = 64
-"""Tokens to the nearest keys, over which `phase_change` is taken; as in `ropex eval`."""
+"""Distance in tokens at which `phase_change` is measured; as in `ropex eval`."""
 
 LONGEST_SEARCH = 2**17
 """Tokens up to which `base_bound` searches, so that it answers within two seconds."""
@@ -44,7 +44,7 @@ def critical_dimension(rope: Rope) -> int:
 def inside(rope: Rope, plan: Plan, length: int) -> Tensor:
     """Which pairs see no angle over `length` tokens that they did not see in training.
 
-    A pair that made a full turn in training has seen every angle. Another one is inside if its
+    A pair that made a full turn in training has seen every angle. Any other pair is inside if its
     largest angle is no larger than in training (arXiv:2309.00071, section 3; arXiv:2310.05209).
 
     Returns:
@@ -57,10 +57,10 @@ def inside(rope: Rope, plan: Plan, length: int) -> Tensor:
 def phase_change(rope: Rope, plan: Plan) -> float:
     """Largest change of the angle between a token and one `LOCAL` tokens before it, in radians.
 
-    Attention to near tokens goes by the fast pairs, and this says by how much a strategy turns what
-    they have learned; 0 leaves them alone, and beyond half a turn a pair is lost. On small models
-    it puts strategies in the order of their measured cost below the trained length, with
-    exceptions, so it is a reason to measure first what it puts first.
+    Attention to near tokens depends on the fast pairs, and this is how far a strategy turns what
+    they have learned: 0 leaves them alone; beyond half a turn a pair is lost. On small models it
+    orders strategies by their measured cost below the trained length, with exceptions, so it
+    suggests what to measure first.
     """
     reach = min(LOCAL, rope.trained_length)
     return reach * float((plan.inv_freq - rope.inv_freq).abs().max())
@@ -72,12 +72,12 @@ def base_fit(length: int) -> float:
 
 
 def base_bound(dim: int, length: int) -> float | None:
-    """Smallest base that tells similar tokens from others at all distances below `length`.
+    """Smallest base that distinguishes similar tokens from others at distances below `length`.
 
     Xu et al., "Base of RoPE Bounds Context Length" (arXiv:2405.14591), theorem 1: the sum of
     `cos(m theta_i)` over the pairs is at least 0 for all `m < length`. The bases that satisfy it
-    are not one interval, so the rule here is: the first of a grid from 1 upwards, each base 1 %
-    above the one before, then bisected down to 0.01 % against the base before it, which fails.
+    are not one interval, so the rule here is: the first base that satisfies it on a grid from 1
+    upwards in steps of 1 %, then bisected to 0.01 % against the grid point below it, which fails.
 
     Args:
         dim: Rotated dimensions.
@@ -103,7 +103,7 @@ def base_bound(dim: int, length: int) -> float | None:
 
 
 def _failure(base: float, dim: int, length: int, near: int) -> int | None:
-    """A distance at which the sum is below 0, looked for around `near` first; None if none is.
+    """A distance at which the sum is below 0, searched around `near` first; None if there is none.
 
     By `cos(a + b) = cos a cos b - sin a sin b`, with the distances as rows and columns of a square,
     all sums are two products of matrices.

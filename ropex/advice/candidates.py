@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 from ropex.advice.bounds import inside, phase_change
-from ropex.engines.facts import Encoding, encoding
+from ropex.engines.answer import Export
+from ropex.engines.encodings import in_words
+from ropex.engines.judge import exports
+from ropex.engines.wanted import Wanted
 from ropex.errors import UnsupportedModel
 from ropex.rope import Plan, Rope
 from ropex.sizes import format_size
@@ -41,19 +43,16 @@ class Candidate:
         phase: Radians by which the pair that changes most turns over the nearest tokens, within
             the trained length; see `ropex.advice.bounds.phase_change`.
         logits: Factor of attention logits within the trained length.
-        encoding: How it stands in a config, and which engines read it.
+        written_as: How `ropex patch` writes it into a config, in words.
+        engines: What each engine makes of that, in the order of `ropex.engines.ENGINES`.
     """
 
     strategy: Strategy
     outside: int
     phase: float
     logits: float
-    encoding: Encoding
-
-    @property
-    def verdicts(self) -> list[str]:
-        """What the engines say, in the order of `ropex.engines.facts.ENGINES`."""
-        return [service.verdict for service in self.encoding.services]
+    written_as: str
+    engines: tuple[Export, ...]
 
     @property
     def untrained(self) -> str | None:
@@ -63,7 +62,8 @@ class Candidate:
     @property
     def rank(self) -> tuple[bool, bool, bool, float, int, str]:
         """The smaller, the better; see `ORDER`."""
-        served, phase = self.verdicts.count("yes"), round(self.phase, 9)
+        phase = round(self.phase, 9)
+        served = sum(each.verdict == "yes" for each in self.engines)
         unproven = self.untrained is None
         return self.outside > 0, not served, unproven, phase, -served, str(self.strategy)
 
@@ -84,7 +84,7 @@ def require_beyond(rope: Rope, length: int) -> None:
 
 
 def candidates(
-    rope: Rope, length: int, entry_of: Callable[[Strategy], dict[str, Any] | None]
+    rope: Rope, length: int, wanted_of: Callable[[Strategy], Wanted]
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Every strategy that is made for a factor or goes by the length, the best first.
 
@@ -93,7 +93,7 @@ def candidates(
     Args:
         rope: The rotary embedding of the model.
         length: Tokens to read, more than the trained length.
-        entry_of: The config entry of a strategy in this model; None if there is none.
+        wanted_of: What a strategy makes of this model.
 
     Returns:
         The candidates, and why others of their kind do not fit, by name.
@@ -102,7 +102,7 @@ def candidates(
     for name, cls in registry().items():
         if issubclass(cls, (Scaled, PerLength)) and cls.changes_frequencies:
             try:
-                found.append(_candidate(_sufficient(cls, rope, length), rope, length, entry_of))
+                found.append(_candidate(_sufficient(cls, rope, length), rope, length, wanted_of))
             except (ValueError, UnsupportedModel) as error:
                 left_out[name] = str(error).removeprefix(f"{name}: ")
     return sorted(found, key=lambda each: each.rank), left_out
@@ -112,17 +112,23 @@ def _candidate(
     strategy: Strategy,
     rope: Rope,
     length: int,
-    entry_of: Callable[[Strategy], dict[str, Any] | None],
+    wanted_of: Callable[[Strategy], Wanted],
 ) -> Candidate:
     near, far = (strategy.plan(rope, tokens) for tokens in (rope.trained_length, length))
-    entry = entry_of(strategy) if far.query_scale is None else None
+    wanted = wanted_of(strategy)
     return Candidate(
         strategy,
         outside=int((~inside(rope, far, length)).sum()),
         phase=phase_change(rope, near),
         logits=float(near.attention_scale / rope.attention_scale) ** 2,
-        encoding=encoding(entry),
+        written_as=written_as(wanted),
+        engines=tuple(exports(wanted.patched)),
     )
+
+
+def written_as(wanted: Wanted) -> str:
+    """How `ropex patch` writes a strategy into a config, in words."""
+    return "nothing, as no config can say it" if wanted.refusal else in_words(wanted.entry)
 
 
 def _sufficient(cls: type[Strategy], rope: Rope, length: int) -> Strategy:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ropex.advice.comparison import Comparison
 from ropex.files.writing import atomically
 from ropex.rope import Plan, Rope
 from ropex.sizes import format_size
@@ -18,11 +19,11 @@ _STOPPED: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 5,
 _QUIET: dict[str, Any] = {"color": "0.6", "linewidth": 1, "zorder": 0}
 
 
-def compare(about: dict[str, Any], path: Path) -> None:
+def compare(about: Comparison, path: Path) -> None:
     """Wavelength and stretch against the pair, one line a strategy.
 
     Args:
-        about: What `ropex show --json` prints.
+        about: The model, and what each strategy changes.
         path: Where to write the PNG; it appears complete or not at all.
     """
     import matplotlib
@@ -33,20 +34,20 @@ def compare(about: dict[str, Any], path: Path) -> None:
         figure.savefig(temporary, dpi=150, format="png")
 
 
-def _comparison(about: dict[str, Any]) -> Any:
+def _comparison(about: Comparison) -> Any:
     figure = _figure(8.2, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True)
     _draw_wavelengths(upper, about)
     _draw_stretches(lower, about)
     for axis in (upper, lower):
-        _mark_critical(axis, about["critical_pair"])
+        _mark_critical(axis, about.critical_pair)
         axis.grid(alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
     _name_critical(upper, about)
     lower.set_xlabel("pair of dimensions, from the fastest to the slowest")
-    name = Path(about["model"]).name
+    name = Path(about.model).name
     short = name if len(name) <= 40 else f"{name[:39]}…"
-    figure.suptitle(f"{short}, trained at {format_size(about['trained_length'])} tokens")
+    figure.suptitle(f"{short}, trained at {format_size(about.trained_length)} tokens")
     _add_legend(figure, upper)
     return figure
 
@@ -66,36 +67,36 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": f"C{index % 10}", "linestyle": dashes[index % 4], "linewidth": 1.6}
 
 
-def _draw_wavelengths(axis: Any, about: dict[str, Any]) -> None:
-    axis.plot(*_known(about["wavelengths"]), color="0.25", linestyle="--", label="as trained")
-    for index, shown in enumerate(about["strategies"]):
-        label = f"{shown['strategy']} at {format_size(shown['at_length'])}"
-        axis.plot(*_known(shown["wavelengths"]), label=label, **_style(index))
+def _draw_wavelengths(axis: Any, about: Comparison) -> None:
+    axis.plot(*_known(about.wavelengths), color="0.25", linestyle="--", label="as trained")
+    for index, shown in enumerate(about.strategies):
+        label = f"{shown.strategy} at {format_size(shown.at_length)}"
+        axis.plot(*_known(shown.wavelengths), label=label, **_style(index))
     axis.set_yscale("log")
     _mark_lengths(axis, about)
     axis.set_ylabel("wavelength in tokens")
 
 
-def _mark_lengths(axis: Any, about: dict[str, Any]) -> None:
+def _mark_lengths(axis: Any, about: Comparison) -> None:
     """The trained length, named below its line, and the targets above theirs, side by side."""
-    trained, units = about["trained_length"], ("axes fraction", "data")
+    trained, units = about.trained_length, ("axes fraction", "data")
     _write(axis, f"trained {format_size(trained)}", (0, trained), (2, -2), units, va="top")
-    targets = sorted({shown["at_length"] for shown in about["strategies"]} - {trained})
+    targets = sorted({shown.at_length for shown in about.strategies} - {trained})
     for place, tokens in enumerate(targets):
         _write(axis, f"target {format_size(tokens)}", (0.16 * (place % 4), tokens), (2, 2), units)
     for tokens in (trained, *targets):
         axis.axhline(tokens, linestyle=":", **_QUIET)
 
 
-def _draw_stretches(axis: Any, about: dict[str, Any]) -> None:
+def _draw_stretches(axis: Any, about: Comparison) -> None:
     largest = 1.0
-    for index, shown in enumerate(about["strategies"]):
-        pairs, values = _known(shown["stretch"])
+    for index, shown in enumerate(about.strategies):
+        pairs, values = _known(shown.stretch)
         axis.plot(pairs, values, **_style(index))
         largest = max(largest, *values) if values else largest
     top = max(2.0, largest) * 1.15
-    for index, shown in enumerate(about["strategies"]):
-        moving = zip(about["wavelengths"], shown["stretch"], strict=True)
+    for index, shown in enumerate(about.strategies):
+        moving = zip(about.wavelengths, shown.stretch, strict=True)
         stopped = [pair for pair, (old, new) in enumerate(moving) if old and new is None]
         _mark_stopped(axis, stopped, top, _style(index)["color"])
     _scale_stretch(axis, top)
@@ -107,8 +108,8 @@ def _mark_stopped(axis: Any, pairs: Sequence[int], top: float, color: str) -> No
         axis.plot(pairs, [top] * len(pairs), color=color, **_STOPPED)
 
 
-def _any_stopped(about: dict[str, Any]) -> bool:
-    return any(shown["stopped"] for shown in about["strategies"])
+def _any_stopped(about: Comparison) -> bool:
+    return any(shown.stopped for shown in about.strategies)
 
 
 def _scale_stretch(axis: Any, top: float, ticks: int = 9) -> None:
@@ -133,11 +134,11 @@ def _mark_critical(axis: Any, pair: int | None) -> None:
         axis.axvline(pair, linestyle="-", **_QUIET)
 
 
-def _name_critical(axis: Any, about: dict[str, Any]) -> None:
-    pair, dim = about["critical_pair"], about["rotary_dim"]
+def _name_critical(axis: Any, about: Comparison) -> None:
+    pair, dim = about.critical_pair, about.rotary_dim
     if pair is None:
         return
-    text = f"critical pair {pair} (dimension {about['critical_dimension']} of {dim})"
+    text = f"critical pair {pair} (dimension {about.critical_dimension} of {dim})"
     left = pair > dim / 4
     shift, side = ((-4, 5), "right") if left else ((4, 5), "left")
     _write(axis, text, (pair, 0), shift, ("data", "axes fraction"), ha=side)

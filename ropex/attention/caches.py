@@ -1,4 +1,4 @@
-"""Key-value caches under a patch: refuse to mix keys, or keep them un-rotated."""
+"""Key-value caches of all kinds: found in a call of a decoder, counted, and read."""
 
 from __future__ import annotations
 
@@ -9,87 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.attention.keys import filled_cache, tokens_in
-from ropex.model.sites.hooks import Tables
-from ropex.model.tables import TableAt
-
 # What decoders call their tokens; else it is the first tensor that they are given.
 _INPUTS = ("input_ids", "inputs_embeds")
-
-
-class CacheGuard:
-    """Hooks of the decoder: refuse to mix keys that were rotated for different lengths.
-
-    That they were rotated by this patch is known already; see `ropex.attention.keys`.
-
-    Args:
-        strategy: The strategy's text, for the message.
-        trained_length: Tokens up to which every length has the same frequencies.
-        switches: Whether all lengths beyond it have the same frequencies as well (LongRoPE).
-        by_row: Whether each row of a batch has a table of its own.
-    """
-
-    def __init__(
-        self, strategy: str, trained_length: int, switches: bool, by_row: bool = True
-    ) -> None:
-        self.strategy, self.trained_length, self.switches = strategy, trained_length, switches
-        self.by_row = by_row
-
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook.
-
-        Raises:
-            RuntimeError: A filled cache is continued beyond the trained length.
-        """
-        call = Call.of(module, args, kwargs)
-        padded = isinstance(call.mask, Tensor) and call.mask.ndim == 2 and not call.mask.all()
-        if padded and not self.by_row and call.end > self.trained_length:
-            raise RuntimeError(
-                f"{self.strategy}: this model rotates all rows of a batch alike, so those with "
-                "padding would count as longer than they are; give rows one by one, or fix the "
-                "length (dynamic:length=32k)"
-            )
-        kept: tuple[Tensor, Tensor] | None = getattr(call.cache, "ropex_lengths", None)
-        if call.cache is None and call.end > self.trained_length and call.goes_on(module):
-            self._refuse()
-        if not call.past:
-            if kept is not None:  # it was emptied
-                del call.cache.ropex_lengths
-            return
-        if kept is None:
-            raise RuntimeError(
-                f"{self.strategy}: the key-value cache does not say for which lengths its keys are "
-                "rotated, as the call that filled it was cut off; start anew with an empty cache"
-            )
-        shortest, longest = int(kept[0]), max(int(kept[1]), call.end)
-        beyond = self.switches and shortest > self.trained_length
-        if longest > self.trained_length and not beyond:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        raise RuntimeError(
-            f"{self.strategy}: a key-value cache cannot be continued beyond the trained length "
-            f"of {self.trained_length} tokens, as its keys are rotated for a shorter sequence; "
-            'patch with cache="unrotated", fix the length (dynamic:length=32k) or pass '
-            "use_cache=False"
-        )
-
-    def after(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        """Hook: let the cache remember for which lengths its keys are rotated."""
-        cache = filled_cache(args, kwargs, output)
-        if not hasattr(cache, "get_seq_length"):
-            return
-        lengths = named(module, args, kwargs).get("position_ids")
-        if lengths is None:
-            lengths = torch.full((1, 1), tokens_in(cache) - 1, device=output[0].device)
-        lengths = lengths.amax(1) + 1
-        old = getattr(cache, "ropex_lengths", (lengths.amin(), lengths.amax()))
-        cache.ropex_lengths = (
-            torch.minimum(old[0], lengths.amin()),
-            torch.maximum(old[1], lengths.amax()),
-        )
 
 
 @dataclass(frozen=True)
@@ -165,122 +86,43 @@ def _length_of(cache: Any) -> int:
     return tokens_in(cache)
 
 
-class KeyRotation:
-    """Hooks of the decoder: the cache holds un-rotated keys, and each call rotates all of them.
-
-    Every query sees all keys rotated for the length that the sequence has at its own position. So
-    it makes no difference how a sequence is cut into calls.
-
-    Args:
-        rotary: The rotary module, whose own output is the identity meanwhile.
-        tables: Its tables.
-        table_at: The table of a length; None if all lengths have the same.
-    """
-
-    def __init__(self, rotary: nn.Module, tables: Tables, table_at: TableAt | None) -> None:
-        self.rotary, self.tables, self.table_at = rotary, tables, table_at
-
-    def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Pre-hook: hand the rotation of all keys on to attention.
-
-        Raises:
-            RuntimeError: The positions of the keys are not known; see `key_positions`.
-        """
-        call = Call.of(module, args, kwargs)
-        positions = key_positions(call)
-        dtype = module.get_input_embeddings().weight.dtype  # type: ignore[operator]
-        x = torch.zeros(1, dtype=dtype, device=positions.device)
-        spans = self.spans(positions, call.past)
-        turns = Turns(self.tables, self.rotary, x, positions, call.past, spans)
-        return args, {**kwargs, "ropex_turns": turns}
-
-    def after(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        """Hook: let the cache remember where its keys stand, and that they are un-rotated."""
-        cache = filled_cache(args, kwargs, output)
-        if cache is not None:
-            cache.ropex_positions = kwargs["ropex_turns"].positions
-
-    def spans(self, positions: Tensor, past: int) -> tuple[Span, ...]:
-        """Runs of queries that share a table in every row of the batch."""
-        queries = positions.shape[1] - past
-        if self.table_at is None or queries == 1:
-            return (Span(0, queries, positions[:, past:].amax(1) + 1),)
-        runs: tuple[Span, ...] = self._runs(positions[:, past:] + 1)
-        return runs
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _runs(self, lengths: Tensor) -> tuple[Span, ...]:
-        assert self.table_at is not None
-        known: dict[int, tuple[float, ...]] = {}
-        for length in lengths.unique().tolist():
-            known[length] = tuple(self.table_at(torch.tensor(length))[0].tolist())
-        columns = [tuple(known[n] for n in column) for column in lengths.T.tolist()]
-        ends = [i for i in range(1, len(columns)) if columns[i] != columns[i - 1]]
-        bounds = zip([0, *ends], [*ends, len(columns)], strict=True)
-        return tuple(Span(start, stop, lengths[:, stop - 1]) for start, stop in bounds)
+def tokens_in(cache: Any) -> int:
+    """Tokens in a key-value cache, by the layers that count them."""
+    own = getattr(cache, "key_cache", ()) if not hasattr(cache, "layers") else ()
+    if len(own) and not any(keys.numel() for keys in own):  # Bamba counts a row of none as a token
+        return 0
+    length = int(cache.get_seq_length())
+    layers = () if length else getattr(cache, "layers", ())  # one without attention has none
+    counted = [int(each.get_seq_length()) for each in layers if hasattr(each, "get_seq_length")]
+    return max(length, *counted) if counted else length
 
 
-@dataclass(frozen=True)
-class Span:
-    """Queries `start` to `stop` of a call, and the length that each row has for them."""
-
-    start: int
-    stop: int
-    lengths: Tensor
+def given_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The cache among the arguments of a decoder; None if there is none."""
+    cache = kwargs.get("past_key_values")
+    return _among((*args, *kwargs.values())) if cache is None else cache
 
 
-@dataclass(frozen=True)
-class Turns:
-    """The rotations of one call of a decoder.
-
-    Attributes:
-        tables: Of the rotary module.
-        rotary: The rotary module.
-        x: Tells dtype and device.
-        positions: Of the keys, cached ones first, `(batch, keys)`.
-        past: Keys that are older than the first query.
-        spans: Runs of queries that share a table.
-    """
-
-    tables: Tables
-    rotary: nn.Module
-    x: Tensor
-    positions: Tensor
-    past: int
-    spans: tuple[Span, ...]
-
-    def at(self, span: Span) -> tuple[Tensor, Tensor]:
-        """Cos and sin at every key's position, `(batch, keys, dim)`, for the queries of a span."""
-        cos, sin = self.tables.rotation(self.rotary, self.x, self.positions, span.lengths)
-        return cos, sin
+def filled_cache(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """The cache that a decoder has filled: what it returns, or else was given."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None and isinstance(output, tuple):
+        cache = _among(output)
+    return given_cache(args, kwargs) if cache is None else cache
 
 
-def key_positions(call: Call) -> Tensor:
-    """Position of each key, cached ones first, `(batch or 1, past + length)`.
+def _among(values: tuple[Any, ...]) -> Any:
+    return next((each for each in values if _is_cache(each)), None)
 
-    The cache remembers those of cached keys. Where its rows have changed since, they follow from
-    the two-dimensional attention mask, as transformers counts positions when it generates.
 
-    Raises:
-        RuntimeError: The cache holds keys of other rows, and no mask tells their positions.
-    """
-    if not call.past:
-        return call.positions
-    cached: Tensor = call.cache.ropex_positions
-    rows = call.tokens.shape[0]
-    if cached.shape[0] in (1, rows):
-        both = (each.expand(rows, -1) for each in (cached[:, : call.past], call.positions))
-        return torch.cat([*both], 1)
-    if isinstance(call.mask, Tensor) and call.mask.ndim == 2:
-        positions = (call.mask.long().cumsum(1) - 1).clamp(min=0)
-        positions = positions[:, : call.past + call.tokens.shape[1]]
-        if torch.equal(positions[:, call.past :], call.positions.expand(rows, -1)):
-            return positions
-    raise RuntimeError(
-        f"the key-value cache was filled with {cached.shape[0]} rows and is continued with {rows}; "
-        "pass the attention_mask, (batch, keys), and position_ids that count its ones"
-    )
+def _is_cache(value: Any) -> bool:
+    """Whether it is a cache, or a tuple of pairs in its place; other outputs are flat tuples."""
+    pairs = isinstance(value, (tuple, list)) and any(isinstance(e, (tuple, list)) for e in value)
+    return pairs or hasattr(value, "get_seq_length")
+
+
+def holder_of(cache: Any) -> Any:
+    """What carries the mark of a cache: the one that grows; of tuples, their first tensor."""
+    while isinstance(cache, (tuple, list)):
+        cache = next((each for each in cache if each is not None), None)
+    return getattr(cache, "self_attention_cache", cache)

@@ -20,8 +20,37 @@ from torch import nn
 
 from ropex.errors import UnsupportedModel
 
-Step = Callable[..., Any]
-"""Called as `step(function, module, query, key, value, mask, ...)`; `function` is what goes on."""
+ORDER = (
+    "scaled queries", "un-rotated keys", "mapped positions", "shifted attention", "gathered keys",
+    "trial",
+)  # fmt: skip
+"""Steps by name, in the order in which they run, whatever the order in which they were added."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happens to attention, in a function of a module so that it can be pickled.
+
+    Attributes:
+        name: One of `ORDER`.
+        run: Called as `run(function, module, query, key, value, mask, ...)`; `function` goes on.
+        without: Names of earlier steps that it does not go with.
+        why: The reason, as the end of a sentence.
+        trains: Whether it runs in training alone, so that evaluation may add what it does not go
+            with; it checks that as it runs.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    without: tuple[str, ...] = ()
+    why: str = ""
+    trains: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Its place in the order."""
+        return ORDER.index(self.name)
+
 
 _TABLE = "ALL_ATTENTION_FUNCTIONS"
 _EAGER = "eager_attention_forward"  # how the function of each modeling file ends
@@ -35,15 +64,16 @@ def calls_interface(module: nn.Module) -> bool:
 
 
 def route(module: nn.Module, step: Step, undo: ExitStack) -> None:
-    """Let `step` run around the attention function of a module, outside of steps before it.
+    """Let `step` run around the attention function of a module, in its place among the others.
 
     Args:
         module: One that `calls_interface`.
-        step: A function of a module, so that the attention module can be pickled.
+        step: The step.
         undo: Where the way back is written.
 
     Raises:
-        UnsupportedModel: The module has a `forward` of its own, which its class does not know.
+        UnsupportedModel: The module has a `forward` of its own, which its class does not know, or
+            the step does not go with one that is there.
     """
     functions = [vars(module)[name] for name in _FORWARDS if name in vars(module)]
     if functions and not any(_is_of_class(each, module) for each in functions):
@@ -53,13 +83,31 @@ def route(module: nn.Module, step: Step, undo: ExitStack) -> None:
         )
     if any(step in vars(each).get("ropex_steps", ()) for each in type(module).__mro__):
         return  # it stayed below a class that someone made of the module since
+    check(module, step)
     _become(module, (*_steps(module), step))
 
     def leave() -> None:
         if step in _steps(module):  # else someone made it one of a further class
-            _become(module, tuple(each for each in _steps(module) if each is not step))
+            _become(module, tuple(each for each in _steps(module) if each != step))
 
     undo.callback(leave)
+
+
+def check(module: nn.Module, step: Step) -> None:
+    """Refuse a step on a module that has others.
+
+    Raises:
+        UnsupportedModel: It does not go with one of them.
+    """
+    there = {each for cls in type(module).__mro__ for each in vars(cls).get("ropex_steps", ())}
+    for other in there:
+        if other.trains and not step.trains:
+            continue
+        first, last = sorted((step, other), key=lambda each: each.rank)
+        if first.name in last.without:
+            raise UnsupportedModel(
+                f"{type(module).__name__} cannot have {last.name} with {first.name}: {last.why}"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,8 +126,8 @@ class _Functions:
 
 
 def _through(function: Any, steps: tuple[Step, ...]) -> Any:
-    for step in steps:
-        function = partial(step, function)
+    for step in sorted(steps, key=lambda each: -each.rank):
+        function = partial(step.run, function)
     return function
 
 

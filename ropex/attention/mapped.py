@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ropex.attention.caches import Call, filled_cache, key_positions
+from ropex.attention.caches import Call, filled_cache
+from ropex.attention.dispatch import Step
 from ropex.attention.regions import Settings, Turned, attend_in_regions
 from ropex.attention.schedule import Schedule
 from ropex.attention.turned import keeper
 from ropex.attention.turns import Turn
+from ropex.attention.unrotated import key_positions
 from ropex.errors import UnsupportedModel
 from ropex.positions import PositionMap
 
@@ -109,7 +111,7 @@ class Mapped:
     turn: Turn
 
 
-def attend_mapped(
+def _attend(
     function: Any,
     module: nn.Module,
     query: Tensor,
@@ -119,12 +121,20 @@ def attend_mapped(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """A step of attention, see `dispatch`: the map where a query needs it, else `function`."""
     mapped: Mapped | None = getattr(module, "ropex_mapped", None)
     if mapped is None or not mapped.where.mapped:
         return function(module, query, key, value, attention_mask, *args, **kwargs)
     states = query, key, value
     return through_map(mapped, module, states, attention_mask, kwargs), None
+
+
+MAPPED = Step(
+    "mapped positions",
+    _attend,
+    without=("un-rotated keys",),
+    why='both rotate keys again; leave cache="unrotated" out',
+)
+"""Finds a `Mapped` on the module as `ropex_mapped`; goes on where no query needs the map."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

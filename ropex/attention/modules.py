@@ -8,27 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from ropex.attention.attend import attend, check_split
-from ropex.attention.dispatch import calls_interface, route
+from ropex.attention.dispatch import Step, calls_interface, route
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
 
 
-def install_attention(
-    model: Any,
-    configs: tuple[Any, ...],
-    attributes: dict[str, Any],
-    split: bool,
-    undo: ExitStack,
-) -> None:
-    """Send the attention that reads `configs` through ropex's function.
-
-    Args:
-        model: The model.
-        configs: What its rotary modules read.
-        attributes: What the function finds on each attention module; see `ropex.attention.attend`.
-        split: Whether queries of one call may have to be computed one after the other.
-        undo: Where the way back is written.
+def reachable(model: Any, configs: tuple[Any, ...]) -> tuple[nn.Module, ...]:
+    """The attention modules that read one of `configs`.
 
     Raises:
         UnsupportedModel: The model does not let its attention function be chosen.
@@ -39,14 +25,51 @@ def install_attention(
             f"{configs[0].model_type} does not call transformers' attention interface, so its "
             "queries cannot be scaled nor its keys kept un-rotated"
         )
-    for config in configs if split else ():
-        check_split(config._attn_implementation or "eager")
-    for module in found:
-        route(module, attend, undo)
-        for name, value in attributes.items():
-            layer = getattr(module, "layer_idx", None)
-            if layer is None or layer >= getattr(value, "first_layer", 0):
-                set_attribute(module, name, value, undo)
+    return found
+
+
+def install(
+    modules: tuple[nn.Module, ...], step: Step, name: str, value: Any, undo: ExitStack
+) -> None:
+    """Add a step to attention, and what it finds on each module.
+
+    Args:
+        modules: Attention modules.
+        step: The step.
+        name: The attribute that it looks for.
+        value: Its value; layers before its `first_layer`, where it has one, go without.
+        undo: Where the way back is written.
+
+    Raises:
+        UnsupportedModel: The step does not go with one that is there.
+    """
+    for module in modules:
+        route(module, step, undo)
+        layer = getattr(module, "layer_idx", None)
+        if layer is None or layer >= getattr(value, "first_layer", 0):
+            set_attribute(module, name, value, undo)
+
+
+class AttentionGuard:
+    """Pre-hook of the decoder: refuse to go on with an attention that was not checked.
+
+    Args:
+        strategy: The strategy's text, for the message.
+        config: Of the decoder, patched.
+    """
+
+    def __init__(self, strategy: str, config: Any) -> None:
+        self.strategy, self.config = strategy, config
+        self.name = config._attn_implementation
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Raise a RuntimeError if another attention was set since."""
+        name = self.config._attn_implementation
+        if name != self.name:
+            raise RuntimeError(
+                f"{self.strategy}: the attention implementation was set to {name} after patching, "
+                f"which was done for {self.name}; set it before"
+            )
 
 
 def attention_modules(model: nn.Module, configs: tuple[Any, ...]) -> tuple[nn.Module, ...]:

@@ -55,9 +55,9 @@ class Block:
 
     def start(self, piece: Piece) -> int:
         """Where the columns of a piece begin among all columns."""
-        before = (run for run in self.columns if run.start <= piece.columns.start)
-        *earlier, own = before
-        return sum(run.stop - run.start for run in earlier) + piece.columns.start - own.start
+        *earlier, own = (run for run in self.columns if run.start <= piece.columns.start)
+        before: int = sum(run.stop - run.start for run in earlier)
+        return before + int(piece.columns.start - own.start)
 
 
 class Schedule:

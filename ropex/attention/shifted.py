@@ -5,15 +5,16 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ropex.attention.dispatch import calls_interface, route
+from ropex.attention.dispatch import Step, calls_interface, check, route
 from ropex.attention.grouped import shifted_attention
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
+from ropex.model.modes import in_mode
+from ropex.model.probe import has_weights, probe_ids
 from ropex.model.window import window_of
-from ropex.patching.verify import has_weights
-from ropex.train.probing import probe_ids, trying
 
 _BASE = "sdpa"
 _ADVICE = "train it without shift_attention"
@@ -74,7 +75,7 @@ class ShiftedAttention:
             self._shift = _Shift(groups)
             for layer in self.layers:
                 if calls_interface(layer):
-                    route(layer, _attend, undo)
+                    route(layer, SHIFTED, undo)
                 set_attribute(layer, "ropex_shift", self._shift, undo)
                 undo.callback(layer.register_forward_pre_hook(_guard).remove)
             if has_weights(self.model):
@@ -94,7 +95,7 @@ class ShiftedAttention:
     def _try(self) -> None:
         """Run a few tokens, so that what cannot be shifted is refused now."""
         self._shift.tried = set()
-        with trying(self.model):
+        with in_mode(self.model, training=False), torch.no_grad():
             self.model(input_ids=probe_ids(self.model))
         if len(self._shift.tried) != len(self.layers):
             raise UnsupportedModel(
@@ -134,8 +135,6 @@ def _check_config(model: Any) -> None:
     base = config._attn_implementation
     if any(hasattr(each, "ropex_shift") for each in model.modules()):
         raise ValueError("the attention of this model is shifted already; remove that first")
-    if any(_is_scaled(each) for each in model.modules()):
-        raise UnsupportedModel(_scaled(config.model_type))
     if base != _BASE:
         raise UnsupportedModel(
             f"attention {base!r} cannot be shifted; load the model with attn_implementation="
@@ -152,17 +151,6 @@ def _check_config(model: Any) -> None:
             f"{config.model_type} has layers with {', '.join(sorted(kinds))}, so its attention "
             f"cannot be shifted; {_ADVICE}"
         )
-
-
-def _is_scaled(module: nn.Module) -> bool:
-    return hasattr(module, "ropex_query_scale") or hasattr(module, "ropex_unrotated")
-
-
-def _scaled(name: str) -> str:
-    return (
-        f"{name} is patched to scale its queries by how many tokens they see or to keep keys "
-        "un-rotated, and a group hides most of these; shift attention under another strategy"
-    )
 
 
 def _layers(model: Any, config: Any) -> tuple[nn.Module, ...]:
@@ -194,7 +182,6 @@ def _attend(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """A step of attention, see `dispatch`: in groups if the module trains, else `function`."""
     shift: Any = getattr(module, "ropex_shift", None)
     if shift is None or not (module.training or shift.tried is not None):
         return function(module, query, key, value, attention_mask, *args, **kwargs)
@@ -208,12 +195,21 @@ def _attend(
     return output.transpose(1, 2).contiguous(), None
 
 
+SHIFTED = Step(
+    "shifted attention",
+    _attend,
+    without=("scaled queries", "un-rotated keys", "mapped positions"),
+    why="a group hides most of the keys that these count on; shift it under another strategy",
+    trains=True,
+)
+"""In groups if the module trains; finds a `_Shift` on the module as `ropex_shift`."""
+
+
 def _check_call(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
 ) -> None:
     name = type(module).__name__
-    if _is_scaled(module):
-        raise UnsupportedModel(_scaled(name))
+    check(module, SHIFTED)
     asked = [each for each in _UNKNOWN if kwargs.get(each) is not None]
     causal = kwargs.get("is_causal")
     if not (module.is_causal if causal is None else causal):

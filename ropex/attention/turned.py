@@ -46,11 +46,11 @@ def keeper(cache: Any, layer: int | None, layers: int) -> Callable[..., Tensor] 
         if getattr(own, _NAME) != place or there > key.shape[2]:
             own = cache.layers[layers + layer] = _layer(place)
             there = 0
-        if there == key.shape[2]:
-            return own.keys
-        run = slice(there, key.shape[2])
-        new = turn(key[:, :, run], run)
-        own.update(new, new[..., :0])
-        return own.keys
+        if there < key.shape[2]:
+            run = slice(there, key.shape[2])
+            new = turn(key[:, :, run], run)
+            own.update(new, new[..., :0])
+        keys: Tensor = own.keys
+        return keys
 
     return kept

@@ -1,1 +1,1 @@
-"""Checkpoints: found, loaded, written and saved with their strategy."""
+"""Find and write checkpoints; load and save a model with its strategy."""

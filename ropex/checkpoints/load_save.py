@@ -10,11 +10,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ropex.checkpoints.find import find, load_model
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model
 from ropex.errors import UnsupportedModel, wrong_type
 from ropex.files.places import replacing
 from ropex.files.untrusted import check_files, read_json
 from ropex.files.writing import naming
+from ropex.model.configs import is_adapter
 from ropex.model.rotary import sites
 from ropex.patching.handle import patch
 from ropex.patching.record import Record, fingerprint
@@ -112,7 +114,7 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
     target = Path(folder)
     record = Record.of(model)
     with replacing(target) as place, _told(target):
-        if record is None or record.in_config or _is_adapter(model):
+        if record is None or record.in_config or is_adapter(model):
             model.save_pretrained(place, **options)
         else:
             with _handle(model).suspended():
@@ -171,10 +173,6 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     except ImportError:
         raise ValueError("an adapter needs peft: pip install peft") from None
     return PeftModel.from_pretrained(model, str(adapter)).eval()
-
-
-def _is_adapter(model: Any) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def _handle(model: Any) -> Any:

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MODULES = "transformers_modules"
+"""The package under which transformers imports code of checkpoints."""
+
 
 def load_remote(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """The causal language model of a checkpoint that holds its own code, in evaluation mode.
@@ -34,7 +37,7 @@ def load_remote(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     folder = Path(folder)
-    with _as_in_version_4(dtype):
+    with as_in_version_4(dtype):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         _drop_default_scaling(config, folder)
         config.torch_dtype = config.dtype = dtype  # by which ChatGLM makes its tables
@@ -52,7 +55,7 @@ def load_remote(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 @contextmanager
-def _as_in_version_4(dtype: torch.dtype) -> Iterator[None]:
+def as_in_version_4(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """What the constructors of such models find in transformers 4, for the length of the block."""
     from transformers import PretrainedConfig
 
@@ -72,6 +75,18 @@ def _drop_default_scaling(config: Any, folder: Path) -> None:
     unscaled = not raw.get("rope_scaling") and not raw.get("rope_parameters")
     if unscaled and hasattr(config, "rope_parameters"):
         config.rope_parameters = None
+
+
+def has_own_code(config: Any) -> bool:
+    """Whether config and model are of code that came with the checkpoint, for transformers 4.
+
+    Quantised weights are left to transformers, which knows how to read them.
+    """
+    known = getattr(config, "auto_map", None) or {}
+    own = type(config).__module__.startswith(MODULES) and "AutoModelForCausalLM" in known
+    written = str(getattr(config, "transformers_version", None) or "4")
+    older = written.split(".")[0] in ("3", "4")
+    return own and older and getattr(config, "quantization_config", None) is None
 
 
 def _code_of(config: Any, folder: Path) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ropex.checkpoints.copies import provide
-from ropex.checkpoints.find import check_fit, load_skeleton
 from ropex.checkpoints.fold import fold, foldable, holding
+from ropex.checkpoints.loading import check_fit, load_skeleton
 from ropex.checkpoints.members import WEIGHTS, members, stranger
 from ropex.files.places import BUILT, clear, put, workplace
 from ropex.files.untrusted import read_json

@@ -1,16 +1,17 @@
-"""Arguments and manners that several verbs share."""
+"""What several verbs share: arguments, checks, and how they print."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ropex.sizes import count as count
 from ropex.sizes import parse_length
 
 if TYPE_CHECKING:
@@ -21,14 +22,14 @@ Verbs: TypeAlias = Any
 
 
 def add_verb(
-    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], help: str, example: str
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], help: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """Add a verb that calls `run`, with an example under its help."""
+    """Add a verb that calls `run`, with examples under its help."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=help,
-        description=help,
-        epilog=f"example:\n  {example}",
+        description=textwrap.fill(help),
+        epilog=f"example{'s' if len(examples) > 1 else ''}:\n  " + "\n  ".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
@@ -43,8 +44,19 @@ def add_traceback(parser: argparse.ArgumentParser, **settings: Any) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add MODEL and what is needed to read one; it may be left out if there is a default."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, and what is needed to read its rotary embedding."""
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--trained-length",
+        type=size,
+        metavar="N",
+        help="tokens the model was trained at, where its config does not say or is wrong",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add MODEL and what is needed to load one; it may be left out if there is a default."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -54,16 +66,16 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
         + (f" (default: {default})" if default else ""),
     )
     parser.add_argument(
-        "--trained-length",
-        type=size,
-        metavar="N",
-        help="tokens the model was trained at, where its config does not say or is wrong",
-    )
-    parser.add_argument(
         "--trust-remote-code",
         action="store_true",
         help="run code that comes with the checkpoint",
     )
+
+
+def add_strategy(parser: argparse.ArgumentParser, help: str, **settings: Any) -> None:
+    """Add `-s`."""
+    help = f"{help}: such as yarn:4, or @FILE"
+    parser.add_argument("-s", "--strategy", metavar="S", help=help, **settings)
 
 
 def size(text: str) -> int:
@@ -86,45 +98,63 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
         ValueError: Neither its config nor the user says the trained length, or the strategy of a
             file scales another base.
     """
-    from ropex.checkpoints.find import find, load_skeleton
+    from ropex.checkpoints.skeleton import read_skeleton
     from ropex.config.from_file import require_base
-    from ropex.model.rotary import main_site, sites
 
-    folder = find(arguments.model, weights=weights)
-    model = load_skeleton(folder, trust_remote_code=arguments.trust_remote_code)
-    site = main_site(
-        sites(model)
-    )  # nobody is asked for the trained length of a model that will be refused
-    if arguments.trained_length is None and not _says_trained_length(
-        folder, site.lengths, site.config
-    ):
-        raise ValueError(
-            f"{folder / 'config.json'} does not say the trained length in a number "
-            f"(max_position_embeddings), and the default of {model.config.model_type} would be a "
-            "guess; give --trained-length N"
-        )
-    rope = site.rope(arguments.trained_length)
+    folder, model, rope = read_skeleton(
+        arguments.model,
+        trained_length=arguments.trained_length,
+        trust_remote_code=arguments.trust_remote_code,
+        weights=weights,
+    )
     for text in getattr(arguments, "strategy", None) or ():
         require_base(text, rope.base)
     return folder, model, rope
 
 
-def _says_trained_length(folder: Path, lengths: tuple[str, ...], config: Any) -> bool:
-    """Whether the file itself has the value, under the name that the family gives it."""
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = {*lengths, *(config.attribute_map.get(name, name) for name in lengths)}
-    parts = (raw, raw.get("text_config") or {})
-    return any(isinstance(part.get(name), (int, float)) for part in parts for name in names)
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Find mistakes in the strategies, MODEL and the text before anything heavy is imported.
+
+    Raises:
+        FileNotFoundError: There is no such folder, no config.json in it, or no such text.
+        ValueError: There is no such strategy, or MODEL is a file.
+    """
+    given = getattr(arguments, "strategy", None) or ()
+    for text in (given,) if isinstance(given, str) else given:
+        from ropex.config.from_file import read_strategy
+
+        read_strategy(text)
+    if (model := getattr(arguments, "model", None)) is not None:
+        from ropex.checkpoints.find import find, local
+
+        if local(model) is not None:  # else only the hub knows
+            find(model, weights=False)
+    data = getattr(arguments, "data", None)
+    if data and not data.startswith(("hf:", "stdlib")) and not Path(data).exists():
+        from ropex.texts.sources import read_texts
+
+        next(read_texts(data), None)  # which says what is missing
+
+
+def refuse(arguments: argparse.Namespace, why: str, *names: str) -> None:
+    """Refuse options that mean nothing beside others.
+
+    Args:
+        arguments: What was given; options that may be refused have no default.
+        why: What follows the option in the message.
+        names: Attributes of `arguments`.
+
+    Raises:
+        ValueError: One of them was given.
+    """
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def name_of(model: str) -> str:
     """What to call what is made of MODEL: the last part of a folder's path or of a hub id."""
     return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
-
-
-def count(number: int, thing: str) -> str:
-    """`1 pair`, `2 pairs`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def quiet() -> None:

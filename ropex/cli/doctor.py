@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, count, say, size
+from ropex.engines.facts import ENGINES, engine_name
 
 if TYPE_CHECKING:
     from ropex.doctor import Finding, Repair
@@ -21,19 +22,20 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "doctor",
         _doctor,
-        "find what is wrong with the rotary part of a checkpoint, and fix it; exit status 1 if "
-        "there is something",
-        "ropex doctor ./llama --engine vLLM",
+        "find what is wrong with the rotary part of a checkpoint, and fix it (exit status 1 if "
+        "something is wrong)",
+        "ropex doctor ./llama --for vllm",
+        "ropex doctor ./llama --fix",
     )
     parser.add_argument(
-        "model",
+        "checkpoint",
         metavar="CHECKPOINT",
         help="a folder, of a model or of an adapter; a .gguf file; a hub id; or demo",
     )
     parser.add_argument(
         "--fix",
         action="store_true",
-        help="mend what can be mended without knowing what was meant, and keep config.json.bak",
+        help="fix what can be fixed without knowing what was meant, and keep config.json.bak",
     )
     parser.add_argument(
         "--trained-length",
@@ -43,20 +45,25 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print findings for programs")
     parser.add_argument(
-        "--engine", metavar="NAME", help="only what goes wrong there: transformers, vLLM, ..."
+        "--for",
+        "--engine",
+        dest="engine",
+        metavar="ENGINE",
+        help=f"only what goes wrong there: {', '.join(ENGINES)}",
     )
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
     from ropex.doctor import Repair, diagnose, repair
 
-    path, engine = _find(arguments.model, arguments.fix), _engine(arguments.engine)
-    trained = arguments.trained_length
+    name, trained = arguments.checkpoint, arguments.trained_length
+    engine = arguments.engine and engine_name(arguments.engine)
+    path = _find(name, arguments.fix)
     if arguments.fix:
         done = repair(path, engine=engine, trained_length=trained)
     else:
         done = Repair((), diagnose(path, engine=engine, trained_length=trained), ())
-    print(json.dumps(_describe(done), indent=2) if arguments.json else _text(done, arguments.model))
+    print(json.dumps(_describe(done), indent=2) if arguments.json else _text(done, name))
     for backup in done.backups:
         say(f"the old file is kept as {backup}")
     if any(finding.severity != "note" for finding in done.left):
@@ -72,14 +79,6 @@ def _find(model: str, fix: bool) -> Path:
     from ropex.checkpoints.find import find
 
     return find(model, weights=False)
-
-
-def _engine(name: str | None) -> str | None:
-    """An engine, however its letters are written."""
-    from ropex.doctor import ENGINES
-
-    known = {engine.casefold(): engine for engine in ENGINES}
-    return name if name is None else known.get(name.casefold(), name)
 
 
 def _describe(done: Repair) -> dict[str, Any]:
@@ -116,5 +115,5 @@ def _verdict(findings: list[Finding], model: str) -> str:
     fixable = sum(each.fixable for each in bad)
     if not bad:
         return f"{model}: ok"
-    more = f"; --fix mends {fixable} of them" if fixable else ""
+    more = f"; --fix can fix {fixable} of them" if fixable else ""
     return f"{model}: {count(len(bad), 'finding')}{more}"

@@ -1,4 +1,4 @@
-"""The arguments of the verbs that measure."""
+"""The arguments of `ropex eval`. Those without a default have that of `ropex_eval.Evaluation`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,40 @@ from pathlib import Path
 from ropex.cli.common import add_model, size
 from ropex.sizes import parse_sizes
 
+SETTINGS = (
+    "lengths", "definitions", "targets", "stride", "short", "evaluator", "data", "excerpts",
+    "excerpt", "bos", "tasks", "depths", "samples", "lm_eval", "lm_eval_limit", "trained_length",
+    "lift_sliding_window", "trust_remote_code", "dtype", "device", "device_map", "budget",
+    "max_memory", "cp", "force",
+)  # fmt: skip
+"""The arguments that are attributes of `ropex_eval.Evaluation`, under the same name."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add everything that `ropex eval` takes."""
     add_model(parser)
     _add_what(parser)
     _add_tasks(parser)
-    add_text(parser)
-    add_device(parser)
+    _add_text(parser)
+    _add_device(parser)
     _add_effort(parser)
+    instead = parser.add_argument_group("instead of a run")
+    one = instead.add_mutually_exclusive_group()
+    one.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what it would take: passes, tokens, time and memory; no weights are loaded",
+    )
+    one.add_argument(
+        "--check",
+        action="store_true",
+        help="prove on the model that what is done to be fast changes no number (default: of none "
+        "and yarn:4, at 256 and 512 tokens)",
+    )
     where = parser.add_argument_group("where the results go")
     where.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/MODEL")
     where.add_argument("--force", action="store_true", help="replace a run of a different model")
-    where.add_argument("--json", action="store_true", help="print results.json, and no table")
+    where.add_argument("--json", action="store_true", help="print JSON, and no table")
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
@@ -40,33 +61,29 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tasks(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is asked besides")
+    group = parser.add_argument_group("retrieval tasks")
     group.add_argument(
         "--tasks",
         type=names,
-        default=(),
         metavar="T",
-        help="what to retrieve besides: passkey, niah, niah_multikey, niah_multivalue, "
+        help="tasks to ask as well: passkey, niah, niah_multikey, niah_multivalue, "
         "niah_multiquery, kv, vt, cwe, fwe, induction; ropex tasks lists them",
     )
     group.add_argument(
         "--depths",
         type=_depths,
-        default=(0.0, 0.25, 0.5, 0.75, 1.0),
         metavar="D",
         help="where answers stand, from 0 to 1 (default: 0,0.25,0.5,0.75,1)",
     )
     group.add_argument(
         "--samples",
         type=int,
-        default=4,
         metavar="N",
         help="contexts of each length and task (default: 4)",
     )
     group.add_argument(
         "--lm-eval",
         type=names,
-        default=(),
         metavar="SUITE",
         help="suites that lm-evaluation-harness runs on each patched model, such as ruler",
     )
@@ -78,11 +95,8 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_definitions(
-    group: argparse._ActionsContainer,
-    default: tuple[str, ...] | None = ("local", "fixed", "prefix"),
-) -> None:
-    """Add what says which numbers are wanted; by default those of a run that is read again."""
+def add_definitions(group: argparse._ActionsContainer) -> None:
+    """Add what says which numbers are wanted."""
     group.add_argument(
         "--lengths",
         type=_lengths,
@@ -93,7 +107,6 @@ def add_definitions(
     group.add_argument(
         "--definitions",
         type=names,
-        default=default,
         metavar="D",
         help="of perplexity: local, fixed, prefix (default: these three), sliding, window_mean, "
         "disjoint, rolling, second_half, overlapping, mean_perplexity, longppl; none for none",
@@ -124,12 +137,10 @@ def add_definitions(
     )
 
 
-def add_text(parser: argparse.ArgumentParser, excerpts: int = 32) -> None:
-    """Add what says on which text."""
+def _add_text(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("on which text")
     group.add_argument(
         "--data",
-        default="stdlib",
         metavar="TEXT",
         help="a text file, a folder of them, FILE.jsonl:FIELD, hf:NAME[:SPLIT[:FIELD]], or stdlib: "
         "modules of Python's own library (default)",
@@ -137,28 +148,24 @@ def add_text(parser: argparse.ArgumentParser, excerpts: int = 32) -> None:
     group.add_argument(
         "--excerpts",
         type=int,
-        default=excerpts,
         metavar="N",
-        help=f"pieces of text to read (default: {excerpts})",
+        help="pieces of text to read (default: 32; 1 to check)",
     )
     group.add_argument(
         "--bos",
-        default="auto",
         metavar="TOKEN",
         help="the token in front of what is read: auto for the tokenizer's own, none, or a token",
     )
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add what says how the model runs."""
+def _add_device(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the model runs")
     group.add_argument(
         "--dtype",
-        default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
         help="auto is the checkpoint's on an accelerator, float32 on a CPU",
     )
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: auto)")
     group.add_argument(
         "--device-map",
         choices=("auto", "balanced", "sequential"),
@@ -194,7 +201,6 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cp",
         type=int,
-        default=1,
         metavar="N",
         help="split each text over N processes of accelerate launch; without it they share texts",
     )

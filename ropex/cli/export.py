@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet
+from ropex.cli.common import Verbs, add_model, add_strategy, add_verb, quiet, refuse
+from ropex.engines.facts import ENGINES, engine_name
 
 if TYPE_CHECKING:
     from ropex.engines import Export
@@ -40,51 +41,59 @@ def add_verbs(verbs: Verbs) -> None:
         dest="engine",
         required=True,
         metavar="ENGINE",
-        help="vllm, sglang, llama.cpp, transformers4, transformers5, tensorrt-llm, mlx, exllama, "
-        "or all for a table",
+        help=f"{', '.join(ENGINES)}, or all for a table",
     )
-    parser.add_argument(
-        "-s", "--strategy", metavar="S", help="apply it first, without writing a checkpoint"
-    )
+    add_strategy(parser, "apply it first, without writing a checkpoint")
     parser.add_argument("--json", action="store_true", help="print the answer for programs")
     parser.add_argument(
-        "--gguf", type=Path, metavar="IN", help="a GGUF file of the model, to be written anew"
+        "--gguf", type=Path, metavar="FILE", help="a GGUF file of the model, to be rewritten"
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="where to; with --gguf")
-    parser.add_argument("--force", action="store_true", help="replace OUT")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="where to write it; with --gguf"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file of -o")
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ropex.checkpoints.find import find
-    from ropex.engines import exports
-    from ropex.engines.ask import named
-    from ropex.engines.wanted import read
-
+    text = arguments.strategy
     _check(arguments)
     quiet()
-    answer = None if arguments.engine == "all" else named(arguments.engine)
+    from ropex.checkpoints.find import find
+    from ropex.config.from_file import read_strategy, require_base
+    from ropex.engines import exports
+    from ropex.engines.judge import answer
+    from ropex.engines.wanted import read
+
     wanted = read(
         find(arguments.model, weights=False),
-        arguments.strategy,
+        text and str(read_strategy(text)),
         trained_length=arguments.trained_length,
         trust_remote_code=arguments.trust_remote_code,
     )
-    if answer is None:
+    if text:
+        require_base(text, wanted.base)
+    if arguments.engine == "all":
         found = exports(wanted)
         print(_json([asdict(each) for each in found]) if arguments.json else _table(found))
         return
-    result = _write(arguments, wanted) if arguments.gguf else answer(wanted)
+    result = _write(arguments, wanted) if arguments.gguf else answer(arguments.engine, wanted)
     print(_json(asdict(result)) if arguments.json else _text(result, arguments))
     if result.exactness == "not expressible":
         raise SystemExit(1)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that do not go together."""
+    """Refuse an engine that is not known, and options that do not go together."""
+    if arguments.engine != "all":
+        arguments.engine = engine_name(arguments.engine)
     if (arguments.gguf is None) != (arguments.out is None):
         raise ValueError(
-            "--gguf IN and -o OUT are given together: which file to read, and where to"
+            "--gguf FILE and -o FILE are given together: what to read, and where to write"
         )
+    if arguments.gguf is None:
+        refuse(arguments, "is for a file that is written (--gguf)", "force")
+    elif not arguments.gguf.is_file():
+        raise FileNotFoundError(f"no such file: {arguments.gguf}")
     if arguments.gguf and arguments.engine != "llama.cpp":
         raise ValueError(f"--gguf is for llama.cpp, not for {arguments.engine}")
 

@@ -8,7 +8,6 @@ import sys
 import textwrap
 from dataclasses import asdict
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ropex.cli.common import Verbs, add_verb, count, quiet
@@ -16,7 +15,7 @@ from ropex.cli.common import Verbs, add_verb, count, quiet
 if TYPE_CHECKING:
     from ropex.families.check import Family
 
-_FEW = 10  # model types without rotary embeddings of which each is told why
+_FEW = 10  # up to so many model types without rotary embeddings are listed with the reason
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -34,11 +33,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "--check", action="store_true", help="try each clause of the contract on a tiny model"
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print what was found for programs")
-    form.add_argument(
-        "--page", type=Path, metavar="DIR", help="check all and write DIR/families-N.md"
-    )
+    parser.add_argument("--json", action="store_true", help="print what was found for programs")
 
 
 def _families(arguments: argparse.Namespace) -> None:
@@ -47,18 +42,12 @@ def _families(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ropex.families.check import check, look
-    from ropex.families.page import write_page
 
-    if arguments.page and arguments.types:
-        raise ValueError("--page is about all model types; leave them out")
     types = _known(arguments.types)
     torch.set_num_threads(1)  # more only get in each other's way on models as tiny as these
-    find = check if arguments.check or arguments.page else look
+    find = check if arguments.check else look
     found = [find(each) for each in tqdm(types, disable=None, leave=False, unit="type")]
-    if arguments.page:
-        print(f"written: {write_page(found, arguments.page)}", file=sys.stderr)
-    else:
-        print(json.dumps([asdict(f) for f in found], indent=2) if arguments.json else render(found))
+    print(json.dumps([asdict(f) for f in found], indent=2) if arguments.json else render(found))
     if failed := [family.model_type for family in found if not family.passed]:
         print(f"ropex: failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, say
+from ropex.cli.common import Verbs, add_model, add_strategy, add_verb, quiet, read_model, say
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -18,15 +19,10 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex patch ./llama -s yarn:4 -o ./llama-16k",
     )
     add_model(patch)
+    add_strategy(patch, "what to write", action="append", required=True)
     patch.add_argument(
-        "-s",
-        "--strategy",
-        action="append",
-        required=True,
-        metavar="S",
-        help="such as yarn:4, or @FILE",
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write"
     )
-    patch.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
     patch.add_argument(
         "--lift-sliding-window",
         action="store_true",
@@ -35,10 +31,10 @@ def add_verbs(verbs: Verbs) -> None:
     patch.add_argument(
         "--link",
         action="store_true",
-        help="make hard links of the weights, which takes no room on any file system; they are "
-        "then the very files of MODEL under a second name: what writes into one writes into both",
+        help="hard-link the weights, which takes no space; they are then the files of MODEL under "
+        "a second name, and what writes into one writes into both",
     )
-    patch.add_argument("--force", action="store_true", help="replace the checkpoint in OUT")
+    patch.add_argument("--force", action="store_true", help="replace the checkpoint in DIR")
     patch.add_argument(
         "--fold-temperature",
         action="store_true",
@@ -79,3 +75,35 @@ def _patch(arguments: argparse.Namespace) -> None:
     say(f"{patched}\nwritten to {arguments.out}, weights {kind}")
     if kind == "linked":
         say(f"ropex: warning: {LINKED}")
+    say(_unserved(arguments))
+
+
+def _unserved(arguments: argparse.Namespace) -> str:
+    """Lines on the engines for which the checkpoint is not enough; transformers warns itself."""
+    from ropex.engines import unserved
+    from ropex.engines.facts import TRANSFORMERS
+    from ropex.errors import UnsupportedModel
+
+    try:
+        found = unserved(
+            arguments.out,
+            trained_length=arguments.trained_length,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+    except (UnsupportedModel, ValueError) as error:  # the checkpoint is written all the same
+        return f"what other engines compute from it is not known: {error}"
+    lines = []
+    for helped, said in (
+        (True, "a different model as it stands; `{}` prints what is missing"),
+        (False, "not known to compute it; `{}` says why"),
+    ):
+        names = [
+            each.engine
+            for each in found
+            if each.engine not in TRANSFORMERS and (each.exactness != "not expressible") == helped
+        ]
+        if names:
+            engine = names[0] if len(names) == 1 else "ENGINE"
+            command = f"ropex export {shlex.quote(str(arguments.out))} --for {engine}"
+            lines.append(f"{', '.join(names)}: {said.format(command)}")
+    return "\n".join(lines)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_model, add_verb, name_of, quiet, read_model, size
@@ -13,7 +16,9 @@ from ropex.sizes import format_size
 
 if TYPE_CHECKING:
     from ropex.advice.candidates import Candidate
+    from ropex.engines.wanted import Wanted
     from ropex.rope import Rope
+    from ropex.strategies.base import Strategy
 
 _COMPARED = 3  # strategies that the command for `ropex eval` compares with none
 
@@ -38,7 +43,7 @@ def _suggest(arguments: argparse.Namespace) -> None:
     from ropex.model.window import near_only, window_of
 
     quiet()
-    _, model, rope = read_model(arguments, weights=False)
+    folder, model, rope = read_model(arguments, weights=False)
     require_beyond(rope, arguments.length)
     found = sites(model)
     site, near = main_site(found), near_only(model, found, rope.trained_length)
@@ -46,7 +51,7 @@ def _suggest(arguments: argparse.Namespace) -> None:
     left_out: dict[str, str] = {}
     if near is None:  # else no distance is new to what rotates
         ranked, left_out = candidates(
-            rope, arguments.length, lambda strategy: site.realise(strategy, rope).entry
+            rope, arguments.length, _in_model(folder, model, arguments.trained_length)
         )
     window = window_of(model.config)
     about = {
@@ -60,9 +65,27 @@ def _suggest(arguments: argparse.Namespace) -> None:
         "candidates": [_describe(candidate) for candidate in ranked],
         "left_out": left_out,
         "sources": SOURCES,
+        "engine_sources": {
+            each.engine: each.source for candidate in ranked[:1] for each in candidate.engines
+        },
     }
     about["next"] = _next(arguments, about)
     print(json.dumps(about, indent=2) if arguments.json else render(about))
+
+
+def _in_model(folder: Path, model: Any, trained_length: int | None) -> Callable[[Strategy], Wanted]:
+    """What strategies make of a model; the advice itself says what patching would warn of."""
+    from ropex.engines.wanted import of_model
+    from ropex.files.untrusted import read_json
+
+    raw = read_json(folder / "config.json")
+
+    def wanted(strategy: Strategy) -> Wanted:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return of_model(model, raw, [strategy], trained_length=trained_length)
+
+    return wanted
 
 
 def _bounds(rope: Rope, length: int) -> dict[str, Any]:
@@ -85,7 +108,6 @@ def _bounds(rope: Rope, length: int) -> dict[str, Any]:
 
 
 def _describe(candidate: Candidate) -> dict[str, Any]:
-    services = candidate.encoding.by_engine()
     return {
         "strategy": str(candidate.strategy),
         "length_class": candidate.strategy.length_class,
@@ -93,10 +115,9 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
         "untrained_results": candidate.untrained,
         "phase_change": candidate.phase,
         "logit_factor": candidate.logits,
-        "written_as": candidate.encoding.what,
-        "engines": {name: service.verdict for name, service in services.items()},
-        "notes": {name: service.note for name, service in services.items() if service.note},
-        "source": candidate.encoding.source,
+        "written_as": candidate.written_as,
+        "engines": {each.engine: each.verdict for each in candidate.engines},
+        "notes": {each.engine: each.reason for each in candidate.engines},
         "paper": candidate.strategy.paper,
     }
 

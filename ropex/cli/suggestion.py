@@ -25,7 +25,7 @@ def render(about: dict[str, Any]) -> str:
     parts = [_head(about), _theory(about), _candidates(about), _engines(about)]
     steps = "\n".join(f"  {command}" for command in about["next"])
     parts.append(
-        f"Closed form tells risk and cost, not gain: measure, then keep what holds.\n{steps}"
+        f"Closed form shows risk and cost, not gain: measure, then keep what holds.\n{steps}"
     )
     return "\n\n".join(parts)
 
@@ -117,11 +117,10 @@ def _rounded_up(value: float) -> int:
 
 def _candidates(about: dict[str, Any]) -> str:
     from ropex.advice.candidates import ORDER
-    from ropex.engines.facts import ENGINES
     from ropex_eval.report.terminal import align
 
     pairs = about["rotary_dim"] // 2
-    rows = [["strategy", "inside", "untrained", "phase", "logits", *ENGINES]]
+    rows = [["strategy", "inside", "untrained", "phase", "logits", "engines"]]
     rows += [
         [
             each["strategy"],
@@ -129,7 +128,7 @@ def _candidates(about: dict[str, Any]) -> str:
             "yes" if each["untrained_results"] else "-",
             f"{each['phase_change']:.2f}",
             f"x {each['logit_factor']:.2f}",
-            *(each["engines"][name] for name in ENGINES),
+            f"{list(each['engines'].values()).count('yes')}/{len(each['engines'])}",
         ]
         for each in about["candidates"]
     ]
@@ -140,25 +139,30 @@ def _candidates(about: dict[str, Any]) -> str:
         "phase: radians by which the pair that changes most turns over 64 tokens, at the trained "
         f"length ({SOURCES['phase']}).",
         f"logits: what attention logits are multiplied by there ({SOURCES['logits']}).",
+        "engines: how many compute it exactly from what `ropex patch` writes.",
     ]
     legend += [f"left out: {name}: {why}." for name, why in about["left_out"].items()]
     return align(rows) + "\n\n" + "\n".join(map(_wrapped, legend))
 
 
 def _engines(about: dict[str, Any]) -> str:
-    """Conditions of the engines and who says so, each kind of config entry once."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
+    """What engines make of the strategies, those together that they treat alike."""
+    from ropex.engines.answer import VERDICTS
+
+    alike: dict[str, list[str]] = {}
     for each in about["candidates"]:
-        kinds.setdefault(each["written_as"], []).append(each)
-    sources = list(dict.fromkeys(each["source"] for each in about["candidates"]))
-    lines = ["Engines, by what the config says:"]
-    for what, members in kinds.items():
-        named = ", ".join(each["strategy"] for each in members)
-        notes = "; ".join(f"{name}: {note}" for name, note in members[0]["notes"].items())
-        mark = sources.index(members[0]["source"]) + 1
-        lines.append(_wrapped(f"{named}: {what}. {notes + '. ' if notes else ''}[{mark}]"))
-    lines += [_wrapped(f"[{mark}] {source}") for mark, source in enumerate(sources, 1)]
-    return "\n".join(lines)
+        alike.setdefault(_grouped(each["engines"]), []).append(each["strategy"])
+    lines = [f"Engines. {'; '.join(f'{word}: {said}' for word, said in VERDICTS.items())}."]
+    lines += [f"{', '.join(members)}. {said}." for said, members in alike.items()]
+    return "\n".join(map(_wrapped, [*lines, f"Sources. {_grouped(about['engine_sources'])}."]))
+
+
+def _grouped(said: dict[str, str]) -> str:
+    """What is said of engines, once for all of which it is said."""
+    names: dict[str, list[str]] = {}
+    for engine, text in said.items():
+        names.setdefault(text, []).append(engine)
+    return "; ".join(f"{', '.join(engines)}: {text}" for text, engines in names.items())
 
 
 def _wrapped(text: str) -> str:

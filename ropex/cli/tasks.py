@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet, read_model, size
+from ropex.cli.common import Verbs, add_checkpoint, add_verb, quiet, refuse, size
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -13,22 +13,27 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "tasks",
         _tasks,
-        "list the retrieval tasks, or show a prompt of one as a model is given it",
+        "list the retrieval tasks, or print a prompt of one as a model gets it",
         "ropex tasks passkey ./llama --length 512",
     )
-    parser.add_argument("task", nargs="?", metavar="TASK", help="show a prompt of this one")
-    add_model(parser, default="demo")
+    parser.add_argument("task", nargs="?", metavar="TASK", help="print a prompt of this one")
+    add_checkpoint(parser, default="demo")
     parser.add_argument(
-        "--length", type=size, default=256, metavar="N", help="tokens of the prompt (default: 256)"
+        "--length", type=size, metavar="N", help="tokens of the prompt (default: 256)"
     )
     parser.add_argument(
-        "--depth", type=float, default=0.5, metavar="D", help="where the answer is (default: 0.5)"
+        "--depth",
+        type=float,
+        metavar="D",
+        help="where the answer is, from 0 to 1 (default: 0.5)",
     )
 
 
 def _tasks(arguments: argparse.Namespace) -> None:
-    quiet()
-    from ropex.checkpoints.find import load_tokenizer
+    if arguments.task is None:
+        refuse(arguments, "is for a prompt; name a TASK", "length", "depth", "trust_remote_code")
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_skeleton, load_tokenizer
     from ropex_eval.tasks import TASKS, Source, show
 
     if arguments.task is None:
@@ -37,7 +42,10 @@ def _tasks(arguments: argparse.Namespace) -> None:
         return
     if arguments.task not in TASKS:
         raise ValueError(f"unknown task {arguments.task!r}; known: {', '.join(TASKS)}")
-    folder, skeleton, _ = read_model(arguments, weights=False)
-    tokenizer = load_tokenizer(folder, trust_remote_code=arguments.trust_remote_code)
+    quiet()
+    folder, trusted = find(arguments.model, weights=False), arguments.trust_remote_code
+    skeleton = load_skeleton(folder, trust_remote_code=trusted)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
     source = Source.of(skeleton, tokenizer, tokenizer.bos_token_id)
-    print(show(TASKS[arguments.task], source, arguments.length, arguments.depth))
+    depth = 0.5 if arguments.depth is None else arguments.depth
+    print(show(TASKS[arguments.task], source, arguments.length or 256, depth))

@@ -1,4 +1,4 @@
-"""What stands between the command line and a terminal: no text of others acts on it."""
+"""What is printed is escaped, so that no text from a file acts on the terminal."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def escaping() -> Iterator[None]:
 
 
 def drop_stdout() -> None:
-    """Let what is left to be printed vanish, where nobody reads it or there is no room."""
+    """Discard what is left to print, where nobody reads it or there is no room."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,22 +1,20 @@
-"""`ropex train`, `ropex trained` and `ropex recipes`."""
+"""`ropex train`."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropex.cli.common import Verbs, add_verb, quiet, say
-from ropex.files.writing import atomically
 
 if TYPE_CHECKING:
     from ropex.train.recipes.recipe import Recipe
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add `train`, `trained` and `recipes`."""
+    """Add `train`."""
     train = add_verb(
         verbs,
         "train",
@@ -31,45 +29,13 @@ def add_verbs(verbs: Verbs) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="what to do otherwise, such as training.learning_rate=1e-5",
+        help="values to change, such as training.learning_rate=1e-5",
     )
     train.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/RECIPE")
     train.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the recipe, and print what it would do and the memory that it takes",
-    )
-    _add_trained(verbs)
-    _add_recipes(verbs)
-
-
-def _add_trained(verbs: Verbs) -> None:
-    trained = add_verb(
-        verbs,
-        "trained",
-        _trained,
-        "print perplexity by length of training runs, before and after; no model is needed",
-        "ropex trained runs/demo-linear runs/demo-yarn",
-    )
-    trained.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    trained.add_argument(
-        "--steps", type=_steps, default=(), metavar="N,N", help="default: the first and the last"
-    )
-    trained.add_argument("--format", default="text", choices=("text", "markdown"))
-
-
-def _add_recipes(verbs: Verbs) -> None:
-    recipes = add_verb(
-        verbs,
-        "recipes",
-        _recipes,
-        "list the recipes that ropex ships; `ropex recipes copy NAME` writes one to edit",
-        "ropex recipes 'yarn*'",
-    )
-    recipes.add_argument("pattern", nargs="?", default="*", metavar="PATTERN|copy")
-    recipes.add_argument("name", nargs="?", metavar="NAME", help="what to copy")
-    recipes.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="where to copy it (default: NAME.yaml)"
+        help="check the recipe, and print what it would do and the memory it would take",
     )
 
 
@@ -94,12 +60,15 @@ def _train(arguments: argparse.Namespace) -> None:
     if state.is_main_process:
         say(f"written to {out / 'final'}")
         if recipe.evaluate is not None:
-            print(_table([out], as_markdown=False))
+            from ropex_eval.training.trained import Trained, table
+
+            print(table([Trained.read(out)]))
 
 
 def _plan(recipe: Recipe, watch: Any) -> str:
     """What a recipe would do, and what would be measured meanwhile."""
-    from ropex.checkpoints.find import find, load_tokenizer
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_tokenizer
     from ropex.train.recipes.plan import plan
 
     if watch is None:
@@ -126,43 +95,3 @@ def _watch(recipe: Recipe, out: Path) -> Any:
         trained_length=recipe.trained_length,
         tell=say,
     )
-
-
-def _trained(arguments: argparse.Namespace) -> None:
-    print(_table(arguments.runs, arguments.steps, as_markdown=arguments.format == "markdown"))
-
-
-def _steps(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} are no steps; write 0,50,200") from None
-
-
-def _table(folders: list[Path], steps: tuple[int, ...] = (), *, as_markdown: bool) -> str:
-    from ropex_eval.training.trained import Trained, table
-
-    return table([Trained.read(folder) for folder in folders], steps, as_markdown=as_markdown)
-
-
-def _recipes(arguments: argparse.Namespace) -> None:
-    from ropex.train.recipes.reading import about, find_shipped, shipped_recipes
-
-    if arguments.pattern == "copy":
-        if arguments.name is None:
-            raise ValueError("name the recipe to copy, as in ropex recipes copy yarn-64k")
-        source = find_shipped(arguments.name)
-        target = arguments.out or Path(f"{source.stem}.yaml")
-        if target.exists():
-            raise FileExistsError(f"{target} exists; -o names another file")
-        with atomically(target) as temporary:
-            shutil.copyfile(source, temporary)
-        say(f"written to {target}")
-        return
-    if arguments.name is not None:
-        raise ValueError(f"{arguments.name!r}: give one pattern, or copy and a name")
-    found = shipped_recipes(arguments.pattern)
-    if not found:
-        raise ValueError(f"no recipe matches {arguments.pattern!r}; ropex recipes lists all")
-    width = max(len(path.stem) for path in found)
-    print("\n".join(f"{path.stem:<{width}}  {about(path)}" for path in found))

@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropex.cli.common import Verbs, add_model, add_verb, quiet, size
+from ropex.cli.common import Verbs, add_model, add_strategy, add_verb, quiet, refuse, size
 
 if TYPE_CHECKING:
     from ropex.parity.models import Difference
     from ropex.patching.record import Record
+
+_SERVER = ("served", "api_key", "data", "length", "allowed")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -20,23 +22,31 @@ def add_verbs(verbs: Verbs) -> None:
         "verify",
         _verify,
         "prove that a saved checkpoint, or a server, computes what a patched model does",
-        "ropex verify ./llama ./llama-16k -s yarn:4\n"
-        "  ropex verify ./llama-16k --url http://localhost:8000 --served llama-16k",
+        "ropex verify ./llama ./llama-16k -s yarn:4",
+        "ropex verify ./llama-16k --url http://localhost:8000 --served llama-16k",
     )
     add_model(parser)
     parser.add_argument("other", nargs="?", metavar="DIR", help="a checkpoint to compare with")
-    parser.add_argument("-s", "--strategy", metavar="S", help="to patch MODEL with, live")
+    add_strategy(parser, "what to patch MODEL with")
     parser.add_argument(
         "--lift-sliding-window",
         action="store_true",
-        help="in MODEL too, as ropex patch does under this option",
+        help="in MODEL, as ropex patch does with this option",
     )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    server = parser.add_argument_group("against a server with OpenAI's API")
-    server.add_argument("--url", help="such as http://localhost:8000")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="that both are loaded in (default: float32)",
+    )
+    _add_server(parser.add_argument_group("against a server with OpenAI's API"))
+
+
+def _add_server(server: argparse._ArgumentGroup) -> None:
+    server.add_argument("--url", metavar="URL", help="such as http://localhost:8000")
     server.add_argument("--served", metavar="NAME", help="what it calls the model")
-    server.add_argument("--api-key", metavar="KEY")
-    server.add_argument("--data", default="stdlib", metavar="TEXT", help="as for ropex eval")
+    server.add_argument("--api-key", metavar="KEY", help="if it wants one")
+    server.add_argument("--data", metavar="TEXT", help="as for ropex eval (default: stdlib)")
     server.add_argument(
         "--length",
         type=size,
@@ -46,7 +56,6 @@ def add_verbs(verbs: Verbs) -> None:
     server.add_argument(
         "--allowed",
         type=float,
-        default=0.05,
         metavar="NATS",
         help="mean difference of a token's log-probability (default: 0.05)",
     )
@@ -55,6 +64,12 @@ def add_verbs(verbs: Verbs) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     if (arguments.other is None) == (arguments.url is None):
         raise ValueError("name a checkpoint to compare with, or a server (--url), one of the two")
+    if arguments.url is None:
+        from ropex.checkpoints.find import find, local
+
+        refuse(arguments, "is for a server (--url)", *_SERVER)
+        if local(arguments.other):
+            find(arguments.other, weights=False)
     quiet()
     compared = _with_server if arguments.url else _with_checkpoint
     found = compared(arguments, _live(arguments))
@@ -67,7 +82,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _live(arguments: argparse.Namespace) -> Any:
     """MODEL, patched as the arguments say."""
     import ropex
-    from ropex.checkpoints.find import find, load_model
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_model
     from ropex.config.from_file import read_strategy, require_base
 
     text = arguments.strategy
@@ -91,13 +107,14 @@ def _base(model: Any) -> float:
 
     handle = stack(sites(model))[0].handle
     assert handle is not None  # no copy
-    return handle.rope.base
+    return handle.state.rope.base
 
 
 def _with_checkpoint(arguments: argparse.Namespace, model: Any) -> list[Difference]:
     import torch
 
-    from ropex.checkpoints.find import find, load_model
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_model
     from ropex.files.untrusted import read_json
     from ropex.parity.models import Folded, differences
     from ropex.patching.record import Record
@@ -124,8 +141,9 @@ def _lengths(arguments: argparse.Namespace, model: Any, record: Record | None) -
 
 
 def _with_server(arguments: argparse.Namespace, model: Any) -> list[Difference]:
-    """The text's tokens under both; engines round otherwise, so the mean is what is compared."""
-    from ropex.checkpoints.find import find, load_tokenizer
+    """The text's tokens under both; engines round differently, so the means are compared."""
+    from ropex.checkpoints.find import find
+    from ropex.checkpoints.loading import load_tokenizer
     from ropex.parity.models import Difference
     from ropex.parity.server import own_logprobs, served_logprobs
     from ropex.patching.record import Record
@@ -138,7 +156,7 @@ def _with_server(arguments: argparse.Namespace, model: Any) -> list[Difference]:
     trained, target = _lengths(arguments, model, record)
     given, usual = arguments.length, min(target, trained + trained // 4)
     length = usual if given is None else given
-    corpus = load_corpus(arguments.data, tokenizer, tokenizer.bos_token_id, length, 1)
+    corpus = load_corpus(arguments.data or "stdlib", tokenizer, tokenizer.bos_token_id, length, 1)
     ids = corpus.excerpts[0].ids.tolist()
     ids = ids if corpus.bos is None else [corpus.bos, *ids]
     require_embedded(ids, model, arguments.model)
@@ -147,4 +165,5 @@ def _with_server(arguments: argparse.Namespace, model: Any) -> list[Difference]:
     ours = own_logprobs(model, ids)
     apart = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     what = f"log-probabilities of {len(ids)} tokens, mean difference"
-    return [Difference(what, sum(apart) / len(apart), arguments.allowed)]
+    allowed = 0.05 if arguments.allowed is None else arguments.allowed
+    return [Difference(what, sum(apart) / len(apart), allowed)]

@@ -1,44 +1,187 @@
-"""Read and write the rotary part of a model's config, in transformers 4 and 5.
+"""One rope entry of a config, in any notation, and what it means.
 
-An *entry* is one dict with `rope_type`, `rope_theta` and the parameters of the type: what
-transformers 5 stores as `rope_parameters`, and transformers 4 as `rope_theta` and `rope_scaling`.
+transformers 5 stores an entry as `rope_parameters`, one dict with `rope_type`, `rope_theta` and the
+parameters of the type, or one such dict for each layer type; transformers 4 as `rope_theta` and
+`rope_scaling`. Some families have names of their own (`ropex.config.families`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from ropex.config.notations import is_nested, version_4, version_5
+from ropex.config.edits import Edit, Path
+from ropex.config.families import BY_LAYER, NAMES_IN_4, SHARES, usual_share
+from ropex.config.notations import is_nested, layers_in, version_5
+from ropex.config.parts import NOTATIONS, Part
+from ropex.config.values import MAX, ORIGINAL, allowed, number, positive, range_of, spelled
 from ropex.errors import UnsupportedModel
 
-# Parameters of one rope type; they go when another type is written.
-# fmt: off
-_TYPE_KEYS = frozenset({
-    "type", "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-    "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
-    "short_mscale", "long_mscale", "original_max_position_embeddings", "alpha",
-})
-# fmt: on
-# Numbers of an entry: above the first, at most the second, and how that is said.
-_BOUNDS = {
-    "rope_theta": (1.0, 1e30, "a number above 1"),
-    "factor": (0.0, 1e30, "a number above 0"),
-    "partial_rotary_factor": (0.0, 1.0, "a number above 0 and at most 1"),
-}
-# Rope types whose factor multiplies `max_position_embeddings`, which must stay as trained.
-_MULTIPLIES_MAX = ("linear", "dynamic")
+USUAL_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""Turns at the ends of YaRN's ramp that every engine takes where a config says none."""
+
+_NAMES = {"su": "longrope", "mrope": "default"}  # what some files call two of the types
+_CHECKED = ("rope_theta", "factor", "partial_rotary_factor")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One rope entry, as it is written and as numbers.
+
+    A value that cannot be meant as a number is None here, as if it were absent.
+
+    Attributes:
+        part: The config, or the part of one, where it stands.
+        path: Keys that lead to it from there.
+        raw: Its JSON.
+    """
+
+    part: Part
+    path: Path
+    raw: dict[str, Any]
+
+    @classmethod
+    def alone(cls, raw: dict[str, Any], longest: int | None = None) -> Entry:
+        """An entry of a config that says nothing else but `max_position_embeddings`."""
+        return cls(Part((), {MAX: longest}), (), raw)
+
+    @property
+    def kind(self) -> str:
+        """Its rope type, as transformers calls it; empty if it is not a string."""
+        found = self.raw.get("rope_type", self.raw.get("type", "default"))
+        return _NAMES.get(found, found) if isinstance(found, str) else ""
+
+    @property
+    def two_types(self) -> bool:
+        """Whether its two keys for the type contradict each other."""
+        said = [self.raw[key] for key in ("type", "rope_type") if key in self.raw]
+        return len({_NAMES.get(each, each) if isinstance(each, str) else None for each in said}) > 1
+
+    @property
+    def layer_type(self) -> str:
+        """The layers that it is for; empty where it is for all."""
+        return self.path[1] if len(self.path) > 1 else ""
+
+    @property
+    def stated_base(self) -> Any:
+        """`rope_theta`, under whatever name the family has for it; None if it is not said."""
+        family = self.part.model_type
+        name = NAMES_IN_4.get(family, {}).get("rope_theta", "rope_theta")
+        if self.layer_type == "sliding_attention" and family in BY_LAYER:
+            name = BY_LAYER[family].local_key or name
+        said = self.raw.get("rope_theta")
+        return self.part.raw.get(name) if said is None else said
+
+    @property
+    def base(self) -> float | None:
+        """The base as a number; YAML reads 1e6 as a string."""
+        value = self.stated_base
+        found = number(value) or spelled(value)
+        return found if found and found > 0 else None
+
+    @property
+    def share(self) -> float:
+        """Rotated share of a head; that of the family where none is said."""
+        raws = (self.raw, self.part.raw)
+        said = (positive(raw, key) for raw in raws for key in SHARES)
+        return next(filter(None, said), usual_share(self.part.model_type))
+
+    @property
+    def pairs(self) -> int | None:
+        """Rotated pairs of a head by the sizes in the config; None if it does not say them."""
+        raw = self.part.raw
+        if latent := positive(raw, "qk_rope_head_dim"):
+            return int(latent) // 2
+        head = positive(raw, "head_dim")
+        if head is None and not self.part.remote:
+            hidden, heads = positive(raw, "hidden_size"), positive(raw, "num_attention_heads")
+            head = hidden // heads if hidden and heads and heads >= 1 else None
+        return None if head is None else int(head * self.share) // 2
+
+    @property
+    def factor(self) -> float | None:
+        """The factor that it states."""
+        return positive(self.raw, "factor")
+
+    @property
+    def stretch(self) -> float | None:
+        """The factor; for the types that go by two lengths, else what these say."""
+        if self.factor or self.kind not in ("yarn", "longrope"):
+            return self.factor
+        return self.longest / self.original if self.longest and self.original else None
+
+    @property
+    def original(self) -> float | None:
+        """The trained length that it states, or else its part."""
+        return positive(self.raw, ORIGINAL) or positive(self.part.raw, ORIGINAL)
+
+    @property
+    def longest(self) -> float | None:
+        """`max_position_embeddings`."""
+        return positive(self.part.raw, MAX)
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Turns at the fast and the slow end of YaRN's ramp."""
+        fast, slow = (positive(self.raw, key) or usual for key, usual in USUAL_BETAS.items())
+        return fast, slow
+
+    @property
+    def truncate(self) -> bool:
+        """Whether YaRN's ramp is rounded to whole pairs; null is false to transformers."""
+        return bool(self.raw.get("truncate", True))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it changes frequencies at all."""
+        if self.kind == "longrope":
+            return True
+        return self.kind in ("linear", "dynamic", "yarn", "llama3") and (self.factor or 1) > 1
+
+    @property
+    def where(self) -> str:
+        """Its place, for a person."""
+        return self.part.where(*self.path)
+
+    def set(self, key: str, to: Any) -> Edit:
+        """The edit that sets one of its values."""
+        return self.part.set(*self.path, key, to=to)
+
+    def remove(self, key: str) -> Edit:
+        """The edit that takes one of its keys away."""
+        return self.part.remove(*self.path, key)
+
+
+def entries_of(part: Part) -> tuple[Entry, ...]:
+    """Every rope entry, in both notations, one for each layer type where they differ."""
+    return tuple(_entries(part))
+
+
+def _entries(part: Part) -> Iterator[Entry]:
+    for key in NOTATIONS:
+        raw = part.raw.get(key)
+        if not isinstance(raw, dict):
+            continue
+        layers = layers_in(raw, part.model_type)
+        if not is_nested(layers):
+            yield Entry(part, (key,), raw)
+            continue
+        for layer_type, entry in layers.items():
+            if isinstance(entry, dict):
+                yield Entry(part, (key, layer_type), entry)
 
 
 def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
-    """The rope entry of a config of either version, as a new dict.
+    """The rope entry of a config of transformers 4 or 5, as a new dict.
 
     Args:
-        config: A config of either version.
+        config: The object that a model has.
         layer_type: Of which layers, in a config with an entry for each type.
 
     Raises:
         UnsupportedModel: The config has one entry per layer type, and none was named.
-        ValueError: The config does not say what the base is, or a number in it is none.
+        ValueError: The config does not say its base, or a number in it is out of range.
     """
     entry = read_entries(config)
     if layer_type:
@@ -51,11 +194,12 @@ def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
     entry.setdefault("rope_type", entry.get("type", "default"))
     if not entry.get("rope_theta"):
         raise ValueError(f"the config of {config.model_type} does not say its rope_theta; add it")
-    for key, (above, most, allowed) in _BOUNDS.items():
+    for key in _CHECKED:
         value = entry.get(key, getattr(config, key, None))
-        if value is not None and not (isinstance(value, (int, float)) and above < value <= most):
+        if value is not None and not allowed(key, value):
             raise ValueError(
-                f"the config of {config.model_type} says {key} {value!r}; it must be {allowed}"
+                f"the config of {config.model_type} says {key} {value!r}; "
+                f"it must be a {range_of(key)}"
             )
     return entry
 
@@ -63,10 +207,33 @@ def read_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
 def read_entries(config: Any) -> dict[str, Any]:
     """The rope entry of a config, or the dict of one for each layer type, as it stands there."""
     if version_5() and isinstance(getattr(config, "rope_parameters", None), dict):
-        return dict(config.rope_parameters)
+        return dict(layers_in(config.rope_parameters, config.model_type))
     entry = dict(getattr(config, "rope_scaling", None) or {})
     entry.setdefault("rope_type", entry.get("type", "default"))
     return {**entry, "rope_theta": getattr(config, "rope_theta", None)}
+
+
+def completed_entry(config: Any, layer_type: str = "") -> dict[str, Any]:
+    """The entry with the length before scaling and the factor, wherever transformers finds them."""
+    entry = read_entry(config, layer_type)
+    entry.pop("type", None)
+    if entry["rope_type"] in ("yarn", "llama3", "longrope"):
+        entry[ORIGINAL] = _before(config, entry) or config.max_position_embeddings
+        stretch = Entry.alone(entry, config.max_position_embeddings).stretch
+        if entry["rope_type"] == "yarn" and entry.get("factor") is None and stretch:
+            entry["factor"] = stretch
+    return entry
+
+
+def _before(config: Any, entry: dict[str, Any]) -> Any:
+    """The stated length before scaling, where the installed transformers looks for it.
+
+    In 5, that at the root overrules the one entry of a config. 4 reads it for `longrope` alone.
+    """
+    inner, root = entry.get(ORIGINAL), getattr(config, ORIGINAL, None)
+    if version_5():
+        return inner or root if is_nested(read_entries(config)) else root or inner
+    return root if entry["rope_type"] == "longrope" else inner
 
 
 def reach(config: Any, entry: dict[str, Any]) -> int | None:
@@ -75,24 +242,20 @@ def reach(config: Any, entry: dict[str, Any]) -> int | None:
     `max_position_embeddings` stays at the length before scaling in the `linear` type, and in many
     files of the `yarn` and `longrope` types, as model cards and engines read them.
     """
-    length: int | None = getattr(config, "max_position_embeddings", None)
+    length: int | None = getattr(config, MAX, None)
     if length is None:
         return None
     factor = float(entry.get("factor") or 1)
     if entry["rope_type"] == "linear":
         return round(length * factor)
     if entry["rope_type"] in ("yarn", "longrope"):
-        original = entry.get("original_max_position_embeddings") or length
-        return max(length, round(original * factor))
+        return max(length, round((entry.get(ORIGINAL) or length) * factor))
     return length
 
 
 def switch_of(config: Any, entry: dict[str, Any]) -> int:
     """Tokens up to which a model with a `longrope` entry takes its short list."""
-    said = getattr(config, "original_max_position_embeddings", None)
-    if version_5():
-        said = entry.get("original_max_position_embeddings") or said
-    return int(said or config.max_position_embeddings)
+    return int(_before(config, entry) or config.max_position_embeddings)
 
 
 def scaling_of(entry: dict[str, Any]) -> str | None:
@@ -104,59 +267,3 @@ def scaling_of(entry: dict[str, Any]) -> str | None:
     if kind in ("default", "llama3") or (kind == "proportional" and not factor):
         return None
     return f"{kind}, factor {factor:g}" if factor else str(kind)
-
-
-def write_entry(
-    config: Any, entry: dict[str, Any], trained: int, target: int, layer_type: str = ""
-) -> None:
-    """Put `entry` and the lengths that belong to it into `config`, in place.
-
-    Args:
-        config: A config of either version; keys of other uses in its old entry are kept.
-        entry: The new rope entry; `rope_theta` stays as it was if it is left out.
-        trained: Tokens that the model was trained at.
-        target: Tokens that it is to reach.
-        layer_type: Of which layers, in a config with an entry for each type.
-    """
-    old = read_entry(config, layer_type)
-    entry = {**{key: old[key] for key in old.keys() - _TYPE_KEYS}, **entry}
-    if "llama_4_scaling_beta" in old:  # Ministral 3 reads the original length at every call
-        entry.setdefault(
-            "original_max_position_embeddings", old["original_max_position_embeddings"]
-        )
-    config.max_position_embeddings = trained if entry["rope_type"] in _MULTIPLIES_MAX else target
-    # transformers 4 hands a head_dim of None to YaRN, dynamic and longrope, and 5 for Mixtral.
-    # Not by getattr, which some families refuse where layers differ in it (Gemma 4).
-    if vars(config).get("head_dim", 0) is None:
-        config.head_dim = config.hidden_size // config.num_attention_heads
-    original = entry.get("original_max_position_embeddings")
-    # At the root it overrules the entry, and is all that transformers 4 reads for longrope.
-    read_there = hasattr(config, "original_max_position_embeddings") or not version_5()
-    if original is not None and read_there:
-        config.original_max_position_embeddings = original
-    if layer_type:
-        config.rope_parameters = {**config.rope_parameters, layer_type: entry}
-    elif version_5() or hasattr(config, "rope_parameters"):
-        config.rope_parameters = entry  # version 4 keeps it too, from a file with both notations
-    if not version_5():
-        for key, value in version_4(entry, config.model_type).items():
-            setattr(config, key, value)
-
-
-def carrier(ratios: list[float], attention_scale: float, length: int) -> dict[str, Any]:
-    """A `longrope` entry that carries any static frequencies exactly.
-
-    Args:
-        ratios: Unscaled frequency over wanted one, of each pair.
-        attention_scale: What cos and sin are multiplied by.
-        length: Tokens that the model is to reach; written as the switch point, so that both
-            lists, which are equal, mean the same in every engine.
-    """
-    return {
-        "rope_type": "longrope",
-        "short_factor": ratios,
-        "long_factor": ratios,
-        "factor": 1.0,
-        "attention_factor": attention_scale,
-        "original_max_position_embeddings": length,
-    }

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-# Names that transformers 4 has for two keys in some families; it reads no other.
-_NAMES_IN_4 = {
-    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-    "modernbert": {"rope_theta": "global_rope_theta"},
-    "modernbert-decoder": {"rope_theta": "global_rope_theta"},
-}
-# Families with an entry per layer type in transformers 5, which 4 knows as well: how 4 calls the
-# base of the layers with a window, if it has one of its own.
-_LOCAL_BASE_IN_4 = {
-    "gemma3_text": "rope_local_base_freq",
-    "gemma3n_text": "rope_local_base_freq",
-    "modernbert": "local_rope_theta",
-    "modernbert-decoder": "local_rope_theta",
-    "olmo3": None,
-}
-# Those of them whose layers all have the base of the full attention in transformers 4.
-_ONE_BASE_IN_4 = frozenset({"modernbert-decoder", "olmo3"})
-# Families that take only these types of scaling, and no keys but `type` and these.
-_KEYS_IN_4 = {
-    "olmo": (("linear", "dynamic"), ("factor",)),
-    "olmo2": (("linear", "dynamic"), ("factor",)),
-    "phi3": (("longrope",), ("short_factor", "long_factor")),
-    "phi4_multimodal": (("longrope",), ("short_factor", "long_factor")),
-}
-# Families whose rotary module reads no scaling in transformers 4.
-_UNSCALED_IN_4 = frozenset({"nemotron", "dbrx", "recurrent_gemma", "modernbert-decoder"})
-# One that reads a scaling there for all layers, those with a window included; none is written.
-_SCALED_ALIKE_IN_4 = frozenset({"modernbert"})
-# Types that families refuse there.
-_REFUSED_IN_4 = {"hunyuan_v1_dense": ("dynamic",), "hunyuan_v1_moe": ("dynamic",)}
-# Families that read any scaling as one of this type, and fail where its parameters are not there.
-_ONE_TYPE_IN_4 = {"llama4_text": "llama3"}
+from ropex.config.families import (
+    BASE_IN_4,
+    BY_LAYER,
+    KEYS_IN_4,
+    NAMES_IN_4,
+    ONE_TYPE_IN_4,
+    REFUSED_IN_4,
+    SCALED_ALIKE_IN_4,
+    UNSCALED_IN_4,
+)
+from ropex.config.parts import Part
+from ropex.config.values import positive
+from ropex.strategies.attention_factors import mscale_of
 
 
 def version_5() -> bool:
@@ -49,7 +28,16 @@ def version_5() -> bool:
 
 def is_nested(entries: dict[str, Any]) -> bool:
     """Whether this is no entry, but a dict of one for each layer type."""
-    return any(isinstance(value, dict) for value in entries.values())
+    typed = "rope_type" in entries or "type" in entries
+    return not typed and any(isinstance(value, dict) for value in entries.values())
+
+
+def layers_in(entries: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """What transformers 5 reads of `rope_parameters`: families by layer ignore an entry beside."""
+    by_layer = model_type in BY_LAYER and any(isinstance(each, dict) for each in entries.values())
+    if not by_layer:
+        return entries
+    return {key: each for key, each in entries.items() if each is None or isinstance(each, dict)}
 
 
 def each_entry(entries: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,7 +51,7 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     """`entry` as transformers 4 has it: base, scaling and rotated share at the root."""
     separate = ("rope_theta", "partial_rotary_factor")
     root = {key: entry[key] for key in separate if key in entry}
-    names = _NAMES_IN_4.get(model_type, {})
+    names = NAMES_IN_4.get(model_type, {})
     root.update({names[key]: value for key, value in root.items() if key in names})
     # 5 would scale all layers of these by it, as 4 does in the one; 4 reads none in the other.
     if model_type in ("modernbert", "modernbert-decoder"):
@@ -71,7 +59,7 @@ def version_4(entry: dict[str, Any], model_type: str) -> dict[str, Any]:
     scaling = {key: value for key, value in entry.items() if key not in separate}
     kind = entry.get("rope_type", "default")
     if _fits_keys(entry, model_type):
-        scaling = {"type": kind, **{key: entry[key] for key in _KEYS_IN_4[model_type][1]}}
+        scaling = {"type": kind, **{key: entry[key] for key in KEYS_IN_4[model_type][1]}}
     # There the axes of positions (Qwen2-VL) are said beside the scaling, or what would be one.
     unscaled = kind == "default" and not any(key.startswith("mrope_") for key in scaling)
     return {**root, "rope_scaling": None if unscaled else scaling}
@@ -83,24 +71,19 @@ def misread_by_4(entries: dict[str, Any], model_type: str) -> str | None:
         kind = entry.get("rope_type", "default")
         if kind == "default":
             continue
-        if model_type in _UNSCALED_IN_4:
+        if model_type in UNSCALED_IN_4:
             return f"ignores any scaling of {model_type}, without a word"
-        if model_type in _SCALED_ALIKE_IN_4:
+        if model_type in SCALED_ALIKE_IN_4:
             return f"has one scaling for all layers of {model_type}, and reads none of this file"
-        if kind != _ONE_TYPE_IN_4.get(model_type, kind):
+        if kind != ONE_TYPE_IN_4.get(model_type, kind):
             return f"cannot build {model_type} with this {kind} entry"
-        misfit = model_type in _KEYS_IN_4 and not _fits_keys(entry, model_type)
-        if misfit or kind in _REFUSED_IN_4.get(model_type, ()):
+        misfit = model_type in KEYS_IN_4 and not _fits_keys(entry, model_type)
+        if misfit or kind in REFUSED_IN_4.get(model_type, ()):
             return f"refuses to load {model_type} with this {kind} entry"
     bases = {entry["rope_theta"] for entry in each_entry(entries)}
-    if len(bases) > 1 and one_base_in_4(model_type):
+    if len(bases) > 1 and _one_base_in_4(model_type):
         return f"has one base for all layers of {model_type}"
     return None
-
-
-def one_base_in_4(model_type: str) -> bool:
-    """Whether transformers 4 gives all layers one base, and 5 each layer type its own."""
-    return model_type in _ONE_BASE_IN_4
 
 
 def keeps_base(model_type: str) -> bool:
@@ -108,7 +91,16 @@ def keeps_base(model_type: str) -> bool:
 
     transformers 4 has one base for all layers, and reads lists of factors for these alone.
     """
-    return model_type in _ONE_BASE_IN_4 - _UNSCALED_IN_4
+    return _one_base_in_4(model_type) and model_type not in UNSCALED_IN_4
+
+
+def _one_base_in_4(model_type: str) -> bool:
+    return model_type in BY_LAYER and BY_LAYER[model_type].one_base
+
+
+def _by_layer_in_5(model_type: str) -> bool:
+    """Whether a family that transformers 4 knows has an entry for each layer type in 5."""
+    return model_type in BY_LAYER and BY_LAYER[model_type].in_4
 
 
 def misread_by_5(entry: dict[str, Any], model_type: str) -> bool:
@@ -116,7 +108,7 @@ def misread_by_5(entry: dict[str, Any], model_type: str) -> bool:
 
     It looks for `truncate` beside the entries of the layer types, where there is none.
     """
-    return model_type in _LOCAL_BASE_IN_4 and entry.get("truncate") is False
+    return _by_layer_in_5(model_type) and entry.get("truncate") is False
 
 
 def by_layer_type(entry: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -127,9 +119,9 @@ def by_layer_type(entry: dict[str, Any], config: Any) -> dict[str, Any]:
         config: Of transformers 4.
     """
     kind = config.model_type
-    if is_nested(entry) or kind not in _LOCAL_BASE_IN_4:
+    if is_nested(entry) or not _by_layer_in_5(kind):
         return entry
-    name = None if one_base_in_4(kind) else _LOCAL_BASE_IN_4[kind]
+    name = None if _one_base_in_4(kind) else BY_LAYER[kind].local_key
     base = (name and getattr(config, name)) or entry["rope_theta"]
     local = {"rope_type": "default", "rope_theta": base}
     return {"full_attention": entry, "sliding_attention": local}
@@ -137,7 +129,7 @@ def by_layer_type(entry: dict[str, Any], config: Any) -> dict[str, Any]:
 
 def _fits_keys(entry: dict[str, Any], model_type: str) -> bool:
     """Whether a family that takes only some types and keys can say this entry with them."""
-    types, _ = _KEYS_IN_4.get(model_type, ((), ()))
+    types, _ = KEYS_IN_4.get(model_type, ((), ()))
     return entry.get("rope_type") in types and entry.get("attention_factor", 1.0) == 1.0
 
 
@@ -149,14 +141,14 @@ def written(entries: dict[str, Any], model_type: str) -> dict[str, Any]:
         model_type: Of the config.
     """
     per_layer_type = is_nested(entries)
-    if not per_layer_type and model_type in _LOCAL_BASE_IN_4:  # read by 4, which has no such keys
+    if not per_layer_type and _by_layer_in_5(model_type):  # read by 4, which has no such keys
         return version_4(entries, model_type)
     keys = {"rope_parameters": entries}
     if not per_layer_type:
         return {**keys, **version_4(entries, model_type)}
-    if model_type in _LOCAL_BASE_IN_4:
+    if _by_layer_in_5(model_type):
         keys.update(version_4(entries["full_attention"], model_type))
-        if local := _LOCAL_BASE_IN_4[model_type]:
+        if local := BY_LAYER[model_type].local_key:
             keys[local] = entries["sliding_attention"]["rope_theta"]
     return keys
 
@@ -176,8 +168,7 @@ def with_magnitude(entry: dict[str, Any]) -> dict[str, Any]:
         return {**entry, "short_mscale": factor, "long_mscale": factor}
     stretch = float(entry.get("factor") or 1)
     if entry.get("rope_type") == "yarn" and stretch > 1 and "mscale" not in entry:
-        mscale = (factor - 1) / (0.1 * math.log(stretch))
-        return {**entry, "mscale": mscale, "mscale_all_dim": 0.0}
+        return {**entry, "mscale": mscale_of(factor, stretch), "mscale_all_dim": 0.0}
     return entry
 
 
@@ -194,3 +185,42 @@ def fold_version_5(raw: dict[str, Any], config: Any) -> None:
     keys.pop("rope_parameters", None)
     for key, value in keys.items():
         setattr(config, key, value)
+
+
+def keys_in_4(part: Part) -> dict[str, Any] | None:
+    """The keys that say `rope_parameters` to transformers 4; None where 4 has no use for any.
+
+    None also where `rope_parameters` is too broken to answer; other rules report that.
+    """
+    entries = part.raw.get("rope_parameters")
+    if part.model_type not in BASE_IN_4 or not isinstance(entries, dict) or part.remote:
+        return None
+    if is_nested(entries) != (part.model_type in BY_LAYER):  # which another rule reports
+        return None
+    entries = _filled(part, entries)
+    each = entries.values() if is_nested(entries) else [entries]
+    if not all(isinstance(entry, dict) and _readable(entry) for entry in each):
+        return None
+    if is_nested(entries) and not {"full_attention", "sliding_attention"} <= entries.keys():
+        return None
+    keys = written(entries, part.model_type)
+    unread = {"rope_parameters", *NAMES_IN_4.get(part.model_type, ())}
+    return {key: value for key, value in keys.items() if key not in unread}
+
+
+def _filled(part: Part, entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries with the base that transformers 5 takes from the root where they have none."""
+    root = part.raw.get("rope_theta")
+    if is_nested(entries) or root is None:
+        return entries
+    return {"rope_theta": root, **entries}
+
+
+def _readable(entry: dict[str, Any]) -> bool:
+    """Whether an entry has a base, and what its type cannot do without."""
+    kind = entry.get("rope_type", "default")
+    if not isinstance(kind, str) or not positive(entry, "rope_theta"):
+        return False
+    if kind == "longrope":
+        return {"short_factor", "long_factor"} <= entry.keys()
+    return kind not in ("linear", "dynamic") or "factor" in entry

@@ -1,21 +1,26 @@
-"""Frequencies and temperatures that a config entry stands for, in float64."""
+"""The frequencies and temperatures that a config entry stands for, in float64."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ropex.config.entry import Entry
 from ropex.rope import Rope
 from ropex.sizes import LONGEST
+from ropex.strategies.attention_factors import (
+    longrope_temperature,
+    yarn_quotient,
+    yarn_temperature,
+)
 from ropex.strategies.base import Strategy
 from ropex.strategies.dynamic import Dynamic
 from ropex.strategies.linear import Linear
 from ropex.strategies.llama3 import Llama3
 from ropex.strategies.none import Unscaled
-from ropex.strategies.yarn import Yarn
+from ropex.strategies.yarn import band, linear_ramp
 
 KNOWN = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 """Types whose formula stands here, which are those of transformers 4 as well."""
@@ -27,7 +32,9 @@ def original(entry: dict[str, Any], length: int) -> int:
     Raises:
         ValueError: That is no length.
     """
-    return _checked(int(entry.get("original_max_position_embeddings") or length))
+    by_config = Entry.alone(entry).kind == "dynamic"  # which has no other key for it
+    stated = None if by_config else entry.get("original_max_position_embeddings")
+    return _checked(int(stated or length))
 
 
 def _checked(length: int) -> int:
@@ -52,25 +59,27 @@ def frequencies(entry: dict[str, Any], dim: int, trained: int, length: int) -> T
         ValueError: One of the lengths is below 2.
     """
     _checked(length)
+    found = Entry.alone(entry, trained)
     rope = Rope.standard(dim, float(entry["rope_theta"]), original(entry, trained))
-    if entry["rope_type"] == "longrope":
+    if found.kind == "longrope":
         name = "long_factor" if length > rope.trained_length else "short_factor"
         return rope.inv_freq / torch.tensor(entry[name], dtype=torch.float64)
-    return _strategy(entry).plan(rope, length).inv_freq
+    if found.kind == "yarn":  # not by the strategy, which takes no ramp without width (Kimi K2)
+        share = linear_ramp(rope, *band(rope, *found.betas, found.truncate, rope.trained_length))
+        return rope.inv_freq * (share / (found.stretch or 1.0) + (1 - share))
+    return _strategy(found).plan(rope, length).inv_freq
 
 
-def _strategy(entry: dict[str, Any]) -> Strategy:
-    """The strategy whose native entry this is; its temperature is left out."""
-    kind, factor = entry["rope_type"], float(entry.get("factor") or 1)
-    if kind == "linear":
+def _strategy(entry: Entry) -> Strategy:
+    """The strategy whose native entry this is."""
+    factor = entry.factor or 1.0
+    if entry.kind == "linear":
         return Linear(factor)
-    if kind == "dynamic":
+    if entry.kind == "dynamic":
         return Dynamic(factor=factor)
-    if kind == "llama3":
-        return Llama3(factor, alpha=entry["low_freq_factor"], beta=entry["high_freq_factor"])
-    if kind == "yarn":
-        betas = float(entry.get("beta_fast") or 32), float(entry.get("beta_slow") or 1)
-        return Yarn(factor, None, *betas, entry.get("truncate", True))
+    if entry.kind == "llama3":
+        bounds = entry.raw["low_freq_factor"], entry.raw["high_freq_factor"]
+        return Llama3(factor, alpha=bounds[0], beta=bounds[1])
     return Unscaled()
 
 
@@ -80,18 +89,17 @@ def told(entry: dict[str, Any]) -> float | None:
     return None if factor is None else float(factor)
 
 
-def usual(entry: dict[str, Any], mscale: float = 1.0) -> float:
-    """YaRN's temperature, `0.1 mscale ln(factor) + 1`."""
-    factor = float(entry.get("factor") or 1)
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
+def usual(entry: dict[str, Any]) -> float:
+    """YaRN's temperature by the factor alone."""
+    return yarn_temperature(float(entry.get("factor") or 1))
 
 
 def quotient(entry: dict[str, Any]) -> float:
     """The temperature of `mscale` over that of `mscale_all_dim`, by default 1 and 0."""
-    over = usual(entry, float(entry.get("mscale_all_dim", 0.0)))
-    return usual(entry, float(entry.get("mscale", 1.0))) / over
+    pair = float(entry.get("mscale", 1.0)), float(entry.get("mscale_all_dim", 0.0))
+    return yarn_quotient(float(entry.get("factor") or 1), *pair)
 
 
 def root(stretch: float, original: int) -> float:
-    """LongRoPE's temperature, `sqrt(1 + ln(stretch) / ln(original))`."""
-    return 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
+    """LongRoPE's temperature."""
+    return longrope_temperature(stretch, original)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from ropex.doctor.findings import Edit, Problem, Rule
-from ropex.doctor.parts import Entry, on_entries
-from ropex.doctor.values import MAX, close, number, positive, yarn_scale
+from ropex.config.edits import Edit
+from ropex.config.entry import Entry
+from ropex.config.values import MAX, close, number, positive
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_entries
+from ropex.engines.facts import READERS, TRANSFORMERS
+from ropex.strategies.attention_factors import (
+    longrope_temperature,
+    mscale_of,
+    yarn_quotient,
+    yarn_temperature,
+)
 
 _SAME = 1e-5  # the share by which an attention factor may be off
 
@@ -18,7 +26,7 @@ def _attn_factor(entry: Entry) -> Iterator[Problem]:
     value = positive(entry.raw, "attn_factor")
     if entry.kind != "yarn" or value is None:
         return
-    usual = yarn_scale(entry.factor or 1.0)
+    usual = yarn_temperature(entry.factor or 1.0)
     stated = positive(entry.raw, "attention_factor")
     sure = stated is None or close(stated, value * usual, 1e-4)
     edits: tuple[Edit, ...] = ()
@@ -54,9 +62,8 @@ def _elsewhere(entry: Entry, factor: float) -> float:
     """What engines compute that know the keys of DeepSeek, but not `attention_factor`."""
     own, shared = (number(entry.raw.get(key)) for key in ("mscale", "mscale_all_dim"))
     if own is None or shared is None:
-        return yarn_scale(factor)
-    below = yarn_scale(factor, shared)
-    return yarn_scale(factor, own) / below if below else math.inf
+        return yarn_temperature(factor)
+    return yarn_quotient(factor, own, shared)
 
 
 def _everywhere(entry: Entry, wanted: float) -> tuple[Edit, ...]:
@@ -65,11 +72,10 @@ def _everywhere(entry: Entry, wanted: float) -> tuple[Edit, ...]:
     Measured: transformers, vLLM and SGLang then compute exactly this value.
     """
     factor = entry.factor or 1.0
-    scale = 0.1 * math.log(factor)
     keys = {"attention_factor": wanted}
-    if scale > 0:
-        keys |= {"mscale": (wanted - 1.0) / scale, "mscale_all_dim": 0.0}
-        if not close(wanted, yarn_scale(factor, keys["mscale"]), _SAME):
+    if factor > 1:
+        keys |= {"mscale": mscale_of(wanted, factor), "mscale_all_dim": 0.0}
+        if not close(wanted, yarn_temperature(factor, keys["mscale"]), _SAME):
             return ()  # what is added to 1 has no digits left for so small a number
     return tuple(entry.set(key, to=value) for key, value in keys.items())
 
@@ -98,8 +104,7 @@ def _longrope_attention(entry: Entry) -> Iterator[Problem]:
     original, longest = entry.original, entry.longest
     if entry.kind != "longrope" or not wanted or not original or not longest:
         return
-    scaled = longest > original > 1
-    usual = math.sqrt(1 + math.log(longest / original) / math.log(original)) if scaled else 1.0
+    usual = longrope_temperature(longest / original, original) if original > 1 else 1.0
     keys = ("short_mscale", "long_mscale")
     if close(wanted, usual, 1e-5) or all(entry.raw.get(key) is not None for key in keys):
         return
@@ -111,9 +116,11 @@ def _longrope_attention(entry: Entry) -> Iterator[Problem]:
     )
 
 
+_DEAF = tuple(name for name, each in READERS.items() if "attention_factor" not in each.yarn)
+_OTHER_NAME = tuple(name for name, each in READERS.items() if each.long_mscale)
 ATTENTION_RULES = (
-    Rule("attn-factor", "warning", ("transformers", "vLLM", "mlx-lm", "exllamav3"), _attn_factor),
-    Rule("yarn-attention", "warning", ("SGLang", "mlx-lm", "TensorRT-LLM"), _yarn_attention),
-    Rule("half-mscale", "warning", ("transformers", "vLLM", "SGLang", "mlx-lm"), _half_mscale),
-    Rule("longrope-attention", "warning", ("vLLM", "SGLang"), _longrope_attention),
+    Rule("attn-factor", "warning", (*TRANSFORMERS, "vllm", "mlx", "exllama"), _attn_factor),
+    Rule("yarn-attention", "warning", _DEAF, _yarn_attention),
+    Rule("half-mscale", "warning", (*TRANSFORMERS, "vllm", "sglang", "mlx"), _half_mscale),
+    Rule("longrope-attention", "warning", _OTHER_NAME, _longrope_attention),
 )

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ropex.doctor.attention_rules import ATTENTION_RULES
-from ropex.doctor.family_rules import FAMILY_RULES
 from ropex.doctor.file_rules import ADAPTER_RULES, FILE_RULES
 from ropex.doctor.findings import Finding
 from ropex.doctor.gguf_rules import GGUF_RULES
@@ -18,18 +17,13 @@ from ropex.doctor.published_rules import PUBLISHED_RULES
 from ropex.doctor.reading import Checkpoint, read
 from ropex.doctor.type_rules import TYPE_RULES
 from ropex.doctor.version_rules import VERSION_RULES
-from ropex.engines import facts as engines
+from ropex.engines.facts import engine_name
 
 RULES = (
-    *NOTATION_RULES, *NUMBER_RULES, *LAYER_RULES, *TYPE_RULES, *FAMILY_RULES,
-    *PUBLISHED_RULES, *LENGTH_RULES, *ATTENTION_RULES, *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES,
-    *GGUF_RULES,
+    *NOTATION_RULES, *NUMBER_RULES, *LAYER_RULES, *TYPE_RULES, *PUBLISHED_RULES, *LENGTH_RULES,
+    *ATTENTION_RULES, *VERSION_RULES, *FILE_RULES, *ADAPTER_RULES, *GGUF_RULES,
 )  # fmt: skip
-"""In the order of mending: spelling and numbers first, then what compares them."""
-
-ENGINES = (*engines.ENGINES, "mlx-lm", "exllamav3", "TensorRT-LLM")
-"""Whatever a finding may be about."""
-
+"""In the order of fixing: spelling and numbers first, then what compares them."""
 
 _OPEN = "type-keys-disagree"
 """Says that it is not known what the entry means; whatever goes by its meaning waits for that."""
@@ -42,7 +36,7 @@ def diagnose(
 
     Args:
         path: A folder, its config.json, or a GGUF file.
-        engine: Only what goes wrong there; one of `ENGINES`.
+        engine: Only what goes wrong there; one of `ropex.engines.ENGINES`.
         trained_length: Tokens that the model was trained at, where no file says it.
 
     Raises:
@@ -54,8 +48,7 @@ def diagnose(
 
 def examine(checkpoint: Checkpoint, *, engine: str | None = None) -> tuple[Finding, ...]:
     """What is wrong with a checkpoint that has been read."""
-    if engine is not None and engine not in ENGINES:
-        raise ValueError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
+    engine = None if engine is None else engine_name(engine)
     found = [finding for rule in RULES for finding in rule.findings(checkpoint)]
     if any(each.rule == _OPEN for each in found):
         found = [_waiting(each) for each in found]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ropex.doctor.findings import Problem, Rule, shown
-from ropex.doctor.parts import NOTATIONS
+from ropex.config.edits import shown
+from ropex.config.entry import Entry
+from ropex.config.parts import NOTATIONS
+from ropex.config.values import MAX, positive
+from ropex.doctor.findings import Problem, Rule
 from ropex.doctor.reading import ADAPTER, CONFIG, RECORD
-from ropex.doctor.values import MAX, positive
 from ropex.doctor.weights import wanted_tensors
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
@@ -134,17 +136,17 @@ def _other_base(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 def _scales(entry: Any) -> bool:
     """Whether an entry stretches a model; Llama 3.1 was trained with its own at its full length."""
-    llama3 = isinstance(entry, dict) and "llama3" in (entry.get("rope_type"), entry.get("type"))
-    return isinstance(entry, dict) and not llama3 and (positive(entry, "factor") or 1) > 1
+    found = Entry.alone(entry if isinstance(entry, dict) else {})
+    return found.kind != "llama3" and (found.factor or 1) > 1
 
 
 FILE_RULES = (
-    Rule("rounded-table", "warning", ("transformers", "SGLang"), _rounded_table),
+    Rule("rounded-table", "warning", (*TRANSFORMERS, "sglang"), _rounded_table),
     Rule("weights-misfit", "error", ENGINES, _misfit),
     Rule("pickled-weights", "note", ENGINES, _pickled),
 )
 ADAPTER_RULES = (
     Rule("unrecorded-adapter", "note", ENGINES, _unrecorded),
-    Rule("broken-record", "error", ("transformers",), _broken_record),
+    Rule("broken-record", "error", TRANSFORMERS, _broken_record),
     Rule("other-base", "warning", ENGINES, _other_base),
 )

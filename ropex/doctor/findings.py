@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from ropex.config.edits import Edit
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
 
+_Place = TypeVar("_Place")
+
 Severity: TypeAlias = Literal["error", "warning", "note"]
 """`error`: some engine computes something else or stops; `warning`: it may, or a limit is in the
 way; `note`: good to know, and no reason to fail."""
-
-Path: TypeAlias = tuple[str, ...]
-"""Keys that lead to a value of a JSON file."""
-
-_LONGEST_SHOWN = 60
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One change of a JSON file.
-
-    Attributes:
-        file: Its name.
-        path: Which value.
-        value: The new one.
-        remove: Whether the key goes instead.
-    """
-
-    file: str
-    path: Path
-    value: Any = None
-    remove: bool = False
-
-    def __str__(self) -> str:
-        if self.remove:
-            return f"remove {dotted(self.path)}"
-        return f"set {dotted(self.path)} to {shown(self.value)}"
-
-    def to_json(self) -> dict[str, Any]:
-        """The edit for programs."""
-        what = {"remove": True} if self.remove else {"value": self.value}
-        return {"file": self.file, "path": list(self.path), **what}
 
 
 @dataclass(frozen=True)
@@ -54,7 +27,7 @@ class Problem:
     Attributes:
         where: The place: a file, or a file and keys.
         message: What is wrong, and what follows from it.
-        edits: What mends it; none where that takes a person's decision.
+        edits: What fixes it; none where a person has to decide.
         advice: What that person does.
         severity: If it is not that of the rule.
         engines: If not all of the rule go wrong here.
@@ -118,8 +91,8 @@ class Finding:
         where: A file, or a file and keys.
         message: What is wrong, and what follows from it.
         engines: Which engines go wrong.
-        fix: What mends it, in words.
-        edits: The same as changes of JSON files; none where it takes a person's decision.
+        fix: What fixes it, in words.
+        edits: The same as changes to JSON files; none where a person has to decide.
     """
 
     rule: str
@@ -132,7 +105,7 @@ class Finding:
 
     @property
     def fixable(self) -> bool:
-        """Whether `repair` mends it."""
+        """Whether `repair` fixes it."""
         return bool(self.edits)
 
     def to_json(self) -> dict[str, Any]:
@@ -149,18 +122,22 @@ class Finding:
         }
 
 
-def dotted(path: Path) -> str:
-    """Keys as a person writes them; odd ones quoted, so that no terminal acts on them."""
-    return ".".join(key if key.isidentifier() and key.isascii() else shown(key) for key in path)
+def on_each(
+    found: Callable[[Checkpoint], Iterable[_Place]],
+) -> Callable[[Callable[[_Place], Iterator[Problem]]], Callable[[Checkpoint], Iterator[Problem]]]:
+    """A decorator that makes the check of one place that of all places in a checkpoint."""
 
+    def on_all(
+        check: Callable[[_Place], Iterator[Problem]],
+    ) -> Callable[[Checkpoint], Iterator[Problem]]:
+        @wraps(check)
+        def check_all(checkpoint: Checkpoint) -> Iterator[Problem]:
+            for place in found(checkpoint):
+                yield from check(place)
 
-def shown(value: Any) -> str:
-    """A value as JSON in ASCII, cut where it is long."""
-    try:
-        text = json.dumps(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a number too long to print"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 4]} ..."
+        return check_all
+
+    return on_all
 
 
 def _strict(value: Any) -> bool:

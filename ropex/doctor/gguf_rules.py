@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ropex.checkpoints.gguf import Gguf
-from ropex.doctor.family_rules import family_of
-from ropex.doctor.findings import Problem, Rule, shown
-from ropex.doctor.values import number, positive
-from ropex.engines.facts import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP, USUAL_BETAS
+from ropex.config.edits import shown
+from ropex.config.entry import USUAL_BETAS
+from ropex.config.values import number, positive
+from ropex.doctor.findings import Problem, Rule, on_each
+from ropex.doctor.published import FAMILIES
+from ropex.engines.facts import LLAMA_CPP_FREQS, LLAMA_CPP_NO_FREQS, LLAMA_CPP_RAMP
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
@@ -27,17 +28,10 @@ _TYPES = ("none", "linear", "yarn", "longrope")
 _EDIT = "edit the metadata (gguf_set_metadata.py), or give llama.cpp --override-kv"
 
 
-def _on_gguf(
-    check: Callable[[Gguf], Iterator[Problem]],
-) -> Callable[[Checkpoint], Iterator[Problem]]:
+@on_each
+def _on_gguf(checkpoint: Checkpoint) -> tuple[Gguf, ...]:
     """The check of a GGUF file, where there is one."""
-
-    @wraps(check)
-    def of_file(checkpoint: Checkpoint) -> Iterator[Problem]:
-        if checkpoint.gguf is not None:
-            yield from check(checkpoint.gguf)
-
-    return of_file
+    return () if checkpoint.gguf is None else (checkpoint.gguf,)
 
 
 @_on_gguf
@@ -70,8 +64,9 @@ def _bad_metadata(file: Gguf) -> Iterator[Problem]:
 @_on_gguf
 def _family_base(file: Gguf) -> Iterator[Problem]:
     """A well-known model has a base that it was published with."""
-    sizes = (_size(file, key) for key in ("vocab_size", "embedding_length", "block_count"))
-    family, base = family_of(file.arch, *sizes), _size(file, "rope.freq_base")
+    sizes = [_size(file, key) for key in ("vocab_size", "embedding_length", "block_count")]
+    family = next((each for each in FAMILIES if each.has(file.arch, *sizes)), None)
+    base = _size(file, "rope.freq_base")
     if family is not None and (base or 1e4) < family.base:
         said = f"is {base:g}" if base else "is missing, so it is 10000"
         yield Problem(

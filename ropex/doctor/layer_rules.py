@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ropex.doctor.findings import Edit, Problem, Rule, dotted
-from ropex.doctor.layer_types import LOCAL_BASE, by_layer
-from ropex.doctor.parts import NOTATIONS, Part, inner_parts, on_parts
-from ropex.doctor.values import positive
-from ropex.doctor.version_4 import BASE_IN_4, keys_in_4
+from ropex.config.edits import Edit, dotted
+from ropex.config.entry import entries_of
+from ropex.config.families import BASE_IN_4, BY_LAYER
+from ropex.config.notations import keys_in_4
+from ropex.config.parts import NOTATIONS, Part, inner_parts
+from ropex.config.values import positive
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_parts
 from ropex.doctor.version_rules import contradicts
-from ropex.engines.facts import ENGINES
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 
@@ -20,12 +23,12 @@ _FULL, _LOCAL = "full_attention", "sliding_attention"
 def _ignored_entry(part: Part) -> Iterator[Problem]:
     """A family with an entry for each layer type does not have one for all."""
     raw = part.raw.get("rope_parameters")
-    if not isinstance(raw, dict) or not by_layer(part.model_type) or part.remote:
+    if not isinstance(raw, dict) or part.model_type not in BY_LAYER or part.remote:
         return
     flat = {key: value for key, value in raw.items() if not isinstance(value, dict)}
     if not any(value is not None for key, value in flat.items() if key not in (_FULL, _LOCAL)):
         return
-    ignores = part.model_type in LOCAL_BASE
+    ignores = not BY_LAYER[part.model_type].stops
     yield Problem(
         part.where("rope_parameters"),
         f"transformers 5 takes an entry for each layer type of {part.model_type}, and "
@@ -42,11 +45,11 @@ def _nested(part: Part, entry: dict[str, Any]) -> tuple[Edit, ...]:
     """
     base = positive(entry, "rope_theta") or positive(part.raw, "rope_theta")
     base = base or BASE_IN_4.get(part.model_type)
-    shared = LOCAL_BASE[part.model_type] is None
-    local = base if shared else positive(part.raw, "rope_local_base_freq")
+    family = BY_LAYER[part.model_type]
+    local = positive(part.raw, family.local_key) if family.local_key else None
     layers = {
         _FULL: _with_base(entry, base),
-        _LOCAL: _with_base({"rope_type": "default"}, local or LOCAL_BASE[part.model_type]),
+        _LOCAL: _with_base({"rope_type": "default"}, local or family.local_base or base),
     }
     edit = part.set("rope_parameters", to=layers)
     after = Part(part.path, {**part.raw, "rope_parameters": layers}, part.remote)
@@ -61,7 +64,7 @@ def _with_base(entry: dict[str, Any], base: float | None) -> dict[str, Any]:
 @on_parts
 def _layers_of_one(part: Part) -> Iterator[Problem]:
     """A family with one rotary embedding has one entry, not one for each layer type."""
-    if part.model_type not in BASE_IN_4 or by_layer(part.model_type) or part.remote:
+    if part.model_type not in BASE_IN_4 or part.model_type in BY_LAYER or part.remote:
         return
     for key in NOTATIONS:
         raw = part.raw.get(key)
@@ -86,7 +89,7 @@ def _outer_entry(part: Part) -> Iterator[Problem]:
     inner = next(inner_parts(part), None)
     if inner is None or part.remote:
         return
-    scaled = {entry.path[0] for entry in part.entries if entry.scaled}
+    scaled = {entry.path[0] for entry in entries_of(part) if entry.scaled}
     for key in sorted(scaled):
         if inner.raw.get(key) == part.raw[key]:
             continue
@@ -102,6 +105,6 @@ def _outer_entry(part: Part) -> Iterator[Problem]:
 
 LAYER_RULES = (
     Rule("outer-entry", "error", ENGINES, _outer_entry),
-    Rule("ignored-entry", "error", ("transformers",), _ignored_entry),
-    Rule("layers-of-one", "error", ("transformers",), _layers_of_one),
+    Rule("ignored-entry", "error", TRANSFORMERS, _ignored_entry),
+    Rule("layers-of-one", "error", TRANSFORMERS, _layers_of_one),
 )

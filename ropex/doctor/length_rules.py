@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ropex.doctor.findings import Edit, Problem, Rule, shown
-from ropex.doctor.parts import Entry, Part, on_entries, on_parts, parts
-from ropex.doctor.values import MAX, ORIGINAL, close, positive
-from ropex.engines.facts import ENGINES
+from ropex.config.edits import Edit, shown
+from ropex.config.entry import Entry, entries_of
+from ropex.config.families import NULL_HEADS, UNIFORM_WINDOW
+from ropex.config.parts import Part
+from ropex.config.values import MAX, ORIGINAL, close, positive
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_entries, on_parts, parts
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
 if TYPE_CHECKING:
     from ropex.doctor.reading import Checkpoint
 
-_SERVERS, _HF = ("vLLM", "SGLang"), ("transformers",)
 _NEEDS_ORIGINAL = ("yarn", "llama3", "longrope")
 _ROUNDING = 1.01  # max may be the factor times the trained length, rounded to a round number
 _LLAMA_31 = 8192  # what the converter of llama.cpp takes where the root says nothing
-# Families whose window, where they have one, is that of every layer.
-_UNIFORM = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2")
-# Families that hand a head_dim of null to the types below, in transformers 4.57 or in 5.23.
-_NULL_HEADS = ("mistral", "mixtral", "minimax")
-_TRIPPED = ("yarn", "dynamic", "longrope")
+_NEEDS_HEAD_DIM = ("yarn", "dynamic", "longrope")
 
 
 @on_entries
@@ -53,7 +52,7 @@ def _original_disagrees(entry: Entry) -> Iterator[Problem]:
     edits: tuple[Edit, ...] = ()
     new = _right(entry, inner, root)
     if new is not None:
-        others = {positive(each.raw, ORIGINAL) for each in entry.part.entries}
+        others = {positive(each.raw, ORIGINAL) for each in entries_of(entry.part)}
         if new != inner:
             edits = (entry.set(ORIGINAL, new),)
         elif others <= {inner, None}:  # else entries would pull the root to and fro
@@ -67,7 +66,7 @@ def _original_disagrees(entry: Entry) -> Iterator[Problem]:
 
 
 def _right(entry: Entry, *lengths: float) -> int | None:
-    """Which of two trained lengths is meant: the known one, or that which the factor confirms."""
+    """Which of two trained lengths is meant: the known one, or the one that the factor confirms."""
     if entry.part.trained in lengths:
         return entry.part.trained
     if not entry.factor or not entry.longest or entry.kind == "llama3":
@@ -110,7 +109,7 @@ def _original_at_root(entry: Entry) -> Iterator[Problem]:
     if not inner or entry.part.raw.get(ORIGINAL) is not None or entry.part.remote:
         return
     if entry.kind == "longrope" and inner != entry.longest:
-        engine = "transformers"
+        engine = "transformers4"
         why = f"transformers 4 looks for it there alone, and switches at {MAX} instead"
     elif entry.kind == "llama3" and inner != _LLAMA_31 and not _not_below(entry):
         engine = "llama.cpp"
@@ -157,7 +156,7 @@ def _raised_max(entry: Entry) -> Iterator[Problem]:
         ),
         edits,
         severity="error" if dynamic else "warning",
-        engines=_HF if dynamic else _SERVERS,
+        engines=TRANSFORMERS if dynamic else MULTIPLYING,
     )
 
 
@@ -166,7 +165,7 @@ def _sliding_window(part: Part) -> Iterator[Problem]:
     """The window of attention, where all layers have it, is not below the scaled length."""
     window = positive(part.raw, "sliding_window")
     promised = part.target or max(map(_promised, _scaled(part)), default=0)
-    if window is None or part.model_type not in _UNIFORM or window >= promised:
+    if window is None or part.model_type not in UNIFORM_WINDOW or window >= promised:
         return
     layers = part.raw.get("layer_types")
     if isinstance(layers, list) and any(kind != "sliding_attention" for kind in layers):
@@ -187,7 +186,7 @@ def _tokenizer_limit(checkpoint: Checkpoint) -> Iterator[Problem]:
     if said is not None and (isinstance(said, bool) or not isinstance(said, (int, float))):
         yield Problem(
             "tokenizer_config.json: model_max_length",
-            f"model_max_length is {shown(said)}, which is no number, so no text can be read",
+            f"model_max_length is {shown(said)}, which is not a number, so no text can be read",
             advice="write how many tokens the model reads",
             severity="error",
             engines=ENGINES,
@@ -210,7 +209,7 @@ def _tokenizer_limit(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 
 def _scaled(part: Part) -> list[Entry]:
-    return [entry for entry in part.entries if entry.scaled]
+    return [entry for entry in entries_of(part) if entry.scaled]
 
 
 def _promised(entry: Entry) -> float:
@@ -228,9 +227,9 @@ def _promised(entry: Entry) -> float:
 @on_parts
 def _head_dim_null(part: Part) -> Iterator[Problem]:
     """A head_dim of null does not meet a type that multiplies by it."""
-    if part.model_type not in _NULL_HEADS or part.raw.get("head_dim", 0) is not None:
+    if part.model_type not in NULL_HEADS or part.raw.get("head_dim", 0) is not None:
         return
-    if not any(entry.kind in _TRIPPED for entry in part.entries):
+    if not any(entry.kind in _NEEDS_HEAD_DIM for entry in entries_of(part)):
         return
     hidden, heads = positive(part.raw, "hidden_size"), positive(part.raw, "num_attention_heads")
     edits = (
@@ -248,10 +247,10 @@ LENGTH_RULES = (
     Rule("original-disagrees", "error", ENGINES, _original_disagrees),
     Rule("missing-original", "error", ENGINES, _missing_original),
     Rule("original-above-max", "error", ENGINES, _original_above_max),
-    Rule("original-at-root", "warning", ("transformers", "llama.cpp"), _original_at_root),
+    Rule("original-at-root", "warning", ("transformers4", "llama.cpp"), _original_at_root),
     Rule("max-beyond-scaling", "warning", ENGINES, _max_beyond_scaling),
-    Rule("raised-max", "error", (*_HF, *_SERVERS), _raised_max),
+    Rule("raised-max", "error", (*TRANSFORMERS, *MULTIPLYING), _raised_max),
     Rule("sliding-window", "warning", ENGINES, _sliding_window),
-    Rule("tokenizer-limit", "warning", ("vLLM",), _tokenizer_limit),
-    Rule("head-dim-null", "error", _HF, _head_dim_null),
+    Rule("tokenizer-limit", "warning", ("vllm",), _tokenizer_limit),
+    Rule("head-dim-null", "error", TRANSFORMERS, _head_dim_null),
 )

@@ -5,31 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from ropex.doctor.findings import Problem, Rule, shown
-from ropex.doctor.parts import NOTATIONS, Entry, Part, on_entries, on_parts
-from ropex.doctor.values import MAX, ORIGINAL, TYPES
-from ropex.engines.facts import ENGINES
+from ropex.config.edits import shown
+from ropex.config.entry import Entry, entries_of
+from ropex.config.families import BASES, SHARES
+from ropex.config.parts import NOTATIONS, Part
+from ropex.config.values import KEYS, MAX, ORIGINAL, PARAMETERS
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_entries, on_parts
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
-# Of some families: mrope of Qwen-VL, axial of vision towers, ntk_alpha of HunYuan.
-_TYPES_OF_FAMILIES = ("mrope", "axial", "ntk_alpha")
-# fmt: off
-_KEYS = (
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", ORIGINAL,
-    "attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-    "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
-    "short_mscale", "long_mscale", "alpha",
-)
-# fmt: on
-_AT_ROOT = (
-    "rope_theta",
-    *NOTATIONS,
-    MAX,
-    ORIGINAL,
-    "partial_rotary_factor",
-    "rope_local_base_freq",
-    "rotary_pct",
-    "rotary_emb_base",
-)  # fmt: skip
+# Of some families: axial of vision towers, ntk_alpha of HunYuan.
+_TYPES_OF_FAMILIES = ("axial", "ntk_alpha")
+_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", ORIGINAL, *PARAMETERS)
+_AT_ROOT = (*NOTATIONS, MAX, ORIGINAL, *BASES, *SHARES)
 # Keys of other meanings that some config of transformers 4.57 or 5.23 has.
 _RESEMBLING = frozenset({
     "left_max_position_embeddings", "t2u_max_position_embeddings", "max_2d_position_embeddings",
@@ -62,35 +50,35 @@ def _missing_type(entry: Entry) -> Iterator[Problem]:
             entry.where,
             f"there is {present[0]} but no rope_type, so nothing is scaled",
             (entry.set("rope_type", twin.kind),) if twin else (),
-            advice=f"add rope_type: one of {', '.join(TYPES)}",
+            advice=f"add rope_type: one of {', '.join(KEYS)}",
         )
 
 
 def _typed_twin(entry: Entry) -> Entry | None:
     """The entry of the other notation that says all of this one, and its type."""
-    others = [each for each in entry.part.entries if each.path[0] != entry.path[0]]
+    others = [each for each in entries_of(entry.part) if each.path[0] != entry.path[0]]
     twins = [each for each in others if each.raw.items() >= entry.raw.items() and _typed(each)]
     return twins[0] if len(others) == len(twins) == 1 else None
 
 
 def _typed(entry: Entry) -> bool:
-    return entry.kind in TYPES and ("rope_type" in entry.raw or "type" in entry.raw)
+    return entry.kind in KEYS and ("rope_type" in entry.raw or "type" in entry.raw)
 
 
 @on_entries
 def _unknown_type(entry: Entry) -> Iterator[Problem]:
     """The type is one that engines know."""
-    known = (*TYPES, *_TYPES_OF_FAMILIES)
+    known = (*KEYS, *_TYPES_OF_FAMILIES)
     if entry.kind in known or entry.part.remote:
         return
     key = "rope_type" if "rope_type" in entry.raw else "type"
     value = entry.raw[key]
     meant = entry.kind.strip().casefold().replace("-", "").replace("_", "")
-    edits = (entry.set(key, meant),) if meant in TYPES else ()
-    near = difflib.get_close_matches(meant[:40], TYPES, 1)
+    edits = (entry.set(key, meant),) if meant in KEYS else ()
+    near = difflib.get_close_matches(meant[:40], KEYS, 1)
     yield Problem(
         entry.where,
-        f"{key} is {shown(value)}; engines know {', '.join(TYPES)}",
+        f"{key} is {shown(value)}; engines know {', '.join(KEYS)}",
         edits,
         f"write {near[0]}, if that was meant" if near else "write one of these",
     )
@@ -99,7 +87,7 @@ def _unknown_type(entry: Entry) -> Iterator[Problem]:
 @on_entries
 def _type_keys_disagree(entry: Entry) -> Iterator[Problem]:
     """`type` and `rope_type` do not contradict each other."""
-    if {"type", "rope_type"} <= entry.raw.keys() and not _same_type(entry):
+    if {"type", "rope_type"} <= entry.raw.keys() and entry.two_types:
         both = f"type is {shown(entry.raw['type'])} and rope_type {shown(entry.raw['rope_type'])}"
         yield Problem(
             entry.where,
@@ -111,17 +99,12 @@ def _type_keys_disagree(entry: Entry) -> Iterator[Problem]:
 @on_entries
 def _two_type_keys(entry: Entry) -> Iterator[Problem]:
     """One key says the type."""
-    if {"type", "rope_type"} <= entry.raw.keys() and _same_type(entry):
+    if {"type", "rope_type"} <= entry.raw.keys() and not entry.two_types:
         yield Problem(
             entry.where,
             "type and rope_type say the same: harmless, until only one of them is edited",
             advice="keep rope_type alone when the entry is next edited",
         )
-
-
-def _same_type(entry: Entry) -> bool:
-    old, new = entry.raw["type"], entry.raw["rope_type"]
-    return bool(old == new) or (old, new) in (("mrope", "default"), ("su", "longrope"))
 
 
 @on_entries
@@ -142,7 +125,7 @@ def _misspelt_key(entry: Entry) -> Iterator[Problem]:
 
 
 def _meant(key: str, known: tuple[str, ...]) -> str | None:
-    """The known key that one which is none resembles; None if there is none."""
+    """The known key that an unknown one resembles; None if there is none."""
     folded = key[:60].casefold().replace("-", "_")
     near = difflib.get_close_matches(folded, known, 1, cutoff=0.9)
     return near[0] if near and key not in known else None
@@ -174,7 +157,7 @@ NOTATION_RULES = (
     Rule("missing-type", "error", ENGINES, _missing_type),
     Rule("unknown-type", "error", ENGINES, _unknown_type),
     Rule("type-keys-disagree", "error", ENGINES, _type_keys_disagree),
-    Rule("two-type-keys", "note", ("transformers",), _two_type_keys),
+    Rule("two-type-keys", "note", TRANSFORMERS, _two_type_keys),
     Rule("misspelt-key", "warning", ENGINES, _misspelt_key),
     Rule("misspelt-root-key", "error", ENGINES, _misspelt_root_key),
 )

@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ropex.doctor.findings import Edit, Path, Problem, Rule, shown
-from ropex.doctor.parts import Entry, Part, on_entries, on_parts
-from ropex.doctor.values import MAX, ORIGINAL, number, positive, spelled, whole
-from ropex.engines.facts import ENGINES
+from ropex.config.edits import Edit, Path, shown
+from ropex.config.entry import Entry, entries_of
+from ropex.config.families import BASES, SHARES
+from ropex.config.parts import Part
+from ropex.config.values import (
+    MAX,
+    ORIGINAL,
+    PARAMETERS,
+    allowed,
+    positive,
+    range_of,
+    spelled,
+    whole,
+)
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_entries, on_parts
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
 _LENGTHS = (MAX, ORIGINAL)
-_SHARES = ("partial_rotary_factor", "rotary_pct")
-_AT_ROOT = (*_LENGTHS, "rope_theta", *_SHARES)
-_ABOVE_ZERO = (
-    "rope_theta", "partial_rotary_factor", ORIGINAL, "factor", "attention_factor", "attn_factor",
-    "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "short_mscale", "long_mscale",
+_AT_ROOT = (*_LENGTHS, *BASES, *SHARES)
+_NO_NUMBERS = ("truncate", "short_factor", "long_factor")
+_IN_ENTRY = (
+    "rope_theta", SHARES[0], ORIGINAL, *(key for key in PARAMETERS if key not in _NO_NUMBERS)
 )  # fmt: skip
-_ANY_SIGN = ("mscale", "mscale_all_dim", "alpha")
 _NOT_NULL = (MAX, "rope_theta")  # null is no way to say that a family's own number is meant
-_HF, _SERVERS = ("transformers",), ("vLLM", "SGLang")
 _NEEDS_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 
 
@@ -27,8 +37,8 @@ _NEEDS_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 def _bad_number(part: Part) -> Iterator[Problem]:
     """Values that must be numbers are numbers, finite and above 0."""
     yield from _bad_in(part, (), part.raw, _AT_ROOT)
-    for entry in part.entries:
-        yield from _bad_in(part, entry.path, entry.raw, (*_ABOVE_ZERO, *_ANY_SIGN))
+    for entry in entries_of(part):
+        yield from _bad_in(part, entry.path, entry.raw, _IN_ENTRY)
 
 
 def _bad_in(
@@ -38,27 +48,19 @@ def _bad_in(
         value = raw.get(key)
         if value is None and (key not in _NOT_NULL or key not in raw or part.remote):
             continue
-        if _allowed(key, number(value)) or (part.remote and isinstance(value, list)):
+        if allowed(key, value) or (part.remote and isinstance(value, list)):
             continue  # code of a checkpoint's own may take a list, one for each layer
         meant = spelled(value)
         edits: tuple[Edit, ...] = ()
-        if meant is not None and meant > 0 and _allowed(key, meant):
+        if meant is not None and meant > 0 and allowed(key, meant):
             new = whole(meant) if key in _LENGTHS else meant
             edits = (part.set(*path, key, to=new),)
-        sign = "" if key in _ANY_SIGN else " above 0"
-        limit = " and at most 1" if key in _SHARES else ""
         yield Problem(
             part.where(*path, key),
-            f"{key} is {shown(value)}; it must be a finite number{sign}{limit}",
+            f"{key} is {shown(value)}; it must be a finite {range_of(key)}",
             edits,
             "write the number that was meant",
         )
-
-
-def _allowed(key: str, value: float | None) -> bool:
-    if value is None or key in _ANY_SIGN:
-        return value is not None
-    return 0 < value <= 1 if key in _SHARES else value > 0
 
 
 @on_entries
@@ -97,14 +99,14 @@ def _integer_factor(entry: Entry) -> Iterator[Problem]:
         ),
         (entry.set("factor", float(value)),),
         severity=None if crash else "note",
-        engines=_SERVERS if crash else _HF,
+        engines=MULTIPLYING if crash else TRANSFORMERS,
     )
 
 
 @on_parts
 def _float_length(part: Part) -> Iterator[Problem]:
     """Lengths are integers."""
-    places = [((), part.raw), *((entry.path, entry.raw) for entry in part.entries)]
+    places = [((), part.raw), *((entry.path, entry.raw) for entry in entries_of(part))]
     for path, raw in places:
         for key in _LENGTHS:
             value, found = raw.get(key), positive(raw, key)
@@ -140,10 +142,8 @@ def _missing_factor(entry: Entry) -> Iterator[Problem]:
         return
     if entry.kind == "dynamic" and "alpha" in entry.raw:  # Hunyuan's
         return
-    edits: tuple[Edit, ...] = ()
-    original, longest = entry.original, entry.longest
-    if entry.kind == "yarn" and original and longest and longest > original:
-        edits = (entry.set("factor", longest / original),)  # what transformers 5 takes it to be
+    known = entry.stretch if entry.kind == "yarn" else None  # as transformers 5 takes it
+    edits = (entry.set("factor", known),) if known and known > 1 else ()
     yield Problem(
         entry.where,
         f"the {entry.kind} type has no factor: transformers 4 stops with an error",
@@ -172,8 +172,8 @@ _ALL = ENGINES
 NUMBER_RULES = (
     Rule("bad-number", "error", _ALL, _bad_number),
     Rule("bad-flag", "error", _ALL, _bad_flag),
-    Rule("float-length", "error", _HF, _float_length),
-    Rule("integer-factor", "warning", (*_HF, *_SERVERS), _integer_factor),
+    Rule("float-length", "error", TRANSFORMERS, _float_length),
+    Rule("integer-factor", "warning", (*TRANSFORMERS, *MULTIPLYING), _integer_factor),
     Rule("factor-below-one", "error", _ALL, _factor_below_one),
     Rule("missing-factor", "error", _ALL, _missing_factor),
     Rule("scaling-off", "warning", _ALL, _scaling_off),

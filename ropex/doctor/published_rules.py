@@ -1,103 +1,124 @@
-"""Well-known models, and whether a config with their sizes still says what they were made with.
+"""Whether a config with the sizes of a well-known model still says what that was made with.
 
-Warnings all: who trains a model further may change this with intent.
+Mostly warnings: whoever trains a model further may change this on purpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from ropex.doctor.family_rules import base_written, stated_bases
+from ropex.config.edits import Edit, Path
+from ropex.config.entry import Entry, entries_of
+from ropex.config.parts import NOTATIONS, Part
+from ropex.config.values import MAX, close, positive
 from ropex.doctor.findings import Problem, Rule
-from ropex.doctor.parts import Entry, Part, on_entries, on_parts
-from ropex.doctor.values import MAX, close, positive
-from ropex.engines.facts import ENGINES
+from ropex.doctor.parts import on_entries, on_parts
+from ropex.doctor.published import (
+    BASES,
+    FAMILIES,
+    LENGTHS,
+    LLAMA_3,
+    LLAMA_31_FACTORS,
+    LLAMA_31_LENGTH,
+    USUAL_BASE,
+    Published,
+)
+from ropex.engines.facts import ENGINES, MULTIPLYING, TRANSFORMERS
 
-_USUAL_BASE = 1e4  # what converters and engines write or take where they know no other
 _ROUNDING = 0.01
 
 
-@dataclass(frozen=True)
-class Published:
-    """Models that are told by their sizes.
-
-    Attributes:
-        name: As people call them.
-        model_type: In config.json.
-        vocabulary: Sizes of it.
-        shapes: Hidden size and layers of each.
-        lengths: `max_position_embeddings` that they were published with.
-        base: Their `rope_theta`.
-        shared: Lengths at which another published model of these sizes has the usual base.
-        experts: Of a mixture; 0 where that tells nothing.
-    """
-
-    name: str
-    model_type: str
-    vocabulary: tuple[int, ...]
-    shapes: tuple[tuple[int, int], ...]
-    lengths: tuple[int, ...]
-    base: float = _USUAL_BASE
-    shared: tuple[int, ...] = ()
-    experts: int = 0
-
-    def is_like(self, part: Part) -> bool:
-        """Whether a config has these sizes."""
-        shape = tuple(positive(part.raw, key) for key in ("hidden_size", "num_hidden_layers"))
-        experts = positive(part.raw, "num_local_experts") or self.experts
-        return (
-            part.model_type == self.model_type
-            and positive(part.raw, "vocab_size") in self.vocabulary
-            and shape in self.shapes
-            and self.experts in (0, experts)
+@on_parts
+def _family_base(part: Part) -> Iterator[Problem]:
+    """A well-known model has a base that it was published with."""
+    family = _family(part)
+    if family is None or part.remote:
+        return
+    stated = _stated_bases(part)
+    low = [path for path, base in stated.items() if base < family.base]
+    if stated and not low:
+        return
+    if low:
+        yield Problem(
+            part.where(*low[0]),
+            f"rope_theta is {stated[low[0]]:g}; {family.name} has {family.base:g} or more",
+            tuple(part.set(*path, to=family.base) for path in low),
+        )
+    elif not _base_written(part) and not family.unsaid:
+        yield Problem(
+            part.where(),
+            f"rope_theta is missing; {family.name} has {family.base:g} or more, and engines take "
+            "10000 or another number of their own",
+            _added(part, family.base),
         )
 
 
-# From the published configs. Shared are those of R1 Distill Qwen, which is made of Qwen2.5 Math.
-_BASES = (
-    Published("Qwen2.5 1.5B", "qwen2", (151936,), ((1536, 28),), (32768,), 1e6, (131072,)),
-    Published("Qwen2.5 7B", "qwen2", (152064,), ((3584, 28),), (32768,), 1e6, (131072,)),
-    Published("Qwen2.5 72B", "qwen2", (152064,), ((8192, 80),), (32768, 131072), 1e6),
-    Published("Code Llama", "llama", (32016,), ((4096, 32), (5120, 40)), (16384,), 1e6),
-    Published("Code Llama 34B", "llama", (32000,), ((8192, 48),), (16384,), 1e6),
-    Published("Mistral 7B v0.3", "mistral", (32768,), ((4096, 32),), (32768,), 1e6),
-    Published("Mixtral 8x7B", "mixtral", (32000,), ((4096, 32),), (32768,), 1e6, experts=8),
-    Published(
-        "Mixtral 8x22B", "mixtral", (32000, 32768), ((6144, 56),), (65536,), 1e6, experts=8
-    ),
-)  # fmt: skip
-_LENGTHS = (
-    Published(
-        "Llama 1 or 2", "llama", (32000,), ((4096, 32), (5120, 40), (6656, 60), (8192, 80)),
-        (2048, 4096),
-    ),
-    Published("Llama 3", "llama", (128256,), ((4096, 32), (8192, 80)), (8192, 131072)),
-    Published("Mistral 7B", "mistral", (32000, 32768), ((4096, 32),), (32768,)),
-    Published("Gemma 2", "gemma2", (256000,), ((2304, 26), (3584, 42), (4608, 46)), (8192,)),
-)  # fmt: skip
-# Of each shape of Llama 3.1, 3.2 and 3.3: the factor of its llama3 entry.
-_LLAMA_31 = 131072
-_FACTORS = {
-    (4096, 32): 8.0, (8192, 80): 8.0, (16384, 126): 8.0, (2048, 16): 32.0, (3072, 28): 32.0,
-}  # fmt: skip
-_SMALL = Published("Llama 3.1", "llama", (128256,), tuple(_FACTORS), (_LLAMA_31,))
+def _family(part: Part) -> Published | None:
+    return next((family for family in FAMILIES if family.is_like(part)), None)
+
+
+def _stated_bases(part: Part) -> dict[Path, float]:
+    """Every base in a config that is a number, by its place."""
+    places: list[tuple[Path, float | None]] = [(("rope_theta",), positive(part.raw, "rope_theta"))]
+    places += [((*e.path, "rope_theta"), positive(e.raw, "rope_theta")) for e in _full(part)]
+    return {path: base for path, base in places if base is not None}
+
+
+def _full(part: Part) -> list[Entry]:
+    """The entries of layers that see all tokens; those of a window may have a base of their own."""
+    return [entry for entry in entries_of(part) if entry.layer_type != "sliding_attention"]
+
+
+def _base_written(part: Part) -> bool:
+    """Whether there is a base at all, even one that is not a number, which another rule reports."""
+    raws = [part.raw, *(entry.raw for entry in entries_of(part))]
+    return any(raw.get("rope_theta") is not None for raw in raws)
+
+
+def _added(part: Part, base: float) -> tuple[Edit, ...]:
+    new = [entry for entry in _full(part) if entry.path[0] == "rope_parameters"]
+    return (part.set("rope_theta", to=base), *(entry.set("rope_theta", to=base) for entry in new))
+
+
+@on_parts
+def _family_scaling(part: Part) -> Iterator[Problem]:
+    """Llama 3.1 has the scaling that it was published with, or another."""
+    if _family(part) is not LLAMA_3 or part.remote or _scaled_or_broken(part):
+        return
+    if part.trained == LLAMA_31_LENGTH or positive(part.raw, MAX) != LLAMA_31_LENGTH:
+        return
+    if set(_stated_bases(part).values()) == {LLAMA_3.base}:
+        yield Problem(
+            part.where(),
+            f"{MAX} is {LLAMA_31_LENGTH}, as in Llama 3.1 to 3.3, without their scaling; with the "
+            f"base {LLAMA_3.base:g} alone, angles are new to the model beyond 8192 tokens",
+            advice=f"write the llama3 entry of the model that it is made of, or {MAX} 8192 if that "
+            "is Llama 3",
+        )
+
+
+def _scaled_or_broken(part: Part) -> bool:
+    """Whether there is any scaling, even one that another rule reports."""
+    entries = [part.raw.get(key) for key in NOTATIONS]
+    if any(entry is not None and not isinstance(entry, dict) for entry in entries):
+        return True
+    return any(entry.kind != "default" or "factor" in entry.raw for entry in entries_of(part))
 
 
 @on_parts
 def _published_base(part: Part) -> Iterator[Problem]:
     """A config with the sizes of a well-known model has its base."""
-    model = next((each for each in _BASES if each.is_like(part)), None)
+    model = next((each for each in BASES if each.is_like(part)), None)
     longest = positive(part.raw, MAX)
     if model is None or part.remote or longest not in (*model.lengths, *model.shared):
         return
-    lost = not base_written(part)
-    usual = longest in model.lengths and set(stated_bases(part).values()) == {_USUAL_BASE}
+    lost = not _base_written(part)
+    usual = longest in model.lengths and set(_stated_bases(part).values()) == {USUAL_BASE}
     if lost or usual:
         yield Problem(
             part.where("rope_theta") if usual else part.where(),
             f"the sizes are those of {model.name}, whose rope_theta is {model.base:g}; here it is "
-            f"{'missing' if lost else f'{_USUAL_BASE:g}'}",
+            f"{'missing' if lost else f'{USUAL_BASE:g}'}",
             advice=f"write {model.base:g}, unless the model was trained with another base",
         )
 
@@ -106,10 +127,10 @@ def _published_base(part: Part) -> Iterator[Problem]:
 def _published_factor(entry: Entry) -> Iterator[Problem]:
     """A config with the sizes of Llama 3.1, 3.2 or 3.3 has its factor."""
     part = entry.part
-    if entry.kind != "llama3" or not _SMALL.is_like(part) or entry.longest != _LLAMA_31:
+    if entry.kind != "llama3" or not LLAMA_3.is_like(part) or entry.longest != LLAMA_31_LENGTH:
         return
     hidden, layers = int(part.raw["hidden_size"]), int(part.raw["num_hidden_layers"])
-    wanted = _FACTORS[hidden, layers]
+    wanted = LLAMA_31_FACTORS[hidden, layers]
     if entry.factor is not None and entry.factor >= 1 and entry.factor != wanted:
         yield Problem(
             entry.where,
@@ -125,8 +146,8 @@ def _published_length(entry: Entry) -> Iterator[Problem]:
     part, longest, factor = entry.part, entry.longest, entry.factor
     if entry.kind not in ("dynamic", "linear") or not longest or not factor or not entry.scaled:
         return
-    model = next((each for each in _LENGTHS if each.is_like(part)), None)
-    known = entry.original or part.trained  # by which another rule tells it
+    model = next((each for each in LENGTHS if each.is_like(part)), None)
+    known = entry.original or part.trained  # by which another rule reports it
     if model is None or part.remote or longest in model.lengths or known:
         return
     trained = [each for each in model.lengths if close(each * factor, longest, _ROUNDING)]
@@ -141,12 +162,14 @@ def _published_length(entry: Entry) -> Iterator[Problem]:
                 else "vLLM and SGLang multiply it by the factor once more"
             ),
             advice=f"write {trained[0]}, unless the model was trained at {longest:g}",
-            engines=("transformers",) if entry.kind == "dynamic" else ("vLLM", "SGLang"),
+            engines=TRANSFORMERS if entry.kind == "dynamic" else MULTIPLYING,
         )
 
 
 PUBLISHED_RULES = (
+    Rule("family-base", "error", ENGINES, _family_base),
+    Rule("family-scaling", "warning", ENGINES, _family_scaling),
     Rule("published-base", "warning", ENGINES, _published_base),
     Rule("published-factor", "warning", ENGINES, _published_factor),
-    Rule("published-length", "warning", ("transformers", "vLLM", "SGLang"), _published_length),
+    Rule("published-length", "warning", (*TRANSFORMERS, *MULTIPLYING), _published_length),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ropex.checkpoints.gguf import Gguf, read_gguf
-from ropex.doctor.values import positive
+from ropex.config.values import positive
 from ropex.files.untrusted import (
     Tensor,
     absent_tensors,
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def target(self) -> int | None:
-        """Tokens that the model is to reach by a record of ropex beside it."""
+        """Tokens that the model will reach, by a record of ropex beside it."""
         return self._recorded("target_length")
 
     @property
@@ -82,7 +82,7 @@ def read(path: Path, *, trained_length: int | None = None) -> Checkpoint:
     if not folder.is_dir():
         what = "a folder, a config.json or a .gguf file is read"
         if path.is_file():
-            raise ValueError(f"{path} is a file of another kind ({what})")
+            raise ValueError(f"{path} is a different kind of file ({what})")
         raise FileNotFoundError(f"no such folder: {path} ({what})")
     check_files(folder)
     names = (CONFIG, TOKENIZER, RECORD, ADAPTER)

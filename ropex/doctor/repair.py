@@ -1,23 +1,25 @@
-"""Mend what findings know how to mend, and keep what was there."""
+"""Fix what findings know how to fix, and keep what was there."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ropex.config.edits import Edit, shown
 from ropex.doctor.diagnosis import examine
-from ropex.doctor.findings import Edit, Finding, shown
+from ropex.doctor.findings import Finding
 from ropex.doctor.loads import why_not
 from ropex.doctor.reading import CONFIG, TOKENIZER, Checkpoint, read
+from ropex.files.writing import atomically
 
-_MOST = 100  # rounds, each of which mends what one rule finds
+_MOST = 100  # rounds, one rule in each
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Repair:
 def repair(
     path: Path | str, *, engine: str | None = None, trained_length: int | None = None
 ) -> Repair:
-    """Mend a checkpoint in place; what was there is kept as `config.json.bak`, or with a number.
+    """Fix a checkpoint in place; what was there is kept as `config.json.bak`, or with a number.
 
     Nothing but config.json and tokenizer_config.json is ever changed. What the installed
     transformers made a model of before, it makes a model of after.
@@ -72,7 +74,7 @@ def _check_loading(old: dict[str, Any], new: dict[str, Any], mended: tuple[Findi
     rules = ", ".join(dict.fromkeys(finding.rule for finding in mended))
     raise ValueError(
         f"the installed transformers loads this {CONFIG}, and would not once {rules} are fixed "
-        f"({shown(reason)}), so nothing was changed; mend it by hand"
+        f"({shown(reason)}), so nothing was changed; fix it by hand"
     )
 
 
@@ -81,7 +83,7 @@ def repaired(
 ) -> tuple[Checkpoint, tuple[Finding, ...]]:
     """The checkpoint as it would be, and the findings that are gone; nothing is written.
 
-    What one rule finds is mended at a time, the first rule first, since that may bring or settle
+    What one rule finds is fixed at a time, the first rule first, since that may bring or settle
     what others find.
 
     Raises:
@@ -98,7 +100,7 @@ def repaired(
         mended += now
     raise ValueError(
         f"the fixes of {fixable[0].rule} and of other rules undo each other on this config, so "
-        "nothing was changed; mend it by hand"
+        "nothing was changed; fix it by hand"
     )
 
 
@@ -122,49 +124,31 @@ def _rewrite(path: Path, content: dict[str, Any]) -> Path:
     """Replace a file at once, and return where the old one is kept; all or nothing."""
     backup = _backup(path)
     try:
-        _replace(path, _text(content))
+        with atomically(path) as temporary:
+            temporary.write_text(_text(content), encoding="utf-8")
+            shutil.copymode(path, temporary)
     except OSError:
         backup.unlink()
         raise
     return backup
 
 
-def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def _text(content: dict[str, Any] | None) -> str:
-    """A document as it is written; unlike Python, it tells 4 from 4.0."""
+    """A document as it is written; unlike Python, it distinguishes 4 from 4.0."""
     return json.dumps(content, indent=2) + "\n"
 
 
 def _backup(path: Path) -> Path:
-    """A copy of a file beside it, under a name that nothing has."""
-    content, backup = path.read_bytes(), _reserved(path)
+    """A copy of a file beside it, under a name that nothing had, a dangling link included."""
+    content = path.read_bytes()
+    for count in itertools.count():
+        backup = path.with_name(f"{path.name}.bak{f'.{count}' if count else ''}")
+        with contextlib.suppress(FileExistsError):
+            backup.touch(exist_ok=False)
+            break
     try:
         backup.write_bytes(content)
     except BaseException:  # a full disk
         backup.unlink()
         raise
     return backup
-
-
-def _reserved(path: Path) -> Path:
-    """An empty file beside a file, under a name that nothing had."""
-    count = 0
-    while True:
-        name = path.with_name(f"{path.name}.bak{f'.{count}' if count else ''}")
-        try:
-            name.touch(exist_ok=False)  # fails if there is one, a dangling link included
-        except FileExistsError:
-            count += 1
-            continue
-        return name

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from ropex.config.entry import Entry
+from ropex.config.values import MAX, close, number, positive
 from ropex.doctor.findings import Problem, Rule
-from ropex.doctor.parts import Entry, on_entries
-from ropex.doctor.values import MAX, close, number, positive
-from ropex.engines.facts import ENGINES
+from ropex.doctor.parts import on_entries
+from ropex.engines.facts import ENGINES, TRANSFORMERS
 
 
 @on_entries
@@ -16,8 +17,7 @@ def _swapped_betas(entry: Entry) -> Iterator[Problem]:
     """YaRN's beta_fast is above its beta_slow."""
     if entry.kind != "yarn":
         return
-    fast = positive(entry.raw, "beta_fast") or 32.0
-    slow = positive(entry.raw, "beta_slow") or 1.0
+    fast, slow = entry.betas
     if fast < slow:
         both = {"beta_fast", "beta_slow"} <= entry.raw.keys()
         edits = (entry.set("beta_fast", slow), entry.set("beta_slow", fast)) if both else ()
@@ -32,9 +32,9 @@ def _swapped_betas(entry: Entry) -> Iterator[Problem]:
 @on_entries
 def _no_ramp(entry: Entry) -> Iterator[Problem]:
     """YaRN's beta_fast is not its beta_slow."""
-    fast = positive(entry.raw, "beta_fast")
+    fast, slow = entry.betas
     published = entry.part.latent or entry.part.remote  # Kimi K2 was trained with 1 and 1
-    if entry.kind == "yarn" and fast == (positive(entry.raw, "beta_slow") or 1.0) and not published:
+    if entry.kind == "yarn" and fast == slow and not published:
         yield Problem(
             entry.where,
             f"beta_fast and beta_slow are both {fast:g}: YaRN then has no ramp, and steps from "
@@ -70,7 +70,7 @@ def _longrope_lists(entry: Entry) -> Iterator[Problem]:
     """The lists of a longrope entry have one number above 0 for each rotated pair."""
     if entry.kind != "longrope":
         return
-    wanted = _pairs(entry)
+    wanted = entry.pairs
     lists = [(key, entry.raw.get(key)) for key in ("short_factor", "long_factor")]
     for key, value in lists:
         if not isinstance(value, list) or not all((number(each) or 0) > 0 for each in value):
@@ -111,7 +111,7 @@ def _swapped_lists(entry: Entry) -> Iterator[Problem]:
 
 @on_entries
 def _idle_lists(entry: Entry) -> Iterator[Problem]:
-    """The lists of a longrope entry divide, where it is to reach further."""
+    """The lists of a longrope entry divide, where the model reaches further."""
     original, longest = entry.original, entry.longest
     further = (original and longest and longest > original) or (entry.factor or 1) > 1
     if entry.kind != "longrope" or not further or entry.part.remote:
@@ -127,24 +127,9 @@ def _idle_lists(entry: Entry) -> Iterator[Problem]:
 
 
 def _total(divisors: list[float | None]) -> float:
-    """Their sum; not a number, which is neither more nor less, if one of them is none above 0."""
+    """Their sum; NaN, which compares as neither more nor less, unless all are above 0."""
     found = [each for each in divisors if each is not None and each > 0]
     return sum(found) if len(found) == len(divisors) else math.nan
-
-
-def _pairs(entry: Entry) -> int | None:
-    """Rotated pairs by the sizes in the config; None if it does not say them plainly."""
-    raw = entry.part.raw
-    if latent := positive(raw, "qk_rope_head_dim"):
-        return int(latent) // 2
-    head = positive(raw, "head_dim")
-    if head is None:
-        hidden, heads = positive(raw, "hidden_size"), positive(raw, "num_attention_heads")
-        if hidden is None or heads is None or heads < 1 or entry.part.remote:
-            return None
-        head = hidden // heads
-    share = positive(entry.raw, "partial_rotary_factor") or positive(raw, "partial_rotary_factor")
-    return int(head * (share or 1.0)) // 2
 
 
 @on_entries
@@ -169,5 +154,5 @@ TYPE_RULES = (
     Rule("longrope-lists", "error", ENGINES, _longrope_lists),
     Rule("swapped-lists", "error", ENGINES, _swapped_lists),
     Rule("idle-lists", "error", ENGINES, _idle_lists),
-    Rule("longrope-factor", "warning", ("transformers",), _longrope_factor),
+    Rule("longrope-factor", "warning", TRANSFORMERS, _longrope_factor),
 )

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ropex.config.notations import is_nested, misread_by_4
-from ropex.doctor.findings import Edit, Problem, Rule, shown
-from ropex.doctor.parts import Entry, Part, on_entries, on_parts
-from ropex.doctor.values import MAX, ORIGINAL, TYPES, close, positive
-from ropex.doctor.version_4 import defaults_in_4, keys_in_4
+from ropex.config.edits import Edit, shown
+from ropex.config.entry import Entry, entries_of
+from ropex.config.families import KEYS_IN_4, defaults_in_4
+from ropex.config.notations import is_nested, keys_in_4, misread_by_4
+from ropex.config.parts import Part
+from ropex.config.values import KEYS, MAX, ORIGINAL, close, positive
+from ropex.doctor.findings import Problem, Rule
+from ropex.doctor.parts import on_entries, on_parts
 from ropex.engines.facts import ENGINES
-
-# Families whose config in transformers 4 refuses an entry with other keys than these.
-_LISTS, _PLAIN = ("type", "short_factor", "long_factor"), ("type", "factor")
-_ONLY_KEYS = {"phi3": _LISTS, "phi4_multimodal": _LISTS, "olmo": _PLAIN, "olmo2": _PLAIN}
 
 
 @on_parts
@@ -49,8 +48,9 @@ def _notations_disagree(part: Part) -> Iterator[Problem]:
     if not wrong:
         return
     edits: tuple[Edit, ...] = ()
-    told = wrong == ["rope_scaling"] and _comparable(old, untyped="")["rope_type"] in TYPES
-    if isinstance(old, dict) and told and not is_nested(new):
+    typed = isinstance(old, dict) and not {"rope_type", "type"}.isdisjoint(old)
+    settled = wrong == ["rope_scaling"] and typed and _comparable(old)["rope_type"] in KEYS
+    if isinstance(old, dict) and settled and not is_nested(new):
         entry = {key: value for key, value in old.items() if key != "type"}
         entry["rope_type"] = old.get("rope_type", old.get("type"))
         kept = {key: new[key] for key in ("rope_theta", "partial_rotary_factor") if key in new}
@@ -83,17 +83,16 @@ def contradicts(part: Part, key: str, wanted: Any) -> bool:
     return any(bool(old[shared] != new[shared]) for shared in old.keys() & new.keys())
 
 
-def _comparable(scaling: Any, untyped: str = "default") -> dict[str, Any]:
+def _comparable(scaling: Any) -> dict[str, Any]:
     raw = scaling if isinstance(scaling, dict) else {}
-    kind = raw.get("rope_type", raw.get("type", untyped))
-    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind) if isinstance(kind, str) else ""
-    return {**{key: value for key, value in raw.items() if key != "type"}, "rope_type": kind}
+    others = {key: value for key, value in raw.items() if key != "type"}
+    return {**others, "rope_type": Entry.alone(raw).kind}
 
 
 @on_parts
 def _refused_by_4(part: Part) -> Iterator[Problem]:
     """Transformers 4 reads a scaling of this family."""
-    for entry in part.entries:
+    for entry in entries_of(part):
         if not entry.scaled or part.remote:
             continue
         numbers = {key: value for key, value in entry.raw.items() if not isinstance(value, dict)}
@@ -109,9 +108,11 @@ def _refused_by_4(part: Part) -> Iterator[Problem]:
 @on_entries
 def _surplus_keys(entry: Entry) -> Iterator[Problem]:
     """An entry of Phi-3 or OLMo has no keys but those that transformers 4 takes."""
-    keys = _ONLY_KEYS.get(entry.part.model_type)
-    if entry.path != ("rope_scaling",) or keys is None or entry.part.remote:
+    if entry.path != ("rope_scaling",) or entry.part.remote:
         return
+    if entry.part.model_type not in KEYS_IN_4:
+        return
+    keys = ("type", *KEYS_IN_4[entry.part.model_type][1])
     surplus = [key for key in entry.raw if key not in keys]
     if not surplus or not entry.scaled:
         return
@@ -132,8 +133,7 @@ def _surplus_keys(entry: Entry) -> Iterator[Problem]:
 def _needless(entry: Entry, key: str) -> bool:
     """Whether a key says what the rest of the config says anyway."""
     if key == "rope_type":
-        older = entry.raw.get("type", entry.kind)
-        return bool(("longrope" if older == "su" else older) == entry.raw[key])
+        return not entry.two_types
     root, longest = positive(entry.part.raw, ORIGINAL), positive(entry.part.raw, MAX)
     if key == ORIGINAL:
         return root is not None and root == positive(entry.raw, ORIGINAL)
@@ -142,10 +142,9 @@ def _needless(entry: Entry, key: str) -> bool:
     return key == "rope_theta" and bool(entry.raw[key] == entry.part.raw.get(key))
 
 
-_HF = ("transformers",)
 VERSION_RULES = (
     Rule("notations-disagree", "error", ENGINES, _notations_disagree),
-    Rule("one-notation", "warning", _HF, _one_notation),
-    Rule("surplus-keys", "warning", _HF, _surplus_keys),
-    Rule("refused-by-4", "warning", _HF, _refused_by_4),
+    Rule("one-notation", "warning", ("transformers4",), _one_notation),
+    Rule("surplus-keys", "warning", ("transformers4",), _surplus_keys),
+    Rule("refused-by-4", "warning", ("transformers4",), _refused_by_4),
 )

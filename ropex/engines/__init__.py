@@ -1,4 +1,4 @@
-"""What an inference engine needs to compute the rotary embedding of a checkpoint.
+"""What an inference engine needs to compute a checkpoint as it is.
 
 Example:
     >>> from ropex.engines import export
@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ropex.engines.answer import Exactness as Exactness
     from ropex.engines.answer import Export as Export
-    from ropex.engines.ask import ENGINES as ENGINES
-    from ropex.engines.ask import export as export
-    from ropex.engines.ask import exports as exports
+    from ropex.engines.facts import ENGINES as ENGINES
     from ropex.engines.gguf_file import write_gguf as write_gguf
+    from ropex.engines.judge import export as export
+    from ropex.engines.judge import exports as exports
+    from ropex.engines.judge import unserved as unserved
 
 _HOMES = {
-    "ENGINES": "ask",
+    "ENGINES": "facts",
     "Exactness": "answer",
     "Export": "answer",
-    "export": "ask",
-    "exports": "ask",
+    "export": "judge",
+    "exports": "judge",
+    "unserved": "judge",
     "write_gguf": "gguf_file",
 }
 __all__ = sorted(_HOMES)

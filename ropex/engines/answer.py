@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Exactness: TypeAlias = Literal["exact", "approximate", "not expressible"]
+Verdict: TypeAlias = Literal["yes", "export", "near", "no"]
+VERDICTS: dict[Verdict, str] = {
+    "yes": "exact from what `ropex patch` writes",
+    "export": "exact with what `ropex export` prints",
+    "near": "approximate",
+    "no": "`ropex export` says why",
+}
+"""What an answer comes to, in a word, and what the word means."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Export:
         metadata: Keys of a GGUF file; None for other engines.
         source: Where the statement on the engine comes from.
         tensors: Tensors of a GGUF file by name: a divisor for each pair.
+        as_written: Whether the engine computes it, as well as it can, from the checkpoint as it is,
+            flags for the length aside; llama.cpp from the file that its converter makes.
     """
 
     engine: str
@@ -37,11 +47,19 @@ class Export:
     metadata: dict[str, Any] | None = None
     source: str = ""
     tensors: dict[str, list[float]] | None = None
+    as_written: bool = False
 
     @classmethod
     def refused(cls, engine: str, reason: str, source: str) -> Export:
         """The answer where nothing can be done."""
         return cls(engine, "not expressible", None, reason, source=source)
+
+    @property
+    def verdict(self) -> Verdict:
+        """How the engine reads the checkpoint, in a word."""
+        if self.exactness == "exact":
+            return "yes" if self.as_written else "export"
+        return "near" if self.exactness == "approximate" else "no"
 
     @property
     def flag_text(self) -> str:

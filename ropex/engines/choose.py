@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ropex.engines.answer import Exactness
 from ropex.engines.encodings import Encoding, encodings
-from ropex.engines.readers import Engine, Reading
+from ropex.engines.facts import Engine
+from ropex.engines.readers import Reading, read
 from ropex.engines.wanted import Wanted
-from ropex.model.realise import TOLERANCE
+from ropex.model.tables import TOLERANCE
 
 # What may be off and still be called the same method: the temperature that is said with a whole
 # number of tokens is off by less, a temperature that is left out by more.
@@ -39,7 +40,7 @@ def choose(engine: Engine, wanted: Wanted) -> Choice | str:
     found: list[Choice] = []
     reasons: list[str] = []
     for encoding in encodings(wanted):
-        choice = judge(engine, encoding, wanted)
+        choice = assess(engine, encoding, wanted)
         if isinstance(choice, str):
             reasons.append(choice)
         elif choice.exactness == "exact":
@@ -51,9 +52,9 @@ def choose(engine: Engine, wanted: Wanted) -> Choice | str:
     return f"{engine.title} {reasons[0]}"
 
 
-def judge(engine: Engine, encoding: Encoding, wanted: Wanted) -> Choice | str:
+def assess(engine: Engine, encoding: Encoding, wanted: Wanted) -> Choice | str:
     """What an engine makes of one encoding; in words, if that is something else."""
-    reading = engine.read(encoding, wanted)
+    reading = read(engine, encoding, wanted)
     if isinstance(reading, str):
         return reading
     verdict = compare(reading, wanted)

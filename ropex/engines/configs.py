@@ -10,60 +10,64 @@ from typing import Any
 from ropex.config import numbers as formulas
 from ropex.config.notations import written
 from ropex.engines.answer import Export
-from ropex.engines.choose import Choice, choose, error, judge, last_resort
+from ropex.engines.choose import Choice, assess, choose, error, last_resort
 from ropex.engines.encodings import Encoding, encodings
-from ropex.engines.readers import EXLLAMAV2, EXLLAMAV3, MLX, SGLANG, TENSORRT, VLLM, Engine
+from ropex.engines.facts import EXLLAMAV2, EXLLAMAV3, READERS, TRANSFORMERS_SOURCE, Engine
 from ropex.engines.wanted import Wanted
 
 _ORIGINAL = "original_max_position_embeddings"
-_HF = "transformers 4.57.6 and 5.23.0, run"
+# Where vLLM and SGLang take a config that replaces that of the checkpoint, and their flag for the
+# length; TensorRT-LLM has the latter alone.
+_OVERRIDES = {"vllm": "--hf-overrides", "sglang": "--json-model-override-args"}
+_LENGTH_FLAGS = {
+    "vllm": "--max-model-len", "sglang": "--context-length", "tensorrt-llm": "--max_seq_len"
+}  # fmt: skip
 
 
 def for_transformers(wanted: Wanted, version: int) -> Export:
     """What transformers 4 or 5 needs: the config that `ropex patch` writes."""
     name, kind = f"transformers{version}", wanted.entry["rope_type"]
     if wanted.refusal:
-        return Export.refused(name, wanted.refusal, _HF)
-    if version == 4 and wanted.misread:
-        return Export.refused(name, f"transformers 4 {wanted.misread}", _HF)
-    if version == 4 and kind not in formulas.KNOWN:
-        return Export.refused(name, f"transformers 4 does not know the `{kind}` type", _HF)
+        return Export.refused(name, wanted.refusal, TRANSFORMERS_SOURCE)
+    misread = None if kind in formulas.KNOWN else f"does not know the `{kind}` type"
+    if version == 4 and (misread := wanted.misread or misread):
+        return Export.refused(name, f"transformers 4 {misread}", TRANSFORMERS_SOURCE)
     changed = _changed(wanted.config, wanted)
     if version == 5 and _says(wanted, changed):
         changed = None
-    if kind != "dynamic":
-        return Export(
-            name, "exact", 0.0, f"transformers {version} computes it", (), changed, None, _HF
-        )
-    grows = wanted.target_length > wanted.trained_length
-    return Export(
-        name, "approximate", error(wanted.inv_freq, wanted.short) if grows else 1.0,
-        f"transformers {version} keeps the base of the longest text that it has seen, and the keys "
-        "that it has cached under an earlier one: right for a text that is read at once and first",
-        (), changed, None, _HF,
+    found = Export(
+        name, "exact", 0.0, f"transformers {version} computes it", (), changed, None,
+        TRANSFORMERS_SOURCE, as_written=changed is None,
     )  # fmt: skip
+    if kind != "dynamic":
+        return found
+    grows = wanted.target_length > wanted.trained_length
+    return replace(
+        found,
+        exactness="approximate",
+        bound=error(wanted.inv_freq, wanted.short) if grows else 1.0,
+        reason=f"transformers {version} keeps the base of the longest text that it has seen, and "
+        "the keys that it has cached under an earlier one: right for a text that is read at once "
+        "and first",
+    )
 
 
-def for_vllm(wanted: Wanted) -> Export:
-    """Flags of vLLM."""
-    flags = ("--max-model-len", str(wanted.target_length))
-    return _served(VLLM, wanted, "--hf-overrides", flags)
-
-
-def for_sglang(wanted: Wanted) -> Export:
-    """Flags of SGLang."""
-    flags = ("--context-length", str(wanted.target_length))
-    return _served(SGLANG, wanted, "--json-model-override-args", flags)
-
-
-def for_tensorrt(wanted: Wanted) -> Export:
-    """The config that TensorRT-LLM reads."""
-    return _served(TENSORRT, wanted, None, ("--max_seq_len", str(wanted.target_length)))
-
-
-def for_mlx(wanted: Wanted) -> Export:
-    """The config that mlx-lm reads; it has no flags for it."""
-    return _served(MLX, wanted, None, ())
+def for_reader(name: str, wanted: Wanted) -> Export:
+    """What an engine of `facts.READERS` needs: flags, or the config that it reads."""
+    engine, override = READERS[name], _OVERRIDES.get(name)
+    if refusal := _refusal(engine, wanted):
+        return Export.refused(name, refusal, engine.source)
+    choice = choose(engine, wanted)
+    if isinstance(choice, str):
+        return Export.refused(name, choice + last_resort(wanted), engine.source)
+    config = _config(wanted, choice.encoding)
+    if override is not None and _says(wanted, config):
+        config = None
+    flags = (flag, str(wanted.target_length)) if (flag := _LENGTH_FLAGS.get(name)) else ()
+    if config is not None and override is not None:
+        flags = (override, json.dumps(_override(wanted, choice.encoding)), *flags)
+    reason = choice.reason + ("" if config else "; config.json says so already")
+    return replace(_export(name, choice, reason, config, engine.source), flags=flags)
 
 
 def for_exllama(wanted: Wanted) -> Export:
@@ -72,14 +76,14 @@ def for_exllama(wanted: Wanted) -> Export:
     if refusal := _refusal(EXLLAMAV3, wanted):
         return Export.refused(name, refusal, source)
     for encoding in encodings(wanted):
-        new, old = (judge(engine, encoding, wanted) for engine in (EXLLAMAV3, EXLLAMAV2))
+        new, old = (assess(engine, encoding, wanted) for engine in (EXLLAMAV3, EXLLAMAV2))
         if not isinstance(new, str) and not isinstance(old, str) and _exact(new) and _exact(old):
             reason = f"exllamav2 and exllamav3 read {encoding.what}{_alpha(wanted, encoding)}"
             return _export(name, new, reason, _config(wanted, encoding, old_name=True), source)
     newest, oldest = choose(EXLLAMAV3, wanted), choose(EXLLAMAV2, wanted)
     if isinstance(newest, str):
         return Export.refused(name, newest + last_resort(wanted), source)
-    judged = judge(EXLLAMAV2, newest.encoding, wanted)
+    judged = assess(EXLLAMAV2, newest.encoding, wanted)
     same = not isinstance(judged, str)
     about = oldest if isinstance(oldest, str) else f"exllamav2 wants {oldest.encoding.what}"
     reason = newest.reason + ("; so does exllamav2" if same else f"; {about}, not given here")
@@ -94,22 +98,10 @@ def _exact(choice: Choice) -> bool:
 def _export(
     name: str, choice: Choice, reason: str, config: dict[str, Any] | None, source: str
 ) -> Export:
-    return Export(name, choice.exactness, choice.bound, reason, (), config, None, source)
-
-
-def _served(engine: Engine, wanted: Wanted, override: str | None, flags: tuple[str, ...]) -> Export:
-    if refusal := _refusal(engine, wanted):
-        return Export.refused(engine.name, refusal, engine.source)
-    choice = choose(engine, wanted)
-    if isinstance(choice, str):
-        return Export.refused(engine.name, choice + last_resort(wanted), engine.source)
-    config = _config(wanted, choice.encoding)
-    if override is not None and _says(wanted, config):
-        config = None
-    if config is not None and override is not None:
-        flags = (override, json.dumps(_override(wanted, choice.encoding)), *flags)
-    reason = choice.reason + ("" if config else "; config.json says so already")
-    return replace(_export(engine.name, choice, reason, config, engine.source), flags=flags)
+    return Export(
+        name, choice.exactness, choice.bound, reason, (), config, None, source,
+        as_written=config is None,
+    )  # fmt: skip
 
 
 def _refusal(engine: Engine, wanted: Wanted) -> str | None:

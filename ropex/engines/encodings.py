@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ropex.config.entry import carrier
 from ropex.config.notations import with_magnitude
+from ropex.config.write import carrier
 from ropex.engines.wanted import Wanted
 
 # Float64 against float64: a power of the base costs a few units in the last place.
@@ -55,14 +55,25 @@ def _as_it_is(wanted: Wanted) -> Encoding:
     length = int(wanted.config.get("max_position_embeddings") or wanted.trained_length)
     if entry["rope_type"] not in ("linear", "dynamic"):  # which engines multiply by the factor
         length = max(length, wanted.target_length)
-    return Encoding(f"the `{entry['rope_type']}` type", entry, length)
+    return Encoding(in_words(entry), entry, length)
+
+
+def in_words(entry: dict[str, Any]) -> str:
+    """How a rope entry says what it says."""
+    kind = entry["rope_type"]
+    if kind == "default":
+        return f"`rope_theta` {entry['rope_theta']:.10g}"
+    if kind != "longrope" or entry["short_factor"] != entry["long_factor"]:
+        return f"the `{kind}` type"
+    plain = entry.get("attention_factor", 1) == 1
+    return "a `longrope` list" if plain else "a `longrope` list with its temperature"
 
 
 def _larger_base(wanted: Wanted) -> Iterator[Encoding]:
     base = base_of(wanted)
     if base is not None and wanted.attention_scale == 1:
         entry = _entry(wanted, {"rope_type": "default"}) | {"rope_theta": base}
-        yield Encoding(f"`rope_theta` {base:.10g}", entry, wanted.target_length)
+        yield Encoding(in_words(entry), entry, wanted.target_length)
 
 
 def _all_low(wanted: Wanted) -> Iterator[Encoding]:
@@ -82,10 +93,10 @@ def _lists(wanted: Wanted) -> Iterator[Encoding]:
     scale, target = wanted.attention_scale, wanted.target_length
     plain = carrier(wanted.divisors.tolist(), scale, target)
     if scale == 1:
-        yield Encoding("a `longrope` list", _entry(wanted, plain), target)
+        yield Encoding(in_words(plain), _entry(wanted, plain), target)
         return
     said = with_magnitude({**plain, "original_max_position_embeddings": wanted.trained_length})
-    yield Encoding("a `longrope` list with its temperature", _entry(wanted, said), target)
+    yield Encoding(in_words(said), _entry(wanted, said), target)
     # Engines that work the temperature out from two lengths get the length that gives it.
     length = round(target ** (1 / scale**2))
     if 2 <= length < target:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ropex.engines.answer import Export
-from ropex.engines.llama_cpp import ARCHITECTURES, FREQS, LISTS, for_llama_cpp
+from ropex.engines.facts import LLAMA_CPP_ARCHITECTURES
+from ropex.engines.llama_cpp import FREQS, LISTS, for_llama_cpp
 from ropex.engines.wanted import Wanted
 from ropex.files.places import BUILT, workplace
 
@@ -86,7 +87,7 @@ def _checked_arch(reader: Any, wanted: Wanted, source: Path) -> str:
         raise ValueError(f"{source} does not say general.architecture; convert the model again")
     if (_value(reader, "split.count") or 0) > 1:
         raise ValueError(f"{source} is one of several; join them: llama-gguf-split --merge")
-    named = ARCHITECTURES.get(wanted.model_type, arch)
+    named = LLAMA_CPP_ARCHITECTURES.get(wanted.model_type, arch)
     if named != arch:
         raise ValueError(f"{source} is a {arch} model, and the checkpoint becomes a {named} model")
     dim = _value(reader, f"{arch}.rope.dimension_count")

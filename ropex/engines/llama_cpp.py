@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ropex.config import numbers as formulas
+from ropex.config.entry import USUAL_BETAS
 from ropex.engines.answer import Export
 from ropex.engines.choose import compare
 from ropex.engines.encodings import base_of, constant
 from ropex.engines.facts import (
+    LLAMA_CPP_ARCHITECTURES,
     LLAMA_CPP_FREQS,
     LLAMA_CPP_LISTS,
     LLAMA_CPP_RAMP,
     LLAMA_CPP_SLIDING,
-    USUAL_BETAS,
+    LLAMA_CPP_SOURCE,
     own_betas,
 )
-from ropex.engines.readers import Reading
+from ropex.engines.readers import Reading, list_scale
 from ropex.engines.wanted import Wanted
 
-SOURCE = "llama.cpp's converter, loaders and graphs, read, and llama-cpp-python 0.3.36, run"
 FREQS = "rope_freqs.weight"
 LISTS = ("rope_factors_long.weight", "rope_factors_short.weight")
-# What the converter calls a `model_type`.
-ARCHITECTURES = {
-    "llama": "llama", "mistral": "llama", "mixtral": "llama", "granite": "granite",
-    "granitemoe": "granitemoe", "apertus": "apertus",
-    "exaone": "exaone", "arcee": "arcee", "phi3": "phi3", "qwen2": "qwen2",
-    "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "gemma": "gemma",
-    "gemma2": "gemma2", "gemma3_text": "gemma3", "olmo2": "olmo2", "starcoder2": "starcoder2",
-    "cohere": "command-r", "cohere2": "cohere2", "gpt_neox": "gptneox", "stablelm": "stablelm",
-    "falcon": "falcon", "phi": "phi2", "glm4": "glm4", "internlm2": "internlm2",
-    "minicpm": "minicpm", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
-}  # fmt: skip
-
 _KINDS = {int: "int", float: "float", str: "str"}  # what --override-kv calls them
 
 
@@ -70,9 +59,9 @@ def for_llama_cpp(wanted: Wanted, arch: str | None = None, *, in_file: bool = Fa
         arch: The architecture that a GGUF file names; by default what the converter calls it.
         in_file: Whether a GGUF file has to say it, without flags.
     """
-    arch = arch or ARCHITECTURES.get(wanted.model_type)
+    arch = arch or LLAMA_CPP_ARCHITECTURES.get(wanted.model_type)
     if refusal := _refusal(wanted, arch):
-        return Export.refused("llama.cpp", refusal, SOURCE)
+        return Export.refused("llama.cpp", refusal, LLAMA_CPP_SOURCE)
     found: list[tuple[float, str, Form]] = []
     for form in _forms(wanted, arch):
         verdict = compare(form.reading, wanted)
@@ -80,8 +69,33 @@ def for_llama_cpp(wanted: Wanted, arch: str | None = None, *, in_file: bool = Fa
         if not (isinstance(verdict, str) or in_vain):
             found.append((*verdict[1:], form))
     if found:  # the first of the nearest, which is the simplest
-        return _answer(wanted, arch, *min(found, key=lambda each: each[0]))
-    return Export.refused("llama.cpp", _lacking(wanted, arch, in_file), SOURCE)
+        bound, note, form = min(found, key=lambda each: each[0])
+        converted = _converted(wanted, arch)
+        same = None if converted is None else compare(converted, wanted)
+        as_written = isinstance(same, tuple) and same[1] <= bound
+        return replace(_answer(wanted, arch, bound, note, form), as_written=as_written)
+    return Export.refused("llama.cpp", _lacking(wanted, arch, in_file), LLAMA_CPP_SOURCE)
+
+
+def _converted(wanted: Wanted, arch: str | None) -> Reading | None:
+    """What llama.cpp computes of the file that its converter makes of the patched checkpoint.
+
+    None if that leaves something out.
+    """
+    entry, kind = wanted.entry, wanted.entry["rope_type"]
+    table, scale = wanted.inv_freq, 1.0
+    if kind == "yarn":
+        form = _yarn(wanted, _ramp(wanted) if arch in LLAMA_CPP_RAMP else {}, {})
+        table, scale = form.reading.inv_freq, formulas.usual(entry)
+    elif kind == "longrope" and arch in LLAMA_CPP_LISTS:
+        scale = list_scale(entry, int(wanted.config["max_position_embeddings"]))
+    elif not (
+        kind == "default"
+        or (kind == "linear" and not wanted.latent)
+        or (kind == "llama3" and arch in LLAMA_CPP_FREQS and arch != "minicpm")
+    ):
+        return None
+    return Reading(table, table, scale)
 
 
 def _lacking(wanted: Wanted, arch: str | None, in_file: bool) -> str:
@@ -160,7 +174,7 @@ def _yarn(wanted: Wanted, in_keys: dict[str, float], in_flags: dict[str, float])
     entry = {**wanted.entry, **USUAL_BETAS, **in_keys, **in_flags, "truncate": True}
     factor, before = float(entry["factor"]), formulas.original(entry, wanted.trained_length)
     table = formulas.frequencies(entry, wanted.dim, before, wanted.target_length)
-    flags = ("--rope-scaling", "yarn", "--rope-scale", repr(factor), "--yarn-orig-ctx", str(before))
+    scaling = "--rope-scaling", "yarn", "--rope-scale", repr(factor), "--yarn-orig-ctx", str(before)
     keys = _base(wanted) | {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
@@ -170,8 +184,8 @@ def _yarn(wanted: Wanted, in_keys: dict[str, float], in_flags: dict[str, float])
     left = wanted.attention_scale / formulas.usual(entry)
     left = 1.0 if abs(left - 1) < 1e-9 else left
     reading = Reading(table, table, formulas.usual(entry) * left)
-    told, unsaid = _betas(in_keys), _betas(in_flags)
-    return Form("YaRN", reading, flags + told, keys, attention=left, unsaid=unsaid)
+    flags, unsaid = (*scaling, *_betas(in_keys)), _betas(in_flags)
+    return Form("YaRN", reading, flags, keys, attention=left, unsaid=unsaid)
 
 
 def _betas(ramp: dict[str, float]) -> tuple[str, ...]:
@@ -210,7 +224,7 @@ def _answer(wanted: Wanted, arch: str | None, bound: float, note: str, form: For
     metadata = {f"{arch}.{key}": value for key, value in keys.items()}
     return Export(
         "llama.cpp", "approximate" if bound else "exact", bound, about, flags, None,
-        metadata if arch and not form.unsaid else None, SOURCE, form.tensors or None,
+        metadata if arch and not form.unsaid else None, LLAMA_CPP_SOURCE, form.tensors or None,
     )  # fmt: skip
 
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex.config import numbers as formulas
-from ropex.config.entry import reach, read_entries, read_entry
+from ropex.config.entry import completed_entry, reach, read_entries
 from ropex.config.notations import is_nested, misread_by_4
 from ropex.errors import UnsupportedModel
-from ropex.model.realise import close
 from ropex.model.rotary import main_site, sites
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
+from ropex.model.tables import close
+from ropex.model.trained_length import require_length
 from ropex.patching.handle import Patch, patch
 from ropex.patching.record import Record
 from ropex.patching.saving import completed
 from ropex.rope import Rope
+from ropex.strategies.base import Strategy
 
-_ORIGINAL = "original_max_position_embeddings"
 _PART = "text_config"  # of a model that also sees or hears
 
 
@@ -71,6 +74,11 @@ class Wanted:
     misread: str | None = None
     refusal: str | None = None
     several: bool = False
+
+    @property
+    def patched(self) -> Wanted:
+        """The same of the checkpoint that `ropex patch` writes."""
+        return replace(self, raw=self.config)
 
     @property
     def standard(self) -> Tensor:
@@ -122,32 +130,45 @@ def read(
     """
     model = load_skeleton(folder, trust_remote_code=trust_remote_code)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    site = main_site(sites(model))
-    _require_length(folder, raw, site, trained_length)
-    base = _base(site)
+    require_length(main_site(sites(model)), trained_length)
     record = Record.read(folder) if strategy is None else Record.in_config_of(folder)
     kept = record.strategies if record and not record.in_config else []
     texts = kept if strategy is None else [strategy]
     if record and kept and trained_length is None:
         trained_length = record.trained_length
-    applied = [patch(model, text, trained_length=trained_length) for text in texts[:1]]
-    applied += [patch(model, text) for text in texts[1:]]
-    handle = applied[-1] if applied else None
-    lengths = _lengths(site, handle, None if strategy else record, trained_length)
-    return _wanted(raw, main_site(sites(model)), handle, base, lengths)
+    record = None if strategy else record
+    return of_model(model, raw, texts, trained_length=trained_length, record=record)
 
 
-def _require_length(folder: Path, raw: dict[str, Any], site: Site, given: int | None) -> None:
-    """Refuse to take a family's default for the trained length."""
-    names = {*site.lengths, *(site.config.attribute_map.get(name, name) for name in site.lengths)}
-    parts = (raw, raw.get(_PART) or {})
-    if given is None and not any(
-        isinstance(part.get(n), (int, float)) for part in parts for n in names
-    ):
-        raise ValueError(
-            f"{folder / 'config.json'} does not say the trained length in a number "
-            "(max_position_embeddings); give --trained-length N"
-        )
+def of_model(
+    model: Any,
+    raw: dict[str, Any],
+    strategies: Sequence[str | Strategy],
+    *,
+    trained_length: int | None = None,
+    record: Record | None = None,
+) -> Wanted:
+    """What a model would compute under strategies; it is left as it was.
+
+    Args:
+        model: A model of transformers; its weights are not needed.
+        raw: The JSON of its config.
+        strategies: What is applied to it, in this order.
+        trained_length: Tokens that it was trained at, where its config does not say.
+        record: Where both lengths are recorded, if anywhere.
+
+    Raises:
+        UnsupportedModel: It has no rotary embedding that ropex can read.
+        ValueError: A strategy does not fit.
+    """
+    site, handle, given = main_site(sites(model)), None, trained_length
+    base = _base(site)
+    with ExitStack() as patched:
+        for strategy in strategies:
+            handle = patched.enter_context(patch(model, strategy, trained_length=given))
+            given = None
+        lengths = _lengths(site, handle, record, trained_length)
+        return _wanted(raw, main_site(sites(model)), handle, base, lengths)
 
 
 def _base(site: Site) -> float:
@@ -167,7 +188,7 @@ def _lengths(
     if not isinstance(site, BufferSite):
         length = site.rope(given).trained_length
         return length, length
-    entry = _entry(site)
+    entry = completed_entry(site.config, site.layer_type)
     said = int(
         given or getattr(site.config, "max_position_embeddings", 0) or site.said_length() or 0
     )
@@ -188,7 +209,9 @@ def _wanted(
     if part and part not in raw:
         part, refusal = "", f"ropex does not know which part of config.json is {config.model_type}"
     raw = raw[part] if part else raw
-    entry = _entry(site) if base else {"rope_type": "default", "rope_theta": base}
+    entry: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
+    if base:
+        entry = completed_entry(config, site.layer_type)
     dim, short, long, scale = _numbers(site, handle, entry, lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `misread` says it
@@ -204,16 +227,6 @@ def _wanted(
     )  # fmt: skip
 
 
-def _entry(site: Site) -> dict[str, Any]:
-    """The entry, and in it the length before scaling, where the config has that elsewhere."""
-    entry, config = read_entry(site.config, site.layer_type), site.config
-    entry.pop("type", None)
-    if entry["rope_type"] in ("yarn", "llama3", "longrope"):
-        length = getattr(config, _ORIGINAL, None) or config.max_position_embeddings
-        entry.setdefault(_ORIGINAL, length)
-    return entry
-
-
 def _refusal(site: Site, handle: Patch | None) -> str | None:
     """Why no config says what was planned."""
     if handle is not None and not handle.in_config:
@@ -221,6 +234,11 @@ def _refusal(site: Site, handle: Patch | None) -> str | None:
             return (
                 f"{handle.strategy} scales each query by its position, which no config can say; "
                 "apply it with ropex.patch after loading"
+            )
+        if handle.plan.positions is not None:
+            return (
+                f"{handle.strategy} maps positions in attention, which no config can say; apply it "
+                "with ropex.patch after loading"
             )
         if handle.length_class != "static":
             return (

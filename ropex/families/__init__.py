@@ -1,1 +1,1 @@
-"""Every causal language model that the installed transformers knows, as a tiny model."""
+"""Tiny models of every model type, and the check of every clause."""

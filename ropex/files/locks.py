@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 NAME = ".lock"
-"""A file that is never removed: who waits for it waits for the file that the next one finds."""
+"""A file lock that is never removed, so that all who wait for it wait for the same file."""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _CARD = "README.md"
 _MARK, _LOCK, _REPLACED = ".ropex-", "lock", "replaced"
 _WHOLE = {BUILT, _LOCK, _REPLACED}
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS is 2 too
-# Weights of a save, in one file or many with an index, and those that are read instead of them.
+# Weights of a save, in one file or several with an index, and those that take precedence.
 _SHARD, _INDEX = r"(-\d{5}-of-\d{5})?", r"(\.index\.json)?"
 _SAFE = rf"model{_SHARD}\.safetensors{_INDEX}"
 _PICKLED = rf"pytorch_model{_SHARD}\.bin{_INDEX}"
@@ -31,10 +31,10 @@ _EARLIER = {_SAFE: _SAFE, _PICKLED: f"{_PICKLED}|{_SAFE}", _ADAPTER: _ADAPTER}
 
 @contextmanager
 def workplace(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` to build in, which is gone after the block.
+    """A hidden folder beside `out` to build in, removed after the block.
 
-    What a run that was killed has left of one is removed first, and what it had moved away from
-    `out` is put back; both are a warning. Those of runs that are at work stay.
+    Leftovers of a killed run are removed first, and what it had moved away from `out` is put back,
+    both with a warning. Folders of runs at work stay.
     """
     clear(out)
     folder, lock = _reserved(out)
@@ -46,9 +46,9 @@ def workplace(out: Path) -> Iterator[Path]:
 
 
 def put(built: Path, out: Path) -> None:
-    """Move `built` to `out` in one step, if there is one, and what was there into the workplace.
+    """Move `built` to `out`, and what was there into the workplace, in one step if possible.
 
-    Where there is none, a run that is killed between two steps leaves what `clear` puts back.
+    Where it takes two steps, `clear` repairs what a run killed between them leaves.
 
     Args:
         built: A folder in a `workplace`.
@@ -71,16 +71,16 @@ def put(built: Path, out: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to save a model to, of the same name; its files then replace those there.
+    """An empty folder of the same name to save a model to; its files then replace those there.
 
-    What they replace, a link to another file included, is not written to. Weights of an earlier
-    save go, which programs would read instead of the new ones.
+    A file that is replaced, or the target of a link, is not written to. Weights of an earlier save
+    that programs would read instead of the new ones are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with workplace(folder / "save") as place:
         built = place / BUILT / folder.resolve().name
         built.mkdir(parents=True)
-        if (folder / _CARD).is_file():  # peft goes on from what is there
+        if (folder / _CARD).is_file():  # peft extends what is there
             shutil.copyfile(folder / _CARD, built / _CARD)
         yield built
         names = [path.relative_to(built) for path in sorted(built.rglob("*")) if path.is_file()]
@@ -91,14 +91,14 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def clear(out: Path) -> None:
-    """Put back and remove what killed runs have left beside `out`."""
+    """Put back or remove what killed runs left beside `out`."""
     for folder in sorted(out.parent.glob(f".{glob.escape(out.name)}{_MARK}*")):
         if folder.is_symlink() or not {path.name for path in folder.glob("*")} <= _WHOLE:
             continue  # not ours
         lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(timeout=0)
-        except OSError:  # somebody is at work there, or it is just gone, or it is not ours
+        except OSError:  # a run is at work there, or it is just gone, or it is not ours
             continue
         said = f"{folder} was left by a run that was stopped; it is removed"
         if os.path.lexists(folder / _REPLACED) and not os.path.lexists(out):
@@ -110,13 +110,13 @@ def clear(out: Path) -> None:
 
 
 def _reserved(out: Path) -> tuple[Path, Any]:
-    """A new folder with a lock in it, which says that somebody is at work."""
+    """A new folder with a lock in it, which marks a run at work."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}{_MARK}"))
         lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, FileNotFoundError):  # another run has taken it for a leftover
+        except (Timeout, FileNotFoundError):  # a different run has taken it for a leftover
             continue
         except BaseException:  # a full disk
             shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +127,7 @@ def _reserved(out: Path) -> tuple[Path, Any]:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; False, and nothing is moved, where that fails."""
+    """Swap two paths in one step; if that fails, return False and move nothing."""
     paths = os.fsencode(one), os.fsencode(other)
     try:
         library = ctypes.CDLL(None)

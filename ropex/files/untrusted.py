@@ -1,4 +1,4 @@
-"""Read JSON and the headers of safetensors files that anybody may have written."""
+"""Read untrusted JSON and headers of safetensors files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a header says of a tensor.
+    """What a header says about a tensor.
 
     Attributes:
         file: The file that holds it.
@@ -79,7 +79,7 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _too_deep(value: Any) -> bool:
-    """Whether there is something below the `_DEEPEST` level; found level by level."""
+    """Whether anything is nested below the `_DEEPEST` level."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [
@@ -94,12 +94,12 @@ def _too_deep(value: Any) -> bool:
 
 
 def is_table(tensor: Tensor) -> bool:
-    """Whether a tensor is a rotary table that stands in the weights."""
+    """Whether a tensor of the weights is a rotary table."""
     return tensor.name.rsplit(".", 1)[-1].endswith(_TABLES)
 
 
 def read_tensors(folder: Path) -> tuple[Tensor, ...]:
-    """All that safetensors files of a folder hold, from their headers alone.
+    """All tensors in the safetensors files of a folder, from the headers alone.
 
     Raises:
         ValueError: As for `check_weights`.
@@ -114,7 +114,7 @@ def read_tensors(folder: Path) -> tuple[Tensor, ...]:
 
 
 def loaded_tensors(folder: Path) -> tuple[Tensor, ...]:
-    """Those that a model is loaded from: in the files of an index, or in the one without."""
+    """The tensors that a model is loaded from: in the files of an index, or in the single file."""
     found, index = read_tensors(folder), folder / _INDICES[".safetensors"]
     single = index.name.removesuffix(".index.json")
     files = {each.file for each in found}
@@ -126,7 +126,7 @@ def loaded_tensors(folder: Path) -> tuple[Tensor, ...]:
 
 
 def absent_tensors(folder: Path) -> tuple[str, ...]:
-    """Names that the index of safetensors places somewhere, and that no file holds."""
+    """Names in the index that no file holds."""
     index = folder / _INDICES[".safetensors"]
     if not index.is_file() or not (held := {each.name for each in loaded_tensors(folder)}):
         return ()
@@ -137,14 +137,14 @@ def check_weights(folder: Path) -> None:
     """Refuse weights that are not what their names say, before anything reads them.
 
     Raises:
-        ValueError: A file is not safetensors or is cut off, its header describes tensors that
-            cannot be, or an index names a file that is not in the folder.
+        ValueError: A file is not safetensors or is truncated, its header describes impossible
+            tensors, or an index names a file that is not in the folder.
     """
     read_tensors(folder)
 
 
 def check_files(folder: Path) -> None:
-    """Refuse what would be waited for, or read without end: pipes, devices and the like.
+    """Refuse what would block, or never end: pipes, devices and the like.
 
     Raises:
         ValueError: There is such a thing in the folder.
@@ -174,14 +174,14 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _check_tensors(path: Path, header: dict[str, Any], size: int) -> None:
-    """Raise a ValueError unless the tensors of a file lie one behind the other, up to its end."""
+    """Raise a ValueError unless the tensors of a file follow one another up to its end."""
     about = {name: each for name, each in header.items() if name != "__metadata__"}
     for name, each in about.items():
         if not _is_placed(each):
             raise ValueError(f"the header of {path} does not say where {name[:60]!r} is")
     if (wanted := max((each["data_offsets"][1] for each in about.values()), default=0)) != size:
         raise ValueError(
-            f"{path} holds {size:,} bytes of tensors, and its header speaks of {wanted:,}; it is "
+            f"{path} holds {size:,} bytes of tensors, and its header says {wanted:,}; it is "
             "cut off or damaged, so get it again"
         )
     end = 0
@@ -205,10 +205,10 @@ def _is_placed(about: Any) -> bool:
 
 
 def _misfit(about: dict[str, Any]) -> str:
-    """Why no tensor can be as a header says; empty if one can."""
+    """Why a header describes no possible tensor; empty if it does."""
     dtype, shape, (begin, end) = about.get("dtype"), about.get("shape"), about["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        return f"has numbers of no type that safetensors knows ({str(dtype)[:20]!r})"
+        return f"has a dtype that safetensors does not know ({str(dtype)[:20]!r})"
     if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
         return "has no shape"
     wanted, rest = divmod(math.prod(shape) * _BITS[dtype], 8)
@@ -218,22 +218,21 @@ def _misfit(about: dict[str, Any]) -> str:
 
 
 def _check_indices(folder: Path) -> None:
-    """Raise a ValueError if an index of shards names what is no file of its folder.
+    """Raise a ValueError if an index of shards names something that is not in its folder.
 
-    Missing ones are left to those who look for weights where there are none, as in the folder of a
-    model whose small files alone were fetched.
+    A folder without any weights passes, such as a model of which only the small files were fetched.
     """
     there = {path.name for path in folder.iterdir() if path.is_file()}
     kinds = [kind for kind in _INDICES if any(name.endswith(kind) for name in there)]
     for kind, index in _INDICES.items():
         shards = _shards(folder / index) if (folder / index).exists() else set()
-        if kind in kinds[:1] and shards - there:  # of two kinds, safetensors are loaded
+        if kind in kinds[:1] and shards - there:  # safetensors take precedence
             missing = min(shards - there)[:60]
             raise ValueError(f"{folder / index} names the shard {missing!r}, which is not there")
 
 
 def _shards(path: Path) -> set[str]:
-    """The files that an index names; a ValueError where one is not beside it."""
+    """The files that an index names; ValueError if one is not beside it."""
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict):
         raise ValueError(f"{path} has no object `weight_map`, so it is not an index of shards")
@@ -247,6 +246,6 @@ def _shards(path: Path) -> set[str]:
 
 
 def _is_bare(name: str) -> bool:
-    """Whether a name stays in its folder, under every system."""
+    """Whether a name stays in its folder, on every system."""
     alone = PurePosixPath(name).name == PureWindowsPath(name).name == name
     return alone and name not in ("", "..")

@@ -14,10 +14,10 @@ _HALF = ".tmp"
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end of the block, and is gone if that fails.
+    """A path to write to, which becomes `path` at the end of the block, or is removed on failure.
 
-    Processes that write the same file have paths of their own. What was at `path`, a link to
-    another file included, is replaced and not written to.
+    Every process has its own path. What was at `path`, even a link, is replaced and never written
+    to.
     """
     temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}{_HALF}")
     try:
@@ -29,7 +29,7 @@ def atomically(path: Path) -> Iterator[Path]:
 
 
 def half_written(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """What `atomically` had not finished when a run was killed.
+    """Files that `atomically` had not finished when a run was killed.
 
     Args:
         folder: Where to look.
@@ -39,20 +39,20 @@ def half_written(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by one that holds a text."""
+    """Replace a file by a text."""
     with atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: dict[str, Any], *, sort_keys: bool = False) -> None:
-    """Replace a file by one that holds an object; a config is sorted, as transformers writes it."""
+    """Replace a file by an object as JSON; a config is sorted, as transformers writes it."""
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys)
     write_text(path, text + "\n")
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system that names no file, as of a full disk, name `path`."""
+    """Let a system error without a file name, as for a full disk, name `path`."""
     try:
         yield
     except OSError as error:

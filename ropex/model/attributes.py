@@ -11,13 +11,13 @@ _MISSING = object()
 
 
 def set_attribute(module: Any, name: str, value: Any, undo: ExitStack) -> None:
-    """Set an attribute of a module, and remember to put back the very object that was there."""
+    """Set an attribute of a module, and note how to put back the same object afterwards."""
     places = (vars(module), module._buffers, module._parameters)
     old = next((place[name] for place in places if name in place), _MISSING)
 
     def restore() -> None:
         if old is _MISSING:
-            vars(module).pop(name, None)  # unless someone was there before
+            vars(module).pop(name, None)  # unless it is gone already
             module._buffers.pop(name, None)
         elif isinstance(old, Tensor) and not old.is_meta:
             now = getattr(module, name)  # the model may have moved

@@ -1,4 +1,4 @@
-"""A patched model's own copies of its configs, and what becomes of edits to them."""
+"""A patched model's own copies of its configs, and what happens to edits of them."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ def homes_of(model: nn.Module, config: Any, layer_type: str) -> tuple[Any, ...]:
         return (config,)
     entry = read_entry(config, layer_type)
     return tuple(each for each in saved if type(each) is type(config) and read_entry(each) == entry)
+
+
+def is_adapter(model: Any) -> bool:
+    """Whether it is what PEFT puts around a model, and saves without the model's config."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def _tree(config: Any) -> Iterator[Any]:

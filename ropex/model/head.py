@@ -13,9 +13,9 @@ Finish = Callable[[Tensor], Tensor]
 
 
 def finishes(config: Any) -> Iterator[Finish]:
-    """A soft cap, a scale, or nothing: those that a config speaks of; compare to know which it is.
+    """A soft cap, a scale, or nothing: the candidates of a config; compare logits to find which.
 
-    Nothing comes last: a cap hardly shows in most logits, and changes the largest all the same.
+    Nothing comes last: a cap hardly changes most logits, yet it changes the largest ones.
 
     Args:
         config: Of the text model.
@@ -30,7 +30,7 @@ def finishes(config: Any) -> Iterator[Finish]:
 
 
 def close(left: Tensor, right: Tensor) -> bool:
-    """Whether these are alike but for rounding, going by all their numbers together."""
+    """Whether two tensors are equal up to rounding, by the norm of their difference."""
     tolerance = 1e-4 if right.dtype in (torch.float32, torch.float64) else 3e-2
     if left.shape != right.shape:
         return False

@@ -1,4 +1,4 @@
-"""The scale of attention logits in latent attention (DeepSeek), which goes by the rope entry.
+"""The scale of attention logits in latent attention (DeepSeek), which the rope entry decides.
 
 Its families rotate a slice of each head. `attention_scaling` reaches that slice alone, so they
 multiply the scale of all logits when they are built, by `(0.1 mscale_all_dim ln(factor) + 1) ** 2`.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import copy
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from ropex.config.entry import write_entry
+from ropex.config.write import write_entry
 from ropex.model.attributes import set_attribute
 from ropex.rope import Plan
-
-if TYPE_CHECKING:
-    from ropex.model.sites.base import Site
 
 SOFTMAX_KEYS = ("factor", "mscale", "mscale_all_dim")
 # Later versions of transformers scale these as well; 4 forgot.
@@ -38,17 +35,17 @@ def latent_attention(model: nn.Module, config: Any) -> tuple[Any, ...]:
     return tuple(found) if reads else ()
 
 
-def same_softmax(site: Site, config: Any, plan: Plan) -> bool:
-    """Whether attention built from `config` scales its logits as planned."""
-    if not site.latent:
+def same_softmax(latent: tuple[Any, ...], config: Any, plan: Plan) -> bool:
+    """Whether such modules, if there are any, built from `config` scale their logits as planned."""
+    if not latent:
         return True
-    planned: float = site.latent[0].scaling * plan.softmax_scale
-    return _built(site.latent[0], config) == planned
+    planned: float = latent[0].scaling * plan.softmax_scale
+    return _built(latent[0], config) == planned
 
 
-def scale_softmax(site: Site, plan: Plan, undo: ExitStack) -> None:
+def scale_softmax(latent: tuple[Any, ...], plan: Plan, undo: ExitStack) -> None:
     """Multiply the scale of the logits of latent attention by what was planned."""
-    for module in site.latent if plan.softmax_scale != 1 else ():
+    for module in latent if plan.softmax_scale != 1 else ():
         set_attribute(module, "scaling", module.scaling * plan.softmax_scale, undo)
 
 

@@ -2,57 +2,49 @@
 
 Where transformers has a method, its own float32 table is what a patched model holds. So the patched
 model, a checkpoint saved from it and a model built from that config agree to the last bit. Where it
-has none, or reads it otherwise than the plan, any static table is carried by a `longrope` entry.
+has none, or computes something else than the plan, a `longrope` entry carries the static table.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ropex.config.entry import carrier, write_entry
 from ropex.config.notations import keeps_base, misread_by_5
+from ropex.config.write import carrier, write_entry
 from ropex.model.latent import SOFTMAX_KEYS, same_softmax
-from ropex.model.tables import DynamicTable, PlannedTable, Rows, TableAt, TwoTables
+from ropex.model.sites.slots import Slot
+from ropex.model.tables import Native, PlannedTable, TransformersTable, close, outside_config
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
 
-if TYPE_CHECKING:
-    from ropex.model.sites.buffers import BufferSite
-
-# transformers computes in float32, a plan in float64; a power of the base costs a few units in the
-# last place (measured: at most 7e-7 up to a base of 1e7).
-TOLERANCE = 2e-6
 _IMMENSE = 1e30  # divides a pair that does not turn; a file has no infinite number
 
 
-@dataclass(frozen=True, eq=False)
-class Native:
-    """How one strategy is realised in one table of a model.
+class _Built(Protocol):
+    """A table of a module that transformers builds from a config; see `BufferSite`."""
 
-    Attributes:
-        entry: The config entry that stands for it; None where no entry can.
-        inv_freq: The table, `(dim // 2,)`, float32; None for a strategy that depends on length.
-        table_at: Length (0-dimensional tensor) to table and attention scale, for a strategy that
-            depends on length.
-        attention_scale: What cos and sin are multiplied by, at the trained length.
-        rows: Its cos and sin, for modules that hand out whole tables.
-    """
-
-    entry: dict[str, Any] | None
-    inv_freq: Tensor | None
-    table_at: TableAt | None
-    attention_scale: float
-    rows: Rows | None = None
+    @property
+    def config(self) -> Any: ...
+    @property
+    def slot(self) -> Slot: ...
+    @property
+    def layer_type(self) -> str: ...
+    @property
+    def latent(self) -> tuple[Any, ...]: ...
+    @property
+    def alone(self) -> bool: ...
+    def entry(self) -> dict[str, Any]: ...
+    def built(self, config: Any) -> tuple[Tensor, float]: ...
+    def built_type(self, config: Any) -> str: ...
 
 
-def realise(site: BufferSite, strategy: Strategy, rope: Rope) -> Native:
+def realise(site: _Built, strategy: Strategy, rope: Rope) -> Native:
     """Find the config entry and the table of `strategy` for a rotary module.
 
     Args:
@@ -73,36 +65,21 @@ def realise(site: BufferSite, strategy: Strategy, rope: Rope) -> Native:
             if bool((table[stopped[: len(table)]] < 1e-20).all()):
                 table = table * ~stopped[: len(table)]
             same = close(table, plan.inv_freq) and abs(scale - plan.attention_scale) < 1e-9
-            if same and same_softmax(site, config, plan):
+            if same and same_softmax(site.latent, config, plan):
                 return Native(entry, table, None, scale)
     return outside_config(strategy, rope)
 
 
 def _held(native: Native, length: int) -> Native:
-    """The table that a strategy has at one length, to the last bit, for every length."""
+    """The table of one length, to the last bit, used for every length."""
     if native.table_at is None:
         return native
     table, scale = native.table_at(torch.tensor(length))
     return Native(None, table, None, float(scale))
 
 
-def outside_config(strategy: Strategy, rope: Rope) -> Native:
-    """The plan itself, where no config entry stands for it."""
-    plan = strategy.plan(rope)
-    if strategy.class_on(rope) == "static":
-        return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
-    return Native(None, None, PlannedTable(strategy, rope), plan.attention_scale)
-
-
-def close(table: Tensor, wanted: Tensor) -> bool:
-    """Whether a float32 table is the float64 one, to the accuracy of float32."""
-    if table.shape != wanted.shape:
-        return False
-    return bool(((table.double() - wanted).abs() <= TOLERANCE * wanted.abs()).all())
-
-
 def _candidates(
-    site: BufferSite, strategy: Strategy, rope: Rope, plan: Plan
+    site: _Built, strategy: Strategy, rope: Rope, plan: Plan
 ) -> Iterator[dict[str, Any]]:
     """Entries that might stand for a plan, best first."""
     old, native = site.entry(), strategy.native(rope)
@@ -121,14 +98,13 @@ def _candidates(
         yield {**old, "factor": float(growth) * float(old.get("factor") or 1)}
 
 
-def _by_length(site: BufferSite, strategy: Strategy, rope: Rope, plan: Plan) -> Native:
+def _by_length(site: _Built, strategy: Strategy, rope: Rope, plan: Plan) -> Native:
     entry = strategy.native(rope)
     config = None if entry is None else _reloaded(site, entry, strategy, rope)
-    kinds: dict[str, Any] = {"dynamic": DynamicTable, "longrope": TwoTables}
-    made = None if config is None else kinds.get(site.built_type(config))
-    if entry is None or made is None or not same_softmax(site, config, plan):
+    kind = None if config is None else site.built_type(config)
+    if kind not in ("dynamic", "longrope") or not same_softmax(site.latent, config, plan):
         return outside_config(strategy, rope)
-    table_at = made(config, rope.trained_length, site.layer_type)
+    table_at = TransformersTable(kind, config, rope.trained_length, site.layer_type)
     planned = PlannedTable(strategy, rope)
     for tokens in (2, rope.trained_length, rope.trained_length + 1, 5 * rope.trained_length):
         (table, scale), (wanted, factor) = (at(torch.tensor(tokens)) for at in (table_at, planned))
@@ -137,7 +113,7 @@ def _by_length(site: BufferSite, strategy: Strategy, rope: Rope, plan: Plan) -> 
     return Native(entry, None, table_at, plan.attention_scale)
 
 
-def _reloaded(site: BufferSite, entry: dict[str, Any], strategy: Strategy, rope: Rope) -> Any:
+def _reloaded(site: _Built, entry: dict[str, Any], strategy: Strategy, rope: Rope) -> Any:
     """The site's config with `entry`, as it comes back from a file and builds a module.
 
     None if the entry is empty, if the family does not take one of its type (Phi-3 and YaRN), or if

@@ -11,7 +11,7 @@ from ropex.errors import UnsupportedModel, wrong_type
 from ropex.model.latent import latent_attention
 from ropex.model.sites import buffers
 from ropex.model.sites.base import Site
-from ropex.model.sites.computed import ComputedSite, Layout
+from ropex.model.sites.computed import ComputedSite
 from ropex.model.sites.layouts import (
     PairRows,
     RowsByAlpha,
@@ -21,17 +21,18 @@ from ropex.model.sites.layouts import (
 )
 from ropex.model.sites.sinusoids import PositionBuffer, PositionEmbedding
 from ropex.model.tables import table_key
+from ropex.model.trained_length import origin_of
 from ropex.model.window import windowed
 from ropex.rope import Rope
 
-LAYOUTS: tuple[Layout, ...] = (
-    PositionBuffer(),
-    PositionEmbedding(),
-    RowsOnDemand(),
-    RowsBySize(),
-    RowsByPosition(),
-    PairRows(),
-    RowsByAlpha(),
+LAYOUTS: tuple[type[ComputedSite], ...] = (
+    PositionBuffer,
+    PositionEmbedding,
+    RowsOnDemand,
+    RowsBySize,
+    RowsByPosition,
+    PairRows,
+    RowsByAlpha,
 )
 
 
@@ -42,7 +43,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
     Raises:
         UnsupportedModel: There is none, or one that ropex cannot patch exactly.
-        TypeError: It is no model.
+        TypeError: `model` is not a model.
     """
     if not isinstance(model, nn.Module):
         raise wrong_type(
@@ -50,17 +51,18 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         )
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     found: list[Site] = []
+    origin = origin_of(model)
     for name, module in model.named_modules():
-        layout = next((each for each in LAYOUTS if each.fits(module, model)), None)
-        if not (layout or buffers.looks_rotary(module)) or not _reads_text(model, name):
+        kind = next((each for each in LAYOUTS if each.fits(module, model)), None)
+        if not (kind or buffers.looks_rotary(module)) or not _reads_text(model, name):
             continue
         owner = _owner(model, name)
         here: tuple[Site, ...]
-        if layout is None:
+        if kind is None:
             here = buffers.found_in(name, module, owner)
         else:
-            layout.check(module, owner)
-            here = (ComputedSite(name, module, owner, layout),)
+            here = (kind(name, module, owner),)
+            here[0].check()
         if not here:
             raise UnsupportedModel(
                 f"{family}: {name} ({type(module).__name__}) is not a rotary module that ropex "
@@ -68,7 +70,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
                 "turns into cos and sin"
             )
         holder = model.get_submodule(name.rpartition(".")[0])
-        found += [replace(site, layer=holder) for site in here]
+        found += [replace(site, layer=holder, origin=origin) for site in here]
     if not found:
         raise UnsupportedModel(
             f"{family} has no rotary embedding that ropex knows: looked for a module with an "
@@ -82,7 +84,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def main_site(found: tuple[Site, ...]) -> Site:
-    """The table that stands for the model: that of layers which see the whole context."""
+    """The table that represents the model: the one whose layers see the whole context."""
     return next((site for site in found if not windowed(site)), found[0])
 
 
@@ -103,13 +105,13 @@ def rope_of(model: nn.Module, trained_length: int | None = None) -> Rope:
 
 
 def decoder_of(model: nn.Module, site: Site) -> nn.Module:
-    """The smallest model of transformers that holds `site`; it is called with the cache."""
-    owners = reversed(_ancestors(model, site.name))
+    """The smallest transformers model around `site`, which is the one called with the cache."""
+    owners = reversed(ancestors(model, site.name))
     return next((o for o in owners if hasattr(o, "get_input_embeddings")), model)
 
 
 def _with_others(found: list[Site]) -> list[Site]:
-    """The sites; those know it whose base in the config decides on other tables as well."""
+    """The sites, marked where the base in the config decides on other tables as well."""
     kinds: dict[int, set[Any]] = {}
     for site in found:
         if isinstance(site, buffers.BufferSite) and not site.layer_type:
@@ -125,7 +127,7 @@ def _with_others(found: list[Site]) -> list[Site]:
 
 
 def _with_latent(model: nn.Module, found: list[Site]) -> tuple[Site, ...]:
-    """The sites, and in those of latent attention the modules that scale its logits."""
+    """The sites, with the modules that scale the logits of latent attention."""
     configs = {id(site.config): site.config for site in found}
     latent = {key: latent_attention(model, config) for key, config in configs.items()}
     return tuple(
@@ -134,21 +136,21 @@ def _with_latent(model: nn.Module, found: list[Site]) -> tuple[Site, ...]:
     )
 
 
-def _ancestors(model: nn.Module, name: str) -> list[nn.Module]:
+def ancestors(model: nn.Module, name: str) -> list[nn.Module]:
     """The modules on the way to `name`, outermost first, and that module itself."""
     path = name.split(".")
     return [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
 
 
 def _owner(model: nn.Module, name: str) -> Any:
-    """The innermost module that has the config of a rotary module."""
-    with_config = [m for m in _ancestors(model, name) if hasattr(m, "config")]
+    """The innermost module around a rotary module that has a config."""
+    with_config = [m for m in ancestors(model, name) if hasattr(m, "config")]
     return with_config[-1] if with_config else model
 
 
 def _reads_text(model: nn.Module, name: str) -> bool:
     """Whether a module belongs to a model of tokens, and not to a tower for images or sound."""
-    towers = [m for m in _ancestors(model, name) if hasattr(m, "main_input_name")]
+    towers = [m for m in ancestors(model, name) if hasattr(m, "main_input_name")]
     if not towers or towers[-1] is model:
         return True
     config = getattr(towers[-1], "config", None)

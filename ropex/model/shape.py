@@ -17,7 +17,7 @@ class Shape:
 
     Attributes:
         weights: Number of parameters.
-        active: Parameters that one token meets; fewer in a mixture of experts.
+        active: Parameters that one token passes through; fewer in a mixture of experts.
         layers: Number of layers.
         hidden: Width of the hidden state.
         attention: Query heads times their size.
@@ -73,7 +73,7 @@ class Shape:
 
 
 def _number(config: Any, name: str, default: int = 0) -> int:
-    """A size of a config; families that lack it, or have one for each layer, are rare."""
+    """A size in a config; the largest, in the few families with one per layer."""
     value = getattr(config, name, None)
     if isinstance(value, (list, tuple)):
         value = max(value, default=None)
@@ -81,7 +81,7 @@ def _number(config: Any, name: str, default: int = 0) -> int:
 
 
 def _idle(model: Any, config: Any) -> int:
-    """Parameters of experts that a token does not meet."""
+    """Parameters of the experts that a token does not pass through."""
     experts = _number(config, "num_local_experts") or _number(config, "num_experts")
     experts = experts or _number(config, "n_routed_experts")
     used = _number(config, "num_experts_per_tok")

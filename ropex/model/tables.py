@@ -12,6 +12,10 @@ from torch import Tensor
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Strategy
 
+# transformers computes in float32, a plan in float64; a power of the base costs a few units in the
+# last place (measured: at most 7e-7 up to a base of 1e7).
+TOLERANCE = 2e-6
+
 TableAt: TypeAlias = Callable[[Tensor], tuple[Tensor, Any]]
 """Length in tokens, a 0-dimensional tensor, to frequencies `(dim // 2,)` and attention scale."""
 
@@ -43,47 +47,40 @@ class OneTable:
 
 
 @dataclass(frozen=True, eq=False)
-class DynamicTable:
-    """The table of each length, by transformers' own function for its `dynamic` type."""
+class TransformersTable:
+    """The table of each length, by transformers' own function for a rope type.
 
+    Attributes:
+        rope_type: `dynamic`, or `longrope`, which has a table of short sequences and one of long.
+        config: What the function reads.
+        trained_length: Tokens up to which all lengths have one table.
+        layer_type: The layers whose table it is; empty where all have one.
+    """
+
+    rope_type: str
     config: Any
     trained_length: int
     layer_type: str = ""
 
     def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
         """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
-        tokens = length.clamp(min=self.trained_length)
-        return _computed("dynamic", self.config, length, tokens, self.layer_type)
+        if self.rope_type == "dynamic":
+            return self._at(length, length.clamp(min=self.trained_length))
+        short, scale = self._at(length, self.trained_length)
+        long, _ = self._at(length, self.trained_length + 1)
+        return torch.where(length > self.trained_length, long, short), scale
 
+    def _at(self, length: Tensor, tokens: int | Tensor) -> tuple[Tensor, Any]:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-@dataclass(frozen=True, eq=False)
-class TwoTables:
-    """The table of short sequences and that of long ones, by transformers' `longrope` function."""
-
-    config: Any
-    trained_length: int
-    layer_type: str = ""
-
-    def __call__(self, length: Tensor) -> tuple[Tensor, Any]:
-        """Frequencies, `(dim // 2,)`, float32, and the attention scale, where `length` is."""
-        switch = self.trained_length
-        short, scale = _computed("longrope", self.config, length, switch, self.layer_type)
-        long, _ = _computed("longrope", self.config, length, switch + 1, self.layer_type)
-        return torch.where(length > switch, long, short), scale
-
-
-def _computed(
-    kind: str, config: Any, length: Tensor, tokens: int | Tensor, layer_type: str
-) -> tuple[Tensor, Any]:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    which = {"layer_type": layer_type} if layer_type else {}
-    table, scale = ROPE_INIT_FUNCTIONS[kind](config, length.device, seq_len=tokens, **which)
-    return table, scale
+        which = {"layer_type": self.layer_type} if self.layer_type else {}
+        made = ROPE_INIT_FUNCTIONS[self.rope_type]
+        table, scale = made(self.config, length.device, seq_len=tokens, **which)
+        return table, scale
 
 
 def table_key(inv_freq: Tensor) -> bytes:
-    """What tables have in common that are the same to the last bit."""
+    """A key that is equal for tables that are equal to the last bit."""
     return bytes(inv_freq.numpy().tobytes())
 
 
@@ -136,3 +133,38 @@ class Rows:
         phases = torch.outer(torch.arange(rows, dtype=torch.float64), inv_freq.cpu())
         cos, sin = (phases.cos() * scale, phases.sin() * scale)
         return cos.float().to(device), sin.float().to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class Native:
+    """How one strategy is realised in one table of a model.
+
+    Attributes:
+        entry: The config entry that stands for it; None where no entry can.
+        inv_freq: The table, `(dim // 2,)`, float32; None for a strategy that depends on length.
+        table_at: Length (0-dimensional tensor) to table and attention scale, for a strategy that
+            depends on length.
+        attention_scale: What cos and sin are multiplied by, at the trained length.
+        rows: Its cos and sin, for modules that hand out whole tables.
+    """
+
+    entry: dict[str, Any] | None
+    inv_freq: Tensor | None
+    table_at: TableAt | None
+    attention_scale: float
+    rows: Rows | None = None
+
+
+def outside_config(strategy: Strategy, rope: Rope) -> Native:
+    """The plan itself, where no config entry stands for it."""
+    plan = strategy.plan(rope)
+    if strategy.class_on(rope) == "static":
+        return Native(None, plan.inv_freq.float(), None, plan.attention_scale)
+    return Native(None, None, PlannedTable(strategy, rope), plan.attention_scale)
+
+
+def close(table: Tensor, wanted: Tensor) -> bool:
+    """Whether a float32 table equals a float64 one, to the accuracy of float32."""
+    if table.shape != wanted.shape:
+        return False
+    return bool(((table.double() - wanted).abs() <= TOLERANCE * wanted.abs()).all())

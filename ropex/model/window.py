@@ -1,4 +1,4 @@
-"""Sliding windows of attention, which hide what a longer context brings."""
+"""Sliding windows of attention, which hide the gain of a longer context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attenti
 
 
 def window_of(config: Any) -> int | None:
-    """Tokens that each query sees, if no layer of the model sees more; else None."""
+    """Tokens that a query sees, if no layer of the model sees more; else None."""
     window: int | None = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None) or ()
     return None if any(kind != "sliding_attention" for kind in layer_types) else window
@@ -103,7 +103,7 @@ def _rotates(attention: Any, place: int) -> bool:
             given = {name: each for name, each in given.items() if open_ended or name in taken}
             tables = (_Unread(), _Unread())
             twin(hidden_states=x, position_embeddings=tables, attention_mask=None, **given)
-    except Exception:  # of many kinds, by what families do with a table first
+    except Exception:  # its type depends on what a family does with a table first
         return True
     return False
 

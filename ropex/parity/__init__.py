@@ -1,1 +1,1 @@
-"""Two ways to one model, compared."""
+"""Compare two ways to run one model."""

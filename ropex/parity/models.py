@@ -1,4 +1,4 @@
-"""Whether two ways to a model are one model: its tables, its rotations and its logits."""
+"""Compare two models: their tables, rotations and logits."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropex.model.reach import FEWEST, probe_size
+from ropex.model.probe import FEWEST, probe_at, probe_logits, probe_size
 from ropex.model.rotary import sites
-from ropex.patching.verify import probe_at, probe_logits, takes_jumps
+from ropex.patching.verify import takes_jumps
 
-_LONG = 64  # tokens, at least, of a text that is read as it stands
+_LONG = 64  # least tokens of a text that is read whole
 _TOLERANCE = 1e-6
 _EPSILON = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two models are apart in one respect.
+    """How far two models differ in one respect.
 
     Attributes:
-        what: In words.
+        what: What is compared, in words.
         largest: The largest difference; infinite where they cannot be compared.
         allowed: Up to which they count as the same.
     """
@@ -48,7 +48,7 @@ class Folded:
 
     Attributes:
         temperature: What cos and sin are multiplied by; weights by its square.
-        stored: The number type that the weights were rounded to.
+        stored: The dtype that the weights were rounded to.
     """
 
     temperature: float
@@ -56,7 +56,7 @@ class Folded:
 
     @property
     def rounding(self) -> float:
-        """How far logits may be apart, over the largest: as far as a few roundings of a weight."""
+        """Allowed difference of logits over the largest logit: a few roundings of a weight."""
         return max(64 * _EPSILON, 8 * torch.finfo(self.stored).eps)
 
 
@@ -67,10 +67,10 @@ def differences(
 
     Args:
         left: A causal language model.
-        right: The same, by another way.
+        right: The same model, loaded or patched in a different way.
         trained: Tokens that they were trained at.
         target: Tokens that they are to reach.
-        folded: What `right` has in its weights, and `left` has not.
+        folded: The temperature that `right` has in its weights and `left` does not.
     """
     rounding = 0.0 if left.dtype == right.dtype == torch.float32 else 5e-2
     yield from _tables(left, right, target, folded)
@@ -97,8 +97,8 @@ def _logits_apart(
 def _tables(left: Any, right: Any, target: int, folded: Folded | None) -> Iterator[Difference]:
     """Cos and sin of each rotary module, at positions up to the target.
 
-    Those of `right` are multiplied by the temperature that it has in its weights. Its frequencies
-    are written in another way than those of `left`, so they are rounded otherwise.
+    Those of `right` are multiplied by the temperature in its weights. Its frequencies are stored in
+    a different form than those of `left`, so they are rounded differently.
     """
     temperature = folded.temperature if folded else 1.0
     allowed = _TOLERANCE + (_EPSILON * target if folded else 0.0)
@@ -115,7 +115,7 @@ def _tables(left: Any, right: Any, target: int, folded: Folded | None) -> Iterat
 
 @torch.no_grad()
 def _rotations(site: Any, places: Tensor) -> Tensor | None:
-    """What a rotary module answers at some positions; None if it is not called like that."""
+    """Output of a rotary module at some positions; None if it is not called with positions."""
     device = next((b.device for b in site.module.buffers()), torch.device("cpu"))
     states, places = torch.zeros(1, places.shape[1], 1, device=device), places.to(device)
     arguments = (site.layer_type,) if site.layer_type else ()

@@ -15,18 +15,18 @@ from urllib.parse import urlsplit
 
 import torch
 
-# The whole exchange ends after so many seconds, and an answer after so many bytes.
+# Limits of the whole exchange in seconds, and of an answer in bytes.
 _SECONDS = 600.0
 _BYTES, _BYTES_A_TOKEN = 2**20, 2**11
-_SHOWN = 300  # characters of what a server says
+_SHOWN = 300  # characters of an error message
 
 
 def served_logprobs(url: str, name: str, ids: Sequence[int], key: str | None = None) -> list[float]:
     """Log-probabilities of the tokens of a prompt but the first, by an OpenAI-compatible server.
 
     vLLM, SGLang and llama.cpp's server answer `/v1/completions` with the prompt's own
-    log-probabilities if they are asked to echo it. Redirects are not followed, and neither a slow
-    nor an endless answer is waited for: ten minutes and a size that fits the prompt are the most.
+    log-probabilities if they are asked to echo it. Redirects are not followed. The answer is
+    limited to ten minutes and to a size that fits the prompt.
 
     Args:
         url: Such as `http://localhost:8000`, with or without `/v1`.
@@ -36,8 +36,8 @@ def served_logprobs(url: str, name: str, ids: Sequence[int], key: str | None = N
 
     Raises:
         OSError: The server does not answer, or not in time.
-        ValueError: It answers something else than log-probabilities of these tokens; or there can
-            be no such server, or no such key.
+        ValueError: It answers with something other than log-probabilities of these tokens, or the
+            URL or the key is malformed.
     """
     asked = {
         "model": name,
@@ -53,7 +53,7 @@ def served_logprobs(url: str, name: str, ids: Sequence[int], key: str | None = N
         found = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(ids)]
     except (KeyError, IndexError, TypeError):
         found = [None]
-    # Sizes are compared, as an integer may be too large for a float; nan is not in between.
+    # Compared without conversion: an integer may be too large for a float. NaN fails too.
     if not all(type(each) in (int, float) and -1e30 < each < 1e30 for each in found):
         raise ValueError(
             f"{url} does not return log-probabilities of the prompt (echo with logprobs)"
@@ -92,8 +92,8 @@ def _headers(key: str | None) -> dict[str, str]:
 def _answer(url: str, request: web.Request, most: int) -> bytes:
     """The body of the answer, of at most `most` bytes.
 
-    Timeouts of sockets count from one byte to the next. A thread bounds the whole, and is left
-    behind where the server goes on.
+    Socket timeouts count from one byte to the next, so a thread bounds the whole; it is abandoned
+    if the server continues.
     """
     try:
         body = _within(_SECONDS, lambda: _exchange(url, request, most))
@@ -113,7 +113,7 @@ def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
     def run() -> None:
         try:
             done.set_result(work())
-        except BaseException as error:  # it is raised where the result is asked for
+        except BaseException as error:  # raised when the result is read
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -121,7 +121,7 @@ def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
 
 
 def _exchange(url: str, request: web.Request, most: int) -> bytes:
-    """Send a request; one byte more than `most` is read at most."""
+    """Send a request; read at most one byte more than `most`."""
     try:
         with _opener().open(request, timeout=_SECONDS) as response:
             body: bytes = response.read(most + 1)
@@ -140,7 +140,7 @@ def _exchange(url: str, request: web.Request, most: int) -> bytes:
 
 
 def _opener() -> web.OpenerDirector:
-    """What speaks HTTP alone and follows no redirect: the key is for the server that was named."""
+    """An opener for HTTP that follows no redirect: the key is for the named server only."""
     opener = web.OpenerDirector()
     for handler in (
         web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPDefaultErrorHandler,
@@ -151,7 +151,7 @@ def _opener() -> web.OpenerDirector:
 
 
 def _complaint(error: HTTPError) -> str:
-    """What a server says instead of an answer."""
+    """The error message of a server."""
     if 300 <= error.code < 400:
         where = _printable(error.headers.get("Location") or "nowhere")
         return (
@@ -173,7 +173,7 @@ def _parsed(url: str, body: bytes) -> Any:
 
 
 def _printable(text: str) -> str:
-    """The beginning of what a server says, in one line, with no character that moves a cursor."""
+    """The beginning of a message in one line, without control characters."""
     line = " ".join(text.split())[:_SHOWN]
     shown = (each if each.isprintable() else ascii(each)[1:-1] for each in line)
     return "".join(shown)[:_SHOWN]

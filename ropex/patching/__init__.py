@@ -1,1 +1,1 @@
-"""Patches: planned, applied, checked, recorded and removed."""
+"""Patch a model: plan, apply, verify, record and remove."""

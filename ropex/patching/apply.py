@@ -1,186 +1,136 @@
-"""Put the plans of a patch into a live model."""
+"""Apply a planned patch to a live model."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from ropex.attention.attend import AttentionGuard
-from ropex.attention.caches import CacheGuard, KeyRotation
-from ropex.attention.continuous_batching import RefuseBatching, drop_kept, refused_batching
-from ropex.attention.keys import MARK, Keys
-from ropex.attention.modules import attention_modules, install_attention, part_takes
-from ropex.errors import UnsupportedModel
-from ropex.model.attributes import set_attribute
-from ropex.model.configs import homes_of
+from ropex.attention.modules import AttentionGuard, install, reachable
+from ropex.attention.query_scale import QUERY_SCALE
+from ropex.attention.unrotated import UNROTATED, check_split
+from ropex.model.configs import homes_of, keep_edits, own_configs
 from ropex.model.latent import scale_softmax
 from ropex.model.options import Options
-from ropex.model.realise import Native, outside_config
-from ropex.model.rotary import decoder_of
 from ropex.model.sites.hooks import Tables
-from ropex.model.sites.slots import has_axes
-from ropex.model.tables import OneTable, PlannedTable, TableAt
-from ropex.patching.plan import Planned, realised, several_tables
+from ropex.model.tables import Native, OneTable, PlannedTable, TableAt, outside_config
+from ropex.model.window import lift_window
+from ropex.patching.cache_hooks import guard_keys, guard_lengths, keep_unrotated
+from ropex.patching.continuous_batching import refuse_batching
+from ropex.patching.plan import Planned, realised
+from ropex.patching.position_map import map_positions
+from ropex.patching.saving import install_saving
 from ropex.patching.stack import stack
+from ropex.patching.state import PatchState
 from ropex.strategies.none import Unscaled
 
-if TYPE_CHECKING:
-    from ropex.patching.handle import Patch
 
-
-def check_start(patch: Patch) -> None:
-    """Refuse what a patch could not start from.
+def check_start(state: PatchState) -> None:
+    """Refuse a model that the patch cannot start from.
 
     Raises:
         ValueError: Options for a checkpoint whose own frequencies would be lost by them, or a
             patch over one that leaves no table to start from.
     """
-    dynamic = patch.rope.by_length and patch.rope.lists is None
-    if dynamic and not patch.changes_rope and patch.options != Options():
+    dynamic = state.rope.by_length and state.rope.lists is None
+    if dynamic and not state.changes_rope and state.options != Options():
         raise ValueError(
-            f"the checkpoint changes its frequencies with the length, and {patch.strategy} "
+            f"the checkpoint changes its frequencies with the length, and {state.strategy} "
             "leaves them alone; precision and cache need a strategy that replaces them"
         )
-    for earlier in stack(patch.sites):
-        by_length = earlier.by_length and patch.changes_anything
-        attends = patch.plan.query_scale is not None or patch.options.cache == "unrotated"
-        if by_length or (earlier.scales_queries and attends):
+    for earlier in stack(state.sites):
+        by_length = earlier.by_length and state.changes_anything
+        attends = state.plan.changes_attention or state.options.cache == "unrotated"
+        if by_length or (earlier.changes_attention and attends):
             raise ValueError(
-                f"the model is patched with {earlier.strategy}, and {patch.strategy} cannot "
+                f"the model is patched with {earlier.strategy}, and {state.strategy} cannot "
                 "start from that; remove it first"
             )
 
 
-def apply_rope(patch: Patch, undo: ExitStack) -> bool:
+def apply(state: PatchState, undo: ExitStack) -> bool:
+    """Do to a live model all that a patch does.
+
+    Args:
+        state: What was planned.
+        undo: Where the way back is written, before each step.
+
+    Returns:
+        Whether the model's config says all of it, and of the patches below.
+    """
+    in_config = all(earlier.in_config for earlier in stack(state.sites))
+    if state.changes_anything or state.lifts_window:
+        copies = own_configs(state.model, undo)
+        for config in state.configs if state.lifts_window else ():
+            lift_window(config)
+        if state.replaces_tables:
+            in_config = apply_rope(state, undo) and in_config
+        if apply_attention(state, undo):
+            in_config = False
+        refuse_batching(state, undo)
+        install_saving(state.model, state.configs, None if in_config else str(state.strategy), undo)
+        keep_edits(copies, undo)
+    guard_lengths(state, undo)
+    return in_config
+
+
+def apply_rope(state: PatchState, undo: ExitStack) -> bool:
     """Change the tables of a model, and its config as far as that can say it.
 
     Returns:
         Whether the config says all of it.
     """
-    made = realised(patch.planned, patch.strategy)
-    homes = [homes_of(patch.model, e.site.config, e.site.layer_type) for e, _ in made]
-    said = [
-        each.site.write(native, patch.strategy, each.rope, configs, undo)
-        for (each, native), configs in zip(made, homes, strict=True)
-    ]
-    tables = [_install(patch, each, native, undo) for each, native in made]
-    for each in patch.planned:
-        if each.kept and not each.rope.by_length:  # .to(bfloat16) shall not round it either
-            _install(patch, each, outside_config(Unscaled(), each.rope), undo)
+    made = realised(state.planned, state.strategy)
+    homes = [homes_of(state.model, e.site.config, e.site.layer_type) for e, _ in made]
+    said = []
+    for (each, native), configs in zip(made, homes, strict=True):
+        lengths = each.rope.trained_length, state.strategy.target_length(each.rope)
+        said.append(each.site.write(native, lengths, configs, undo))
+    tables = [_install(state, each, native, undo) for each, native in made]
+    for each in state.planned:
+        if each.kept and not each.rope.by_length:  # so that .to(bfloat16) does not round it either
+            _install(state, each, outside_config(Unscaled(), each.rope), undo)
     for site in {id(each.site.config): each.site for each, _ in made}.values():
-        scale_softmax(site, patch.plan, undo)
-    _guard_keys(patch, undo)
+        scale_softmax(site.latent, state.plan, undo)
+    guard_keys(state, undo)
     by_length = made[0][1].table_at if made else None
-    if patch.options.cache == "unrotated":
-        _keep_unrotated(patch, tables, by_length, undo)
-    kept = any(each.kept for each in patch.planned)
+    if state.options.cache == "unrotated":
+        keep_unrotated(state, tables, by_length, undo)
+    kept = any(each.kept for each in state.planned)
     one_entry = kept and any(hasattr(each.site.config, "layer_rope_theta") for each, _ in made)
-    return all(said) and not patch.reads_token_by_token and not one_entry  # Granite scales all
+    return all(said) and not state.reads_token_by_token and not one_entry  # Granite scales all
 
 
-def apply_batching(patch: Patch, undo: ExitStack) -> None:
-    """Refuse continuous batching where it would not compute what the patch says."""
-    drop_kept(patch.model)
-    undo.callback(drop_kept, patch.model)
-    message = refused_batching(patch)
-    if message is None:
-        return
-    refuse = RefuseBatching(message)
-    refuse.install(patch.model, undo)
-    for decoder in _decoders(patch):
-        undo.callback(decoder.register_forward_pre_hook(refuse.before, with_kwargs=True).remove)
-
-
-def guard_caches(patch: Patch, undo: ExitStack) -> None:
-    """Refuse rotated keys of another length, by which the strategy or the model itself goes."""
-    if patch.length_class == "static" or patch.options.cache == "unrotated":
-        return
-    switches = patch.length_class == "two"
-    by_row = all(each.site.any_position for each in patch.planned if not each.kept)
-    guard = CacheGuard(str(patch.strategy), patch.shares_a_plan, switches, by_row)
-    _hook(patch, guard, undo)
-
-
-def apply_attention(patch: Patch, undo: ExitStack) -> bool:
+def apply_attention(state: PatchState, undo: ExitStack) -> bool:
     """Change what attention does with queries and keys, which no config can say.
 
     Returns:
         Whether there was something to change.
     """
-    attributes: dict[str, Any] = {}
-    if patch.plan.query_scale is not None:
-        attributes["ropex_query_scale"] = patch.plan.query_scale
-    if patch.options.cache == "unrotated":
-        attributes["ropex_unrotated"] = patch.rope.dim
-    if attributes:
-        split = patch.reads_token_by_token
-        install_attention(patch.model, patch.configs, attributes, split, undo)
-        guard = AttentionGuard(str(patch.strategy), patch.configs[0])
-        for decoder in _decoders(patch):
-            undo.callback(decoder.register_forward_pre_hook(guard).remove)
-    if patch.plan.positions is not None:
-        from ropex.patching.mapping import install_map
+    scale, unrotated = state.plan.query_scale, state.options.cache == "unrotated"
+    positions = state.plan.positions
+    if scale is None and positions is None and not unrotated:
+        return False
+    modules = reachable(state.model, state.configs)
+    if scale is not None:
+        install(modules, QUERY_SCALE, "ropex_query_scale", scale, undo)
+    if unrotated:
+        for config in state.configs if state.reads_token_by_token else ():
+            check_split(config._attn_implementation or "eager")
+        install(modules, UNROTATED, "ropex_unrotated", state.rope.dim, undo)
+    if positions is not None:
+        map_positions(state, modules, undo)
+    guard = AttentionGuard(str(state.strategy), state.configs[0])
+    for decoder in state.decoders:
+        undo.callback(decoder.register_forward_pre_hook(guard).remove)
+    return scale is not None or positions is not None
 
-        install_map(patch, _decoders(patch), undo)
-    return patch.plan.query_scale is not None or patch.plan.positions is not None
 
-
-def _install(patch: Patch, each: Planned, native: Native, undo: ExitStack) -> Tables | None:
-    exact_at: TableAt = PlannedTable(patch.strategy, each.rope, torch.float64)
-    fixed = each.kept or patch.length_class == "static"
+def _install(state: PatchState, each: Planned, native: Native, undo: ExitStack) -> Tables | None:
+    exact_at: TableAt = PlannedTable(state.strategy, each.rope, torch.float64)
+    fixed = each.kept or state.length_class == "static"
     if fixed:  # no need to plan it again in each forward
         exact_at = OneTable(each.plan)
     each.site.fill_later(each.rope, undo)
     length = getattr(each.site.config, "max_position_embeddings", each.rope.trained_length)
-    return each.site.install(native, exact_at, patch.options, length, undo)
-
-
-def _keep_unrotated(
-    patch: Patch, tables: list[Tables | None], table_at: TableAt | None, undo: ExitStack
-) -> None:
-    rotating = tables[-1]
-    attention = attention_modules(patch.model, patch.configs)
-    reasons = {
-        "has several rotary tables": several_tables(patch.planned),
-        "does not ask for its rotary table by position": rotating is None,
-        "gives each token three positions": has_axes(patch.sites[-1].module),
-        "selects keys by a rotation of its own": any(
-            part_takes(module, "position_embeddings") for module in attention
-        ),
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UnsupportedModel(
-                f"{patch.model.config.model_type} {reason}, so its keys cannot stay un-rotated; "
-                'leave cache="unrotated" out'
-            )
-    assert rotating is not None  # see above
-    keys = KeyRotation(patch.sites[-1].module, rotating, table_at)
-    _hook(patch, keys, undo)
-
-
-def _guard_keys(patch: Patch, undo: ExitStack) -> None:
-    """Let no cache be continued that was filled without this patch, or under it once removed."""
-    keys = Keys.of(patch)
-    if keys is None:
-        return
-    for decoder in _decoders(patch):
-        set_attribute(decoder, MARK, keys, undo)
-    _hook(patch, keys, undo)
-    undo.callback(keys.spend)
-
-
-def _hook(patch: Patch, hooks: Keys | CacheGuard | KeyRotation, undo: ExitStack) -> None:
-    """Let `hooks` see each call that comes with a cache, and what it returns."""
-    for decoder in _decoders(patch):
-        undo.callback(decoder.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
-        undo.callback(decoder.register_forward_hook(hooks.after, with_kwargs=True).remove)
-
-
-def _decoders(patch: Patch) -> tuple[nn.Module, ...]:
-    """The models that are called with a cache: one, but where sub-models rotate (BLT)."""
-    found = [decoder_of(patch.model, site) for site in patch.sites]
-    return tuple({id(decoder): decoder for decoder in found}.values())
+    return each.site.install(native, exact_at, state.options, length, undo)

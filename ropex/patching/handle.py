@@ -1,42 +1,22 @@
-"""Patch the rotary embeddings of a loaded model, and put them back."""
+"""Patch the rotary embeddings of a loaded model, and restore them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any, Literal
 
 from torch import nn
 
-from ropex.errors import UnsupportedModel
-from ropex.model.configs import keep_edits, own_configs
 from ropex.model.options import Options
-from ropex.model.rotary import sites
-from ropex.model.sites.base import Site
-from ropex.model.window import lift_window
+from ropex.model.probe import has_weights
 from ropex.patching.advise import warn
-from ropex.patching.apply import (
-    apply_attention,
-    apply_batching,
-    apply_rope,
-    check_start,
-    guard_caches,
-)
-from ropex.patching.plan import Planned, plan_sites
-from ropex.patching.record import write_record
-from ropex.patching.saving import install_saving
-from ropex.patching.stack import Applied, check_below, stack, unwind
-from ropex.patching.verify import (
-    Verification,
-    has_weights,
-    same_unrotated,
-    verify,
-    within_trained,
-)
-from ropex.rope import Plan, Rope
+from ropex.patching.apply import apply, check_start
+from ropex.patching.stack import Applied, check_below, push, stack, unwind
+from ropex.patching.state import PatchState
+from ropex.patching.verify import Verification, check_unrotated, verify
 from ropex.sizes import format_size
-from ropex.strategies.base import LengthClass, Strategy
+from ropex.strategies.base import Strategy
 from ropex.strategies.registry import strategy as parse_strategy
 
 
@@ -84,14 +64,15 @@ def patch(
         ...     logits = model(input_ids).logits
     """
     options = Options(precision, cache)
-    handle = Patch(model, parse_strategy(strategy), trained_length, lift_sliding_window, options)
+    planned = parse_strategy(strategy)
+    handle = Patch(PatchState.of(model, planned, trained_length, options, lift_sliding_window))
     if cache == "unrotated" and has_weights(model):
         try:
-            _check_unrotated(handle)
+            check_unrotated(handle.state, handle.suspended())
         except BaseException:
             handle.remove()
             raise
-    warn(handle, lift_sliding_window)
+    warn(handle.state)
     return handle
 
 
@@ -99,6 +80,7 @@ class Patch:
     """A strategy applied to a model; what `patch` returns.
 
     Attributes:
+        state: All of the following but `in_config`, as one value.
         model: The patched model.
         strategy: The strategy applied.
         rope: The rotary embedding as it was before; where layers rotate differently, that of the
@@ -110,43 +92,36 @@ class Patch:
         scaled_by: How the checkpoint itself was scaled (`yarn, factor 4`); None if it was not.
         rebuilds: Whether it also repairs tables that were lost while loading.
         target_length: Tokens that the patched model is meant to reach.
+        length_class: Which lengths share one plan, the model's own switch included.
+        shares_a_plan: Tokens up to which sequences of all lengths are planned alike; as trained,
+            or fewer.
+        changes_rope: Whether the frequencies or the attention scale change, at this length or at
+            another.
+        changes_anything: Whether the patched model computes differently, if only in rounding.
+        reads_token_by_token: Whether each token has a length of its own, which no config can say.
         in_config: Whether the model's config says all that the patch does, so that a saved
             checkpoint computes the same without ropex.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        strategy: Strategy,
-        trained_length: int | None,
-        lift: bool,
-        options: Options,
-    ) -> None:
-        self.model: Any = model
-        self.strategy, self._lift, self.options = strategy, lift, options
-        self.sites: tuple[Site, ...] = sites(model)
-        self.planned: tuple[Planned, ...] = plan_sites(self.sites, strategy, trained_length)
-        main = next(each for each in self.planned if not each.kept)
-        self.rope: Rope = main.rope
-        self.plan: Plan = main.plan
-        self.scaled_by: str | None = main.site.scaled_by()
-        self.target_length: int = strategy.target_length(self.rope)
-        self.rebuilds: bool = any(site.damaged for site in self.sites)
-        self._goes_on = any(site.ends for site in self.sites)
-        self.in_config: bool = all(earlier.in_config for earlier in stack(self.sites))
-        check_start(self)
-        self._below: tuple[Applied, ...] = tuple(stack(self.sites))
+    def __init__(self, state: PatchState) -> None:
+        self.state = state
+        self.model, self.strategy, self.options = state.model, state.strategy, state.options
+        self.sites, self.planned = state.sites, state.planned
+        self.rope, self.plan, self.scaled_by = state.rope, state.plan, state.scaled_by
+        self.target_length, self.length_class = state.target_length, state.length_class
+        self.shares_a_plan, self.rebuilds = state.shares_a_plan, state.rebuilds
+        self.changes_rope, self.changes_anything = state.changes_rope, state.changes_anything
+        self.reads_token_by_token = state.reads_token_by_token
+        check_start(state)
+        self._below: tuple[Applied, ...] = stack(self.sites)
         self._undo: ExitStack | None = None
         self._blocks: list[int] = []  # how many patches each `with` of it leaves in place
         self._apply()
 
     @property
-    def changes_rope(self) -> bool:
-        """Whether the frequencies or the attention scale change, at this length or at another."""
-        changed = self.rebuilds or self._goes_on or any(each.changes for each in self.planned)
-        if self.rope.lists is not None and self.strategy.native(self.rope) != {}:
-            return True  # at one length or the other
-        return changed or self.strategy.length_class != "static"
+    def configs(self) -> tuple[Any, ...]:
+        """The configs that the rotary modules read now: one, but for an encoder and a decoder."""
+        return self.state.configs
 
     def verify(self) -> Verification:
         """Check on the live model that the patch does what was planned; see `patching.verify`.
@@ -158,7 +133,7 @@ class Patch:
             raise RuntimeError(f"{self.strategy} is removed; there is nothing to verify")
         if not has_weights(self.model):
             raise RuntimeError("the model has no weights yet; load them and verify then")
-        return verify(self)
+        return verify(self.state, self.suspended())
 
     def remove(self) -> None:
         """Restore the model bit for bit. A patch that is removed already stays so.
@@ -169,7 +144,7 @@ class Patch:
         if self._undo is None:
             return
         last = stack(self.sites)[-1]
-        if last.identity != id(self):
+        if last.handle is not self:
             raise RuntimeError(
                 f"patches are removed last first: remove {last.strategy} before {self.strategy}"
             )
@@ -205,12 +180,7 @@ class Patch:
         self._blocks.append(len(stack(self.sites) if within else self._below))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         left = self._blocks.pop()
         if self._undo is not None:
             unwind(self.sites, left)
@@ -219,6 +189,7 @@ class Patch:
         if self._undo is None:
             return f"Patch({self.strategy}, removed)"
         parts = [f"queries x {self.plan.query_scale}"] if self.plan.query_scale else []
+        parts += ["mapped positions"] if self.plan.positions else []
         parts += ["phases in float64"] if self.options.precision == "exact" else []
         parts += ["un-rotated keys in caches"] if self.options.cache == "unrotated" else []
         trained, target = map(format_size, (self.rope.trained_length, self.target_length))
@@ -229,76 +200,8 @@ class Patch:
             lines.append(f"  {site} ({type(site.module).__name__}): {', '.join(about)}")
         return "\n".join(lines)
 
-    @property
-    def changes_anything(self) -> bool:
-        """Whether the patched model computes otherwise, be it in how it rounds."""
-        changes = (
-            self.changes_rope
-            or self.plan.query_scale is not None
-            or self.plan.positions is not None
-        )
-        return changes or self.options != Options()
-
-    @property
-    def reads_token_by_token(self) -> bool:
-        """Whether each token has a length of its own, which no config can say."""
-        return self.options.cache == "unrotated" and self.length_class != "static"
-
-    @property
-    def length_class(self) -> LengthClass:
-        """Which lengths share one plan, the model's own switch included."""
-        return self.strategy.class_on(self.rope)
-
-    @property
-    def shares_a_plan(self) -> int:
-        """Tokens up to which sequences of all lengths are planned alike; as trained, or fewer."""
-        return min((self.rope.trained_length, *self.strategy.shared_up_to(self.rope)))
-
-    @property
-    def configs(self) -> tuple[Any, ...]:
-        """The configs that the rotary modules read: one, but for an encoder and a decoder."""
-        return tuple({id(site.config): site.config for site in self.sites}.values())
-
     def _apply(self) -> None:
         with ExitStack() as undo:
-            if self.changes_anything or self._lift:
-                copies = own_configs(self.model, undo)
-                if self._lift:
-                    for config in self.configs:
-                        lift_window(config)
-                if self.changes_rope or self.options != Options():
-                    self.in_config = apply_rope(self, undo) and self.in_config
-                if apply_attention(self, undo):
-                    self.in_config = False
-                apply_batching(self, undo)
-                refused = None if self.in_config else str(self.strategy)
-                install_saving(self.model, self.configs, refused, write_record, undo)
-                keep_edits(copies, undo)
-            guard_caches(self, undo)
-            patches = stack(self.sites)
-            patches.append(Applied.of(self))
-            undo.callback(patches.pop)
+            self.in_config: bool = apply(self.state, undo)
+            push(self.sites, Applied.of(self, self.in_config), undo)
             self._undo = undo.pop_all()
-
-
-def _check_unrotated(patch: Patch) -> None:
-    """Compare with rotated keys within the trained length, where both mean the same.
-
-    Raises:
-        UnsupportedModel: They differ.
-    """
-    with patch.suspended():
-        options = Options(patch.options.precision)
-        same = Patch(patch.model, patch.strategy, patch.rope.trained_length, False, options)
-        rotated = within_trained(same)
-        same.remove()
-    cause: Exception | None = None
-    try:
-        alike = same_unrotated(patch, rotated)
-    except (RuntimeError, ValueError) as error:  # shapes that do not fit
-        alike, cause = False, error
-    if not alike:
-        raise UnsupportedModel(
-            f"{patch.model.config.model_type} rotates a part of its heads in a way that ropex's "
-            'attention does not, so its keys cannot stay un-rotated; leave cache="unrotated" out'
-        ) from cause

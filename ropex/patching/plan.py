@@ -1,13 +1,12 @@
-"""What a strategy makes of each table of a model, before anything is changed."""
+"""What a strategy makes of each table of a model; nothing is changed yet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from ropex.model.realise import Native
 from ropex.model.sites.base import Site
-from ropex.model.tables import table_key
+from ropex.model.tables import Native, table_key
 from ropex.model.window import windowed
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import LARGEST, LARGEST_FACTOR, LARGEST_SCALE, Strategy

@@ -1,24 +1,25 @@
-"""The record beside a saved model or adapter: under which strategy it is to be used."""
+"""The record beside a saved model or adapter: the strategy that it was saved under."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ropex.errors import UnsupportedModel
 from ropex.files.writing import write_json
 from ropex.model.rotary import sites
-from ropex.model.sites.base import Site
 from ropex.patching.plan import Planned
-from ropex.patching.stack import stack
+from ropex.patching.stack import JOINT, stack
 from ropex.sizes import LONGEST
 from ropex.version import __version__
 
 NAME = "ropex.json"
-_JOINT = " then "  # between patches over patches
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Record:
     Attributes:
         strategy: Text form; of patches over patches, the first one first, with " then " between.
         trained_length: Tokens that the model was trained at.
-        target_length: Tokens that it is to reach.
-        inv_freq_sha256: Hash of every table in float32, so that a reader can tell another one.
-        in_config: Whether the config beside it says all of that; else it is applied after loading.
+        target_length: Tokens that it is meant to reach.
+        inv_freq_sha256: Hash of every table in float32, so that a reader notices a different one.
+        in_config: Whether the config beside it says all of that, so that nothing is left to apply.
         folded_temperature: What cos and sin would be multiplied by, and the weights of queries are
             instead, by its square; the text form then ends with its inverse.
         versions: Of ropex, transformers and torch.
@@ -49,27 +50,27 @@ class Record:
         """The record of a patched model; None if it is not patched."""
         found = sites(model)
         applied = stack(found)
-        handle = applied[-1].handle if applied else None
-        if handle is None:
+        if not applied or applied[-1].handle is None:
             return None
+        last = applied[-1].handle
         return cls(
-            _JOINT.join(each.strategy for each in applied),
-            (applied[0].handle or handle).rope.trained_length,
-            handle.target_length,
-            fingerprint(handle.planned),
-            handle.in_config,
+            JOINT.join(each.strategy for each in applied),
+            (applied[0].handle or last).state.rope.trained_length,
+            last.state.target_length,
+            fingerprint(last.state.planned),
+            applied[-1].in_config,
             versions=versions(),
         )
 
     def after(self, before: Record) -> Record:
-        """This record, of a model that was saved with another one."""
-        joined = f"{before.strategy}{_JOINT}{self.strategy}"
+        """This record, for a model that was loaded from a folder with the record `before`."""
+        joined = f"{before.strategy}{JOINT}{self.strategy}"
         return replace(self, strategy=joined, trained_length=before.trained_length)
 
     @property
     def strategies(self) -> list[str]:
         """The strategies, in the order in which they are applied."""
-        return self.strategy.split(_JOINT)
+        return self.strategy.split(JOINT)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
@@ -97,11 +98,11 @@ class Record:
 
     @classmethod
     def in_config_of(cls, folder: Path) -> Record | None:
-        """The record of a checkpoint that another strategy is to start from; None without one.
+        """The record of a checkpoint that a new strategy starts from; None without one.
 
         Raises:
             ValueError: It is damaged, or its config says less than it, so that the strategy would
-                start from another model than the record.
+                start from a different model than the record describes.
         """
         record = cls.read(folder)
         if record is not None and not record.in_config:
@@ -127,22 +128,35 @@ def write_record(model: Any, folder: Path) -> None:
         record.write(folder)
 
 
-def fingerprint(planned: tuple[Planned, ...]) -> str:
-    """Hash of the tables and scales that patches plan, as float32 numbers."""
+def _scales(each: Planned) -> str:
+    scale = float(each.plan.attention_scale)
+    return f"{each.site.layer_type} {scale:.9g} {each.plan.attention}"
+
+
+def fingerprint(
+    planned: tuple[Planned, ...],
+    said: Callable[[Planned], str] = _scales,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Hash of the tables that patches plan, and of what is said of each.
+
+    Files hold these hashes, so each kind of file keeps what it has said: a record what a reader can
+    see on the loaded model, a study (`ropex_eval.study`) all that decides a number.
+
+    Args:
+        planned: Of one patch, or of several.
+        said: What counts besides the table; by default its layers and scales.
+        dtype: The table is hashed in it.
+    """
     digest = hashlib.sha256()
     for each in planned:
-        digest.update(_described(each.site, each).encode())
-        digest.update(each.plan.inv_freq.float().cpu().numpy().tobytes())
+        digest.update(said(each).encode())
+        digest.update(each.plan.inv_freq.to(dtype).cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _described(site: Site, each: Planned) -> str:
-    return f"{site.layer_type} {float(each.plan.attention_scale):.9g} {each.plan.query_scale}"
 
 
 def versions() -> dict[str, str]:
     """Of what has computed it."""
-    import torch
     import transformers
 
     return {

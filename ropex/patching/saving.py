@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from ropex.config.notations import (
 )
 from ropex.files.writing import write_json
 from ropex.model.attributes import set_attribute
+from ropex.model.configs import is_adapter
+from ropex.patching.record import write_record
 
 _LATENT = ("kv_lora_rank", "qk_rope_head_dim")  # of configs with latent attention
 
@@ -33,7 +34,6 @@ def install_saving(
     model: nn.Module,
     configs: tuple[Any, ...],
     refused: str | None,
-    record: Callable[[Any, Path], None],
     undo: ExitStack,
 ) -> None:
     """Let every part of `model` that can be saved write what it computes, or refuse to.
@@ -42,15 +42,13 @@ def install_saving(
         model: The patched model.
         configs: What its rotary modules read.
         refused: The strategy's text, if no config can say what it does.
-        record: Writes the record of the patch into a folder.
         undo: Where the way back is written.
     """
     for module in model.modules():
         if not hasattr(module, "save_pretrained"):
             continue
-        only_adapter = hasattr(module, "peft_config") and hasattr(module, "get_base_model")
-        if refused is None or only_adapter:
-            saving: Any = SaveBothNotations(module, configs, record)
+        if refused is None or is_adapter(module):
+            saving: Any = SaveBothNotations(module, configs)
         else:
             saving = RefuseSaving(refused)
         set_attribute(module, "save_pretrained", saving, undo)
@@ -82,20 +80,17 @@ class SaveBothNotations:
     Args:
         model: What is saved.
         configs: Those of its configs that a patch has changed.
-        record: Writes the record of a patched model into a folder.
     """
 
-    def __init__(
-        self, model: Any, configs: tuple[Any, ...], record: Callable[[Any, Path], None]
-    ) -> None:
-        self.model, self.configs, self.record = model, configs, record
+    def __init__(self, model: Any, configs: tuple[Any, ...]) -> None:
+        self.model, self.configs = model, configs
 
     def __call__(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, then complete the config."""
         type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
-        self.record(self.model, Path(save_directory))
+        write_record(self.model, Path(save_directory))
         path = Path(save_directory) / "config.json"
         if path.is_file() and not _is_of_trainer(path.parent):
             raw = json.loads(path.read_text(encoding="utf-8"))

@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from ropex.model.attributes import set_attribute
 from ropex.model.sites.base import Site
+from ropex.patching.state import PatchState
 
-if TYPE_CHECKING:
-    from ropex.patching.handle import Patch
+_STACK = "ropex_patches"  # attribute of the first rotary module
+JOINT = " then "
+"""Stands between the strategies of patches over patches, in words and records."""
+
+
+class Handle(Protocol):
+    """What undoes a patch: `ropex.Patch`."""
+
+    state: PatchState
+
+    def remove(self) -> None:
+        """Restore the model."""
+
+    def suspended(self) -> AbstractContextManager[None]:
+        """Take the patch off the model for the length of a block."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What later patches need to know of one; kept on the model, and copied with it.
+    """A patch that is in place; kept on the model, and copied with it.
 
     Attributes:
-        identity: The `id` of its handle; 0 in a copy of the model.
         strategy: Its text.
-        by_length: Whether its frequencies are no table that another strategy could start from.
-        scales_queries: Whether it scales queries, which is done once.
+        by_length: Whether its frequencies are not one table, so that no strategy can start from it.
+        changes_attention: Whether it scales queries or maps positions, which is done once.
         in_config: Whether the config says all of it, and of those below.
-        handle: What removes it; None in a copy of the model.
+        handle: What undoes it; None in a copy of the model.
     """
 
-    identity: int
     strategy: str
     by_length: bool
-    scales_queries: bool
+    changes_attention: bool
     in_config: bool
-    handle: Patch | None
+    handle: Handle | None = None
 
     @classmethod
-    def of(cls, patch: Patch) -> Applied:
-        """What to keep of `patch`."""
-        unrotated = patch.options.cache == "unrotated"
-        by_length = unrotated or (patch.changes_rope and patch.length_class != "static")
-        scales = patch.plan.query_scale is not None
-        return cls(id(patch), str(patch.strategy), by_length, scales, patch.in_config, patch)
+    def of(cls, handle: Handle, in_config: bool) -> Applied:
+        """What to keep of a patch."""
+        state = handle.state
+        unrotated = state.options.cache == "unrotated"
+        by_length = unrotated or (state.changes_rope and state.length_class != "static")
+        attends = state.plan.changes_attention
+        return cls(str(state.strategy), by_length, attends, in_config, handle)
 
     def __str__(self) -> str:
         """Its strategy."""
@@ -46,30 +61,35 @@ class Applied:
 
     def __reduce__(self) -> Any:
         """A copied model stays patched, but the handle is the first model's."""
-        values = (self.strategy, self.by_length, self.scales_queries, self.in_config)
-        return Applied, (0, *values, None)
+        return Applied, (self.strategy, self.by_length, self.changes_attention, self.in_config)
 
 
-def stack(found: tuple[Site, ...]) -> list[Applied]:
-    """The patches in place, oldest first."""
-    module = found[0].module
-    if not hasattr(module, "ropex_patches"):
-        module.ropex_patches = []
-    patches: list[Applied] = module.ropex_patches
+def stack(found: tuple[Site, ...]) -> tuple[Applied, ...]:
+    """The patches in place, oldest first.
+
+    Args:
+        found: All sites of the model.
+    """
+    patches: tuple[Applied, ...] = vars(found[0].module).get(_STACK, ())
     return patches
 
 
+def push(found: tuple[Site, ...], applied: Applied, undo: ExitStack) -> None:
+    """Put a patch on top of those in place."""
+    set_attribute(found[0].module, _STACK, (*stack(found), applied), undo)
+
+
 def check_below(strategy: object, wanted: Sequence[Applied], found: Sequence[Applied]) -> None:
-    """See to it that the patches in place are those that a strategy was planned over.
+    """Check that the patches in place are those that a strategy was planned over.
 
     Raises:
         RuntimeError: They are not.
     """
-    if [each.identity for each in found] != [each.identity for each in wanted]:
-        was, there = (" then ".join(map(str, those)) or "no patch" for those in (wanted, found))
+    if [each.handle for each in found] != [each.handle for each in wanted]:
+        was, there = (JOINT.join(map(str, those)) or "no patch" for those in (wanted, found))
         raise RuntimeError(
             f"{strategy} was made for the model with {was} and cannot be applied to it with "
-            f"{there}; remove that or patch anew"
+            f"{there}; remove that, or patch again"
         )
 
 

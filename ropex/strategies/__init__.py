@@ -1,1 +1,1 @@
-"""RoPE scaling strategies, one method a file; the registry finds them by looking here."""
+"""RoPE scaling strategies, one method a file."""

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeAlias
-
-import torch
-from torch import Tensor
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from ropex.rope import Plan, Rope
+from ropex.sizes import LARGEST as LARGEST
 from ropex.sizes import LONGEST, format_size
 
-Length: TypeAlias = int | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Length: TypeAlias = "int | Tensor"
 """A number of tokens; a 0-dimensional tensor when it is decided inside a compiled forward."""
 
 LengthClass: TypeAlias = Literal["static", "two", "per_length"]
 """Which lengths share a plan: all of them, those on one side of the trained length, or none."""
 
 LARGEST_FACTOR = 2**20
-"""What a float32 table can hold."""
+"""The largest factor; a float32 table still represents the result."""
 
-SMALLEST, LARGEST = 1e-30, 1e30
-"""Numbers that float32 and bfloat16 hold with room for what is made of them."""
+SMALLEST = 1 / LARGEST
+"""What float32 and bfloat16 hold with room for what is made of it."""
 
 LARGEST_SCALE = 1000
-"""What cos and sin may be multiplied by, and its inverse: logits, by its square."""
+"""The largest factor of cos and sin, and the inverse of the smallest."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Strategy(ABC):
         name: The name in text forms, results and listings.
         aliases: Other names that mean the same.
         paper: Where the formula comes from.
-        changes_frequencies: Whether it does, or changes only how sharp attention is.
+        changes_frequencies: Whether it changes frequencies, or only how sharp attention is.
         comes_last: Whether no later strategy may change the frequencies that it leaves.
     """
 
@@ -96,6 +97,10 @@ class Strategy(ABC):
         """Tokens of context that this strategy is meant to reach on `rope`."""
         return round(self.scale(rope) * rope.trained_length)
 
+    def fixed(self, length: int) -> Strategy:
+        """The same with one plan for sequences of all lengths, that of `length` tokens."""
+        return self
+
     def native(self, rope: Rope) -> dict[str, Any] | None:
         """The rope entry with which transformers computes the same frequencies by itself.
 
@@ -148,13 +153,13 @@ class Scaled(Strategy):
         require_length(self)
 
     def scale(self, rope: Rope) -> float:
-        """The factor, given or worked out from the target length.
+        """The factor, given or derived from the target length.
 
         Raises:
             ValueError: The target length is shorter than the trained length.
         """
         if self.length is None:
-            assert self.factor is not None  # __post_init__ saw to it
+            assert self.factor is not None  # checked in __post_init__
             return float(self.factor)
         require_longer(self, self.length, rope)
         factor = self.length / rope.trained_length
@@ -164,7 +169,7 @@ class Scaled(Strategy):
 
 @dataclass(frozen=True)
 class PerLength(Strategy):
-    """A strategy that goes by the length of each sequence, unless one length is fixed for all.
+    """A strategy that depends on the length of each sequence, unless one length is fixed for all.
 
     Args:
         length: Treat every sequence as one of this many tokens.
@@ -186,10 +191,16 @@ class PerLength(Strategy):
         Raises:
             ValueError: The fixed length is shorter than the trained length.
         """
+        import torch
+
         if self.length is not None:
             require_longer(self, self.length, rope)
         tokens = torch.as_tensor(self.length or length, dtype=torch.float64)
         return tokens.clamp(min=rope.trained_length) / rope.trained_length
+
+    def fixed(self, length: int) -> Strategy:
+        """The same with `length` stated."""
+        return replace(self, length=length)
 
     def scale(self, rope: Rope) -> float:
         """The fixed length over the trained length; 1 if every sequence has its own."""
@@ -197,7 +208,7 @@ class PerLength(Strategy):
 
 
 def require_factor(strategy: Strategy, factor: float) -> None:
-    """Raise a ValueError unless a factor is one that a float32 table can hold."""
+    """Raise a ValueError unless a factor is in range."""
     if not 1 <= factor <= LARGEST_FACTOR:
         raise ValueError(
             f"{strategy.name}: factor is {factor}, it must be from 1 to {LARGEST_FACTOR}"
@@ -205,7 +216,7 @@ def require_factor(strategy: Strategy, factor: float) -> None:
 
 
 def require_length(strategy: Any) -> None:
-    """Raise a ValueError unless a length, where it is given, has a token before the last."""
+    """Raise a ValueError unless a length, where it is given, is in range."""
     allowed = "at least 2 and at most 2**40"
     require(strategy, "length", strategy.length is None or 2 <= strategy.length <= LONGEST, allowed)
 
@@ -220,7 +231,7 @@ def require_longer(strategy: Strategy, length: int, rope: Rope) -> None:
 
 
 def require_positive(strategy: Strategy, *names: str) -> None:
-    """Raise a ValueError unless these parameters, where given, are above 0 and can be computed."""
+    """Raise a ValueError unless these parameters, where given, are positive and in range."""
     for name in names:
         value = getattr(strategy, name)
         allowed = f"above 0: from {SMALLEST:g} to {LARGEST:g}"
@@ -228,7 +239,7 @@ def require_positive(strategy: Strategy, *names: str) -> None:
 
 
 def require_scale(strategy: Strategy, *names: str) -> None:
-    """Raise a ValueError unless these parameters, where given, can multiply cos and sin."""
+    """Raise a ValueError unless these factors of cos and sin, where given, are in range."""
     for name in names:
         value = getattr(strategy, name)
         fits = value is None or 1 / LARGEST_SCALE <= value <= LARGEST_SCALE
@@ -236,7 +247,7 @@ def require_scale(strategy: Strategy, *names: str) -> None:
 
 
 def require_growth(strategy: Any) -> None:
-    """Raise a ValueError unless `beta` can be what queries grow by at each step."""
+    """Raise a ValueError unless `beta`, the growth of queries at each step, is in range."""
     fits = SMALLEST <= strategy.beta <= LARGEST_SCALE
     require(strategy, "beta", fits, f"above 0: from {SMALLEST:g} to {LARGEST_SCALE}")
 
@@ -257,5 +268,5 @@ def _format(name: str, value: Any) -> str:
         return "/".join(_format(name, each) for each in value)
     if isinstance(value, int) and name.endswith("length"):
         return format_size(value)
-    # Shortest text that reads back; "+" separates strategies, so it cannot stand in a number.
+    # Shortest text that parses back; no "+" in a number, since it separates strategies.
     return repr(float(value)).removesuffix(".0").replace("e+", "e")

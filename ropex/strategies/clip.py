@@ -6,22 +6,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Strategy, require
 
 
 @dataclass(frozen=True)
 class Clip(Strategy):
-    """Fade the slowest pairs out: their frequencies fall to 0 along half a cosine.
+    """Fade out the slowest pairs: their frequencies fall to 0 along half a cosine.
 
-    "CoPE: Clipped RoPE" (arXiv:2602.05258) and the authors' code. It takes away the pairs that see
-    angles beyond the trained ones; combine it with a scaling, as in `ntk:2+clip:20`. (Another CoPE,
-    contextual position encoding, has nothing to do with it.)
+    "CoPE: Clipped RoPE" (arXiv:2602.05258) and the authors' code. It removes the pairs that would
+    see untrained angles; combine it with a scaling, as in `ntk:2+clip:20`. (Not to be confused with
+    CoPE, contextual position encoding.)
 
     Args:
-        pairs: How many, from the slowest; the authors take 20 of 64.
+        pairs: Number of pairs, from the slowest; the authors take 20 of 64.
         hard: Set them all to 0 instead, with a step (HardClip).
     """
 
@@ -48,6 +46,6 @@ class Clip(Strategy):
                 f"{self}: the model rotates {rope.dim // 2} pairs, so it cannot lose {self.pairs}"
             )
         done = (rope.pairs - kept).clamp(min=0) / max(self.pairs - 1, 1)
-        fading = (1 + torch.cos(math.pi * done)) / 2
+        fading = (1 + (math.pi * done).cos()) / 2
         window = (rope.pairs < kept).double() if self.hard else fading
         return replace(plan, inv_freq=plan.inv_freq * window)

@@ -25,8 +25,8 @@ class Composed(Strategy):
         growing = [p for p in self.parts if p.length_class == "per_length"]
         if len(stated) > 1 or len(growing) > 1:
             raise ValueError(
-                f"{self}: each of two target lengths would be reached on top of the other; "
-                "give factors"
+                f"{self}: each part starts from the result of the one before, so two target "
+                "lengths do not combine; give factors"
             )
         for place, part in enumerate(self.parts):
             later = [p for p in self.parts[place + 1 :] if p.changes_frequencies]
@@ -41,6 +41,20 @@ class Composed(Strategy):
         for part in self.parts:
             plan = part.apply(plan, rope, length)
         return plan
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # of an instance, not of the class
+        """The names of the parts, joined with `+`."""
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def paper(self) -> str:  # type: ignore[override]
+        """The papers of the parts, joined with a space."""
+        return " ".join(part.paper for part in self.parts)
+
+    def fixed(self, length: int) -> Composed:
+        """The same with each part fixed."""
+        return Composed(tuple(part.fixed(length) for part in self.parts))
 
     @property
     def length_class(self) -> LengthClass:

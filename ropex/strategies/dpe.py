@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from ropex.positions import PositionMap, Region
 from ropex.rope import Rope
 from ropex.strategies.base import require
 from ropex.strategies.mapped import FromFirst, Mapped, Window, require_window, tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class _ByRange:
     shifts: tuple[int, ...]
 
     def __call__(self, positions: Tensor, pairs: int, heads: int) -> Tensor:
+        import torch
+
         device = positions.device
         ranges = torch.arange(pairs, device=device) * len(self.groups) // pairs
         group = torch.tensor(self.groups, device=device)[ranges]

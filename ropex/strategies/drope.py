@@ -5,25 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Strategy, require_length, require_longer
 
 
 @dataclass(frozen=True)
 class Drope(Strategy):
-    """Stop every pair: cos is 1 and sin is 0, and only the causal mask tells order.
+    """Stop every pair: cos is 1 and sin is 0, and only the causal mask conveys order.
 
     Gelberg et al., "Extending the Context of Pretrained LLMs by Dropping Their Positional
-    Embeddings" (arXiv:2512.12167), and the authors' code. Useless without further training: drop,
-    then train on for a while at the original length (the authors: Llama 2 7B for 5,000 steps of 512
-    sequences of 4k tokens, at a learning rate of 1e-4). Then the model reads beyond that length as
-    it is. Should attention spread too thin there, join `logn`, or `temperature` for one scale of
+    Embeddings" (arXiv:2512.12167), and the authors' code. Useless without further training: drop
+    the positions, then continue training at the original length (the authors: Llama 2 7B for 5,000
+    steps of 512 sequences of 4k tokens, at a learning rate of 1e-4). The model then reads beyond
+    that length. If attention spreads too thin there, add `logn`, or `temperature` for one scale of
     all logits, which the authors' code can set as well: `drope+temperature:1.1`.
 
     Args:
-        length: Tokens that the model is to reach with it; by default as many as before.
+        length: Target length in tokens; by default the trained length.
     """
 
     name: ClassVar[str] = "drope"
@@ -41,7 +39,7 @@ class Drope(Strategy):
             ValueError: The stated length is shorter than the trained length.
         """
         self.scale(rope)
-        return replace(plan, inv_freq=torch.zeros_like(plan.inv_freq))
+        return replace(plan, inv_freq=plan.inv_freq.new_zeros(plan.inv_freq.shape))
 
     def scale(self, rope: Rope) -> float:
         """The stated length over the trained length; 1 if none is stated."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, PerLength, require_factor
 from ropex.strategies.ntk import ntk_base, ntk_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Dynamic(PerLength):
     length of `L`. Two conventions are in use: the paper's `l / L`, which is `factor` 1, and
     transformers', where `factor` is the target length over the trained length.
 
-    A sequence's keys must all be rotated alike, so a key-value cache cannot be continued beyond
-    the trained length; `length` fixes the base for all sequences and makes it possible. Documents
-    that are packed into one sequence count as one. Saved, it becomes transformers' own `dynamic`
-    type, whose result also depends on earlier and neighbouring sequences; `length` has no such
-    flaw.
+    All keys of a sequence must be rotated with the same base, so a key-value cache cannot be
+    continued beyond the trained length; `length` fixes the base for all sequences and makes that
+    possible. Documents that are packed into one sequence count as one. A saved model has
+    transformers' own `dynamic` type, whose result also depends on earlier and neighbouring
+    sequences; `length` avoids that.
 
     Args:
         factor: 1 for the paper's convention, more for transformers'.
@@ -43,11 +44,11 @@ class Dynamic(PerLength):
         require_factor(self, self.factor)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Stretch as NTK-aware scaling does, by the alpha of `length` tokens."""
+        """Stretch as NTK-aware scaling does, with the alpha of `length` tokens."""
         ratio = ntk_ratio(rope, self.alpha(rope, length))
         return replace(plan, inv_freq=plan.inv_freq * ratio)
 
-    def alpha(self, rope: Rope, length: Length) -> torch.Tensor:
+    def alpha(self, rope: Rope, length: Length) -> Tensor:
         """Stretch of the slowest pair for sequences of `length` tokens, float64, at least 1."""
         return self.factor * self.growth(rope, length) - (self.factor - 1)
 

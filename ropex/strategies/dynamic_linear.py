@@ -11,7 +11,7 @@ from ropex.strategies.base import Length, PerLength
 
 @dataclass(frozen=True)
 class DynamicLinear(PerLength):
-    """Interpolate linearly by as much as the sequence needs: length over trained length.
+    """Interpolate linearly by a factor that grows with the sequence: length over trained length.
 
     emozilla, "Dynamically Scaled RoPE further increases performance of long context LLaMA with zero
     fine-tuning" (2023). A key-value cache cannot be continued beyond the trained length; see

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, PerLength
 from ropex.strategies.logn import LogScale, scale_queries
 from ropex.strategies.ntk import ntk_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class DynamicQwen(PerLength):
     logn: bool = field(default=True, kw_only=True)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Stretch as `ntk` does, by alpha."""
+        """Stretch as `ntk` does, with alpha as the factor."""
         ratio = ntk_ratio(rope, self.alpha(rope, length))
         plan = replace(plan, inv_freq=plan.inv_freq * ratio)
         return scale_queries(self, plan, LogScale(rope.trained_length)) if self.logn else plan
 
-    def alpha(self, rope: Rope, length: Length) -> torch.Tensor:
+    def alpha(self, rope: Rope, length: Length) -> Tensor:
         """Stretch of the slowest pair, 0-dimensional, float64: 1, 3, 7, 15, ..."""
-        return 2 ** torch.ceil(torch.log2(self.growth(rope, length)) + 1) - 1
+        return 2 ** (self.growth(rope, length).log2() + 1).ceil() - 1

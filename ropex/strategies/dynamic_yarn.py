@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
+from ropex.strategies.attention_factors import yarn_temperature
 from ropex.strategies.base import Length, PerLength
 from ropex.strategies.yarn import band, linear_ramp, require_band
 
 
 @dataclass(frozen=True)
 class DynamicYarn(PerLength):
-    """YaRN by as much as the sequence needs: nothing changes within the trained length.
+    """YaRN by a factor that grows with the sequence: nothing changes within the trained length.
 
     Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models"
     (arXiv:2309.00071), section 3.3, and the authors' code: `yarn` with the length over the trained
@@ -41,10 +40,10 @@ class DynamicYarn(PerLength):
         require_band(self)
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Blend as `yarn` does, by the growth."""
+        """Blend as `yarn` does, with the growth as the factor."""
         bounds = band(rope, self.beta_fast, self.beta_slow, self.truncate, rope.trained_length)
         share, growth = linear_ramp(rope, *bounds), self.growth(rope, length)
-        scale = plan.attention_scale * (0.1 * torch.log(growth) + 1)
+        scale = plan.attention_scale * yarn_temperature(growth)
         return replace(
             plan,
             inv_freq=plan.inv_freq * (share / growth + (1 - share)),

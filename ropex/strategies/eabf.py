@@ -13,15 +13,15 @@ from ropex.strategies.theta import base_ratio, require_base
 
 @dataclass(frozen=True)
 class Eabf(Strategy):
-    """Use a base of 500,000, and multiply queries by `ln(n) / ln(L)` but in the first two layers.
+    """Use a base of 500,000, and multiply queries by `ln(n) / ln(L)` from the third layer on.
 
     Zhang et al., "Extending LLMs' Context Window with 100 Samples" (arXiv:2401.07004). Made for a
-    short fine-tuning. (The authors' released code scales all layers; `skip_layers=0` does.)
+    short fine-tuning. (The authors' released code scales all layers, as `skip_layers=0` does.)
 
     Args:
         base: The new base, above 1.
         length: `L`, the tokens up to which queries are not scaled; by default the trained length.
-        skip_layers: First layers whose queries are left alone.
+        skip_layers: Number of first layers whose queries are not scaled.
     """
 
     name: ClassVar[str] = "eabf"

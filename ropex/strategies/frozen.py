@@ -13,8 +13,8 @@ from ropex.strategies.base import Length, Strategy
 class Frozen(Strategy):
     """What a strategy makes of sequences of one length, for sequences of any.
 
-    A text that is read in pieces, or in a batch with others, is rotated as if it were read at once
-    and alone.
+    So a text that is read in pieces, or in a batch with others, is rotated as if it were read at
+    once and alone.
 
     Args:
         strategy: The strategy; its text form is kept.

@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import SMALLEST, Length, Strategy, require, require_length
 
 
 @dataclass(frozen=True)
 class GiraffePower(Strategy):
-    """Multiply pair `i` by `(1 - 2 i / dim) ** power`, so that the slow pairs are slowed most.
+    """Multiply pair `i` by `(1 - 2 i / dim) ** power`, so that slow pairs are slowed most.
 
     Pal et al., "Giraffe: Adventures in Expanding Context Lengths in LLMs" (arXiv:2308.10882),
     section 3, power scaling. Made for fine-tuning.
@@ -32,7 +30,7 @@ class GiraffePower(Strategy):
         require(self, "power", SMALLEST <= self.power <= 16, f"above 0: from {SMALLEST:g} to 16")
 
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
-        """Multiply by the power of what is left of the dimensions."""
+        """Multiply pair `i` by `(1 - 2 i / dim) ** power`."""
         left = 1 - 2 * rope.pairs / rope.dim
         return replace(plan, inv_freq=plan.inv_freq * left**self.power)
 
@@ -45,8 +43,8 @@ class GiraffeTruncated(Strategy):
     section 3, truncated basis, with the constants of the authors' code. Made for fine-tuning.
 
     Args:
-        length: Wavelength in tokens up to which pairs are kept. Those of up to 8 times as much get
-            a wavelength of 16 times as much, slower ones do not turn.
+        length: Wavelength in tokens up to which pairs are kept. Pairs of up to 8 times that
+            wavelength get 16 times that wavelength; slower ones do not turn.
     """
 
     name: ClassVar[str] = "giraffe_truncated"
@@ -60,5 +58,5 @@ class GiraffeTruncated(Strategy):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Keep, replace or stop each pair by its frequency."""
         cutoff, inv_freq = 2 * math.pi / self.length, plan.inv_freq
-        slow = torch.where(inv_freq >= cutoff / 8, torch.full_like(inv_freq, cutoff / 16), 0.0)
-        return replace(plan, inv_freq=torch.where(inv_freq >= cutoff, inv_freq, slow))
+        slow = inv_freq.new_full(inv_freq.shape, cutoff / 16).where(inv_freq >= cutoff / 8, 0.0)
+        return replace(plan, inv_freq=inv_freq.where(inv_freq >= cutoff, slow))

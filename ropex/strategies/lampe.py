@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from ropex.positions import At, PositionMap, Region
 from ropex.rope import Rope
@@ -14,6 +12,9 @@ from ropex.strategies.base import require
 from ropex.strategies.mapped import Mapped, Window, require_window, tokens
 
 _STEPS = 8  # lengths that are told apart, in a trained length
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ class Llama3(NtkByParts):
     """NTK-by-parts with the narrow band of Llama 3.1: one to four turns.
 
     Grattafiori et al., "The Llama 3 Herd of Models" (arXiv:2407.21783), and the code released
-    with Llama 3.1. Llama 4 Scout has both bounds at one turn, hence a step instead of a ramp.
+    with Llama 3.1. Llama 4 Scout has both bounds at one turn: a step instead of a ramp.
 
     Args:
         factor: Target length over trained length, at least 1 (8 in Llama 3.1, 32 in 3.2).

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, QueryScale, Rope
 from ropex.strategies.base import Length, Strategy, require_length
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class LogN(Strategy):
-    """Multiply a query by `ln(n) / ln(L)` once it has more than `L` tokens in sight.
+    """Multiply a query by `ln(n) / ln(L)` once it attends to more than `L` tokens.
 
     Su Jianlin, "Scale operation of attention from the perspective of entropy invariance" (2021)
     and "ReRoPE" (2023): keeps the entropy of attention from growing with the number of keys. It
@@ -22,7 +23,7 @@ class LogN(Strategy):
     valid. It changes no frequency: combine it, as in `yarn:4+logn`.
 
     Args:
-        length: `L`, the tokens up to which nothing changes; by default the trained length.
+        length: `L`, up to which nothing changes, in tokens; by default the trained length.
     """
 
     name: ClassVar[str] = "logn"

@@ -1,15 +1,12 @@
-"""LongRoPE: a factor of its own for each pair, one list for short sequences and one for long."""
+"""LongRoPE: a separate factor for each pair; one list for short sequences, one for long."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ropex.rope import Plan, Rope
+from ropex.strategies.attention_factors import longrope_temperature
 from ropex.strategies.base import (
     LARGEST,
     LARGEST_FACTOR,
@@ -20,15 +17,18 @@ from ropex.strategies.base import (
     require_scale,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class LongRope(Scaled):
-    """Divide each pair by a factor of its own, which a search has found.
+    """Divide each pair by its own factor, found by a search.
 
     Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens"
     (arXiv:2402.13753), as transformers has it for Phi-3: sequences longer than the trained length
-    take the long list, others the short one, both with one temperature. The lists belong to one
-    model; take them from its authors, or from a search.
+    take the long list, others the short one, both with one temperature. The lists fit one model
+    only; take them from its authors, or from a search.
 
     Args:
         factor: Target length over trained length, at least 1.
@@ -63,12 +63,18 @@ class LongRope(Scaled):
         """One plan within the trained length and one beyond, unless the two lists are equal."""
         return "static" if self.short_factor == self.long_factor else "two"
 
+    def fixed(self, length: int) -> LongRope:
+        """The same with the long list for short sequences too."""
+        return replace(self, short_factor=self.long_factor)
+
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Divide by the list that `length` takes.
 
         Raises:
-            ValueError: A list has not one divisor for each pair.
+            ValueError: A list does not have one divisor for each pair.
         """
+        import torch
+
         short, long = self.divisors(rope, "short_factor"), self.divisors(rope, "long_factor")
         beyond = torch.as_tensor(length) > rope.trained_length
         return replace(
@@ -86,13 +92,13 @@ class LongRope(Scaled):
                 f"{self.name}: {name} has {len(values)} divisors, it must have {pairs}, one for "
                 "each rotated pair"
             )
-        return torch.tensor(values, dtype=torch.float64, device=rope.inv_freq.device)
+        return rope.inv_freq.new_tensor(values)
 
     def temperature(self, rope: Rope) -> float:
         """Factor of cos and sin (section 3.2 of the code's `attention_factor`)."""
         if self.attention_factor is not None:
             return float(self.attention_factor)
-        return math.sqrt(1 + math.log(self.scale(rope)) / math.log(rope.trained_length))
+        return longrope_temperature(self.scale(rope), rope.trained_length)
 
     def native(self, rope: Rope) -> dict[str, Any]:
         """The `longrope` type."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from ropex.positions import PositionMap
 from ropex.rope import Plan, Rope
@@ -15,6 +13,9 @@ from ropex.strategies.base import Length, Strategy, require
 
 Window: TypeAlias = int | float
 """Tokens, or a share of the trained length: `near=2k`, `near=0.5`."""
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ropex.rope import Plan, Rope
+from ropex.strategies.attention_factors import yarn_temperature
 from ropex.strategies.base import Length, Scaled, require_scale
 from ropex.strategies.yarn import band, require_band
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class MrRope(Scaled):
     "MrRoPE: Mixed-radix Rotary Position Embedding" (arXiv:2601.22181) and the authors' code. With
     `k` of the `K` steps of the band done, the stretch is the factor to the power of a share:
     `k (k + 1) / (K (K + 1))` if the radix grows (`progressive`, their MrRoPE-Pro), `k / K` if all
-    are alike (`uniform`, MrRoPE-Uni), `k (2 K + 1 - k) / (K (K + 1))` if it falls (`degressive`).
+    are equal (`uniform`, MrRoPE-Uni), `k (2 K + 1 - k) / (K (K + 1))` if it falls (`degressive`).
 
     Args:
         factor: Target length over trained length, at least 1.
@@ -48,7 +49,7 @@ class MrRope(Scaled):
     def apply(self, plan: Plan, rope: Rope, length: Length) -> Plan:
         """Divide each frequency by its stretch, and multiply the temperature."""
         scale = self.scale(rope)
-        temperature = self.attention_factor or 0.1 * math.log(scale) + 1
+        temperature = self.attention_factor or yarn_temperature(scale)
         return replace(
             plan,
             inv_freq=plan.inv_freq * scale ** -self.share(rope),

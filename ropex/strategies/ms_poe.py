@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from ropex.positions import PositionMap, Region
 from ropex.rope import Rope
 from ropex.strategies.base import require
 from ropex.strategies.mapped import FromFirst, Mapped
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class _Divided:
     high: float
 
     def __call__(self, positions: Tensor, pairs: int, heads: int) -> Tensor:
+        import torch
+
         ratios = torch.linspace(
             self.low, self.high, heads, dtype=torch.float64, device=positions.device
         )

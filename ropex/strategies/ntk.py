@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Scaled
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Ntk(Scaled):
 
     bloc97, "NTK-Aware Scaled RoPE" (2023), as given in Peng et al. (arXiv:2309.00071), section
     3.1: `base * factor ** (dim / (dim - 2))`. Pairs between the two ends are stretched by less
-    than the factor, so the reach falls short of it.
+    than the factor, so the reach is smaller than the factor.
 
     Args:
         factor: Stretch of the slowest pair, at least 1 (`alpha` in exllama).
@@ -47,10 +47,10 @@ def ntk_ratio(rope: Rope, factor: float | Tensor) -> Tensor:
     """New frequency over old one of each pair, `(dim // 2,)`, float64.
 
     Raises:
-        ValueError: There is one pair only, so that it would be the fastest and the slowest.
+        ValueError: There is only one pair, which would be both the fastest and the slowest.
     """
     if rope.dim < 4:
         raise ValueError(
             f"a larger base needs at least two rotated pairs; this model has {rope.dim // 2}"
         )
-    return torch.as_tensor(factor, dtype=torch.float64) ** (-2 * rope.pairs / (rope.dim - 2))
+    return factor ** (-2 * rope.pairs / (rope.dim - 2))

@@ -6,18 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, Scaled, require_positive
 
 
 @dataclass(frozen=True)
 class NtkFixed(Scaled):
-    """Stretch pair `i` by `factor ** ((2 i + 2) / dim)`: the slowest by the factor, all a little.
+    """Stretch pair `i` by `factor ** ((2 i + 2) / dim)`: the slowest by the factor, others by less.
 
     Su Jianlin, "Transformer upgrade 11: beta-based positional encoding" (2023), where positions
-    are numbers in a base. `ntk` in vLLM. Unlike bloc97's `ntk`, the fastest pair is stretched too.
+    are numbers in a base. `ntk` in vLLM. Unlike bloc97's `ntk`, it stretches the fastest pair too.
 
     Args:
         factor: Target length over trained length, at least 1.
@@ -63,4 +61,4 @@ class NtkMixed(Scaled):
         """Multiply pair `i` by `exp(-a (i + 1) ** beta)`."""
         places = (rope.pairs + 1) / (rope.dim // 2)
         stretch = math.log(self.scale(rope)) * places**self.beta
-        return replace(plan, inv_freq=plan.inv_freq * torch.exp(-stretch))
+        return replace(plan, inv_freq=plan.inv_freq * (-stretch).exp())

@@ -11,11 +11,11 @@ from ropex.strategies.base import Length, Strategy, require
 
 @dataclass(frozen=True)
 class Proportional(Strategy):
-    """Keep the first share of the pairs, and stop the others, which then see no position.
+    """Keep the first share of the pairs, and stop the others, which then carry no position.
 
     Barbero et al., "Round and Round We Go! What makes Rotary Positional Encodings useful?"
     (arXiv:2410.06205), p-RoPE; `proportional` in transformers (Gemma 4). Made for training: the
-    slow pairs of a model that was trained with them carry what they learned.
+    slow pairs of a model that was trained with them carry information.
 
     Args:
         p: Share of the pairs that keep turning, above 0 and at most 1.

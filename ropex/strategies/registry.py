@@ -36,7 +36,7 @@ def registry() -> MappingProxyType[str, type[Strategy]]:
         for value in vars(importlib.import_module(info.name)).values():
             if not isinstance(value, type) or not issubclass(value, Strategy):
                 continue
-            if value.__module__ != info.name or "name" not in vars(value):
+            if value.__module__ != info.name or not isinstance(vars(value).get("name"), str):
                 continue
             for name in (value.name, *value.aliases):
                 if taken.setdefault(name, value) is not value:
@@ -62,7 +62,7 @@ def list_strategies(pattern: str = "*") -> list[str]:
 
 
 def strategy(text: str | Strategy) -> Strategy:
-    """The strategy that `text` describes; a strategy is returned as it is.
+    """The strategy that `text` describes; a strategy is returned unchanged.
 
     Args:
         text: `NAME`, `NAME:VALUE`, `NAME:KEY=VALUE,...`, or several of these joined with `+`.
@@ -120,7 +120,7 @@ def _lookup(name: str) -> type[Strategy]:
 
 
 def _short(text: str) -> str:
-    """What was given, in quotes, cut where it is long."""
+    """What was given, in quotes, truncated if long."""
     return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ...")
 
 
@@ -136,7 +136,7 @@ def _convert(cls: type[Strategy], key: str, value: str) -> Any:
     hint = get_type_hints(cls)[key]
     if hint == int | float:  # tokens, or a share of the trained length
         hint = float if re.fullmatch(r"\d*\.\d*|1", value) else int
-    if get_origin(hint) in (Union, UnionType):  # a type or None, which is said by leaving it out
+    if get_origin(hint) in (Union, UnionType):  # a type or None; None is given by omission
         hint = next(arg for arg in get_args(hint) if arg is not type(None))
     try:
         if get_origin(hint) is Literal:

@@ -6,25 +6,23 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import LARGEST, Length, Strategy, require
 
 
 @dataclass(frozen=True)
 class Resonance(Strategy):
-    """Round every wavelength to whole tokens, so that pairs which turned see trained angles only.
+    """Round wavelengths to whole tokens: pairs that made a full turn see only trained angles.
 
     Wang et al., "Resonance RoPE: Improving Context Length Generalization of Large Language Models"
-    (arXiv:2403.00071). Put it behind a scaling, as in `yarn:4+resonance`, the authors' best; what
-    comes later must not change the frequencies, or the wavelengths would not stay whole. The
+    (arXiv:2403.00071). Put it after a scaling, as in `yarn:4+resonance`, the authors' best.
+    Later strategies must not change the frequencies, or the wavelengths would not stay whole. The
     fastest pair changes by 4.5 % (from 2 pi to 6 tokens). `precision="exact"` keeps far positions
     in phase as well.
 
     Args:
-        min_wavelength: Leave pairs alone whose wavelength is below this many tokens, which a model
-            that is not fine-tuned notices at once.
+        min_wavelength: Leave pairs with a shorter wavelength alone (in tokens); rounding them harms
+            a model that is not fine-tuned.
     """
 
     name: ClassVar[str] = "resonance"
@@ -42,4 +40,4 @@ class Resonance(Strategy):
         wavelengths = 2 * math.pi / plan.inv_freq
         rounded = 2 * math.pi / wavelengths.round()
         changed = (plan.inv_freq > 0) & (wavelengths >= self.min_wavelength)
-        return replace(plan, inv_freq=torch.where(changed, rounded, plan.inv_freq))
+        return replace(plan, inv_freq=rounded.where(changed, plan.inv_freq))

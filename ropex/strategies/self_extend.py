@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ropex.positions import At, PositionMap, Region
 from ropex.rope import Rope
 from ropex.strategies.base import require
 from ropex.strategies.mapped import FromFirst, Mapped, Window, require_window, tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

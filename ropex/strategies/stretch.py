@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from ropex.positions import PositionMap, Region
 from ropex.rope import Rope
 from ropex.strategies.base import require
 from ropex.strategies.mapped import Mapped, Window, require_window, tokens
 from ropex.strategies.rerope import sloped
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

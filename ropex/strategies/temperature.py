@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
@@ -19,12 +16,15 @@ from ropex.strategies.base import (
 )
 from ropex.strategies.logn import scale_queries
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Temperature(Strategy):
-    """Multiply cos and sin, and so the logits of attention by the square: above 1 is sharper.
+    """Multiply cos and sin, and hence attention logits by the square: above 1 is sharper.
 
-    The temperature of YaRN as a strategy of its own: Peng et al. (arXiv:2309.00071), section 3.4,
+    The temperature of YaRN as a separate strategy: Peng et al. (arXiv:2309.00071), section 3.4,
     where it is `0.1 ln(factor) + 1`: 1.07 for a factor of 2, 1.14 for 4, 1.21 for 8.
 
     Args:
@@ -50,9 +50,9 @@ class Temperature(Strategy):
 class Llama4Temperature(Strategy):
     """Multiply a query by `1 + beta ln(1 + floor((m + 1) / L))` at position `m`.
 
-    The attention temperature of Llama 4 (2025), which has it in its layers without rotary
-    embeddings; here in all layers. It grows with the position of the query, so cached keys stay
-    valid. It changes no frequency: combine it.
+    The attention temperature of Llama 4 (2025), which applies it in layers without rotary
+    embeddings; here it applies to all layers. It grows with the position of the query, so cached
+    keys stay valid. It changes no frequency: combine it.
 
     Args:
         length: `L`, the tokens of a step.
@@ -83,8 +83,8 @@ class Llama4Temperature(Strategy):
 class MinistralTemperature(Strategy):
     """Multiply a query by `1 + beta ln(1 + floor(m / L))` at position `m`.
 
-    The attention temperature of Ministral 3 (2025), `llama_4_scaling_beta` in its config: as
-    `llama4_temperature`, with steps of the trained length and nothing changed within it.
+    The attention temperature of Ministral 3 (2025), `llama_4_scaling_beta` in its config: like
+    `llama4_temperature`, but with steps of the trained length, and no change within it.
 
     Args:
         beta: Growth with the logarithm of the step.
@@ -128,5 +128,5 @@ class StepScale:
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Factors of the queries at `positions`, same shape, float32."""
-        steps = torch.div(positions + self.offset, self.length, rounding_mode="floor")
-        return 1 + self.beta * torch.log1p(steps.float())
+        steps = (positions + self.offset).div(self.length, rounding_mode="floor")
+        return 1 + self.beta * steps.float().log1p()

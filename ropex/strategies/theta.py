@@ -1,12 +1,10 @@
-"""Another base: given, or the one at which the critical pair turns once over the target."""
+"""A different base: given, or the one at which the critical pair turns once over the target."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import (
@@ -19,18 +17,21 @@ from ropex.strategies.base import (
     require_longer,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Theta(Strategy):
-    """Use a given base (`rope_theta`), as models do that are trained on with a larger one.
+    """Use a given base (`rope_theta`), as models that continue training with a larger one do.
 
     "Adjusted base frequency" of Xiong et al., "Effective Long-Context Scaling of Foundation Models"
-    (arXiv:2309.16039), section 2.1: 500,000 for Llama 2 at 32k. Made for further training: an
-    untrained model takes a large base worse than `yarn`.
+    (arXiv:2309.16039), section 2.1: 500,000 for Llama 2 at 32k. Made for further training: without
+    it, `yarn` is better than a large base.
 
     Args:
         base: The new base, above 1.
-        length: Tokens that the model is to reach with it; by default as many as before.
+        length: Target length in tokens; by default the trained length.
     """
 
     name: ClassVar[str] = "theta"

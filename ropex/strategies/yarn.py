@@ -1,15 +1,14 @@
-"""YaRN: by-parts interpolation and a temperature, in every convention that is in use."""
+"""YaRN: by-parts interpolation and a temperature, in all conventions in use."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
+from ropex.strategies.attention_factors import yarn_quotient, yarn_temperature
 from ropex.strategies.base import (
     LARGEST,
     Length,
@@ -19,6 +18,9 @@ from ropex.strategies.base import (
     require_scale,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Yarn(Scaled):
@@ -27,8 +29,8 @@ class Yarn(Scaled):
     Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models"
     (arXiv:2309.00071), sections 3.2 and 3.4. The defaults are the convention of the authors' code
     and of transformers: a ramp that is linear in the index of the pair, between bounds that are
-    floored and ceiled, and a blend of frequencies. The other parameters name what other
-    implementations do; by them "YaRN" means vectors that differ by up to 87 % in the middle.
+    floored and ceiled, and a blend of frequencies. The other parameters cover what other
+    implementations call YaRN; their frequencies differ by up to 87 % in the middle pairs.
 
     Args:
         factor: Target length over trained length, at least 1.
@@ -37,12 +39,12 @@ class Yarn(Scaled):
             frequency.
         beta_slow: Pairs that make fewer turns than this are divided by the factor.
         truncate: Round the bounds of the ramp to whole pairs; gpt-oss does not.
-        ramp: In which the share of interpolation grows linearly: the `index` of the pair (code), or
-            its `rotations` over the trained length (the paper's definition 2).
+        ramp: What the share of interpolation is linear in: the `index` of the pair (code), or its
+            `rotations` over the trained length (the paper's definition 2).
         blend: What is mixed: `frequency` (code), `wavelength` (the paper's footnote 4, PoSE), or
             the `log` of either (Grok, MrRoPE).
         clamp: Upper limit of the ramp's end: `dim` - 1 (code), or the last of the `pairs`.
-        range_length: Tokens that turns are counted over, if not the trained length.
+        range_length: Tokens over which turns are counted; by default the trained length.
         attention_factor: What cos and sin are multiplied by; by default `0.1 ln(factor) + 1`.
         mscale: With `mscale_all_dim`, cos and sin are multiplied by
             `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`, as in DeepSeek.
@@ -114,20 +116,20 @@ class Yarn(Scaled):
         """Factor of cos and sin (the paper's `sqrt(1 / t)`, equation 22)."""
         if self.attention_factor is not None:
             return float(self.attention_factor)
-        growth = math.log(self.scale(rope))
+        scale = self.scale(rope)
         if self.mscale is not None and self.mscale_all_dim is not None:
-            return (0.1 * self.mscale * growth + 1) / (0.1 * self.mscale_all_dim * growth + 1)
-        return 0.1 * growth + 1
+            return yarn_quotient(scale, self.mscale, self.mscale_all_dim)
+        return yarn_temperature(scale)
 
     def latent_temperature(self, rope: Rope) -> float:
         """Factor of the logits of latent attention, as DeepSeek's code has it."""
         if self.mscale_all_dim is None:
             return 1.0
-        mscale = 0.1 * self.mscale_all_dim * math.log(self.scale(rope)) + 1.0
+        mscale = yarn_temperature(self.scale(rope), self.mscale_all_dim)
         return mscale * mscale
 
     def native(self, rope: Rope) -> dict[str, Any]:
-        """The `yarn` type; it is taken only where it says the same."""
+        """The `yarn` type; it is used only where it computes the same."""
         entry: dict[str, Any] = {
             "rope_type": "yarn",
             "factor": self.scale(rope),

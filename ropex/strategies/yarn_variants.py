@@ -1,4 +1,4 @@
-"""Methods that are YaRN in another convention, under the names they are known by."""
+"""Methods that are YaRN in a different convention, under their own names."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class YarnLog(Yarn):
     name: ClassVar[str] = "yarn_log"
     paper: ClassVar[str] = "https://github.com/xai-org/grok-1"
 
-    attention_factor: float = 1.0  # None would be YaRN's temperature, which no text says
+    attention_factor: float = 1.0  # None would be YaRN's temperature
     blend: Literal["frequency", "wavelength", "log"] = "log"

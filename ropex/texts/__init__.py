@@ -1,1 +1,1 @@
-"""Where texts come from, and what tokens they are."""
+"""Texts: where they come from, and their tokens."""

@@ -21,7 +21,7 @@ def read_texts(source: str, *, split: str = "test") -> Iterator[Text]:
             `hf:NAME`, `hf:NAME:SPLIT` or `hf:NAME:SPLIT:FIELD` for a data set through `datasets`
             (field `text` unless given), `NAME@CONFIG` where it has several configurations; `stdlib`
             for long modules of Python's own library, or `stdlib-training` for its other modules.
-        split: Of a data set, where the source names none.
+        split: Split of a data set, if the source names none.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -76,7 +76,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Text]:
                 record = json.loads(line)
             except RecursionError:
                 raise ValueError(f"{path}, line {number}: nested too deeply to be read") from None
-            except ValueError as error:  # an integer of thousands of digits, for one
+            except ValueError as error:  # such as an integer of thousands of digits
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
             yield f"{path.name}:{number}", _field(record, field, f"{path}, line {number}")
 
@@ -103,7 +103,7 @@ def _field(record: Any, field: str, place: str) -> str:
         raise ValueError(f"{place}: the field {field!r} holds no text; fields: {known}")
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON can spell it
+    except UnicodeEncodeError:  # JSON can encode it
         what = f"the field {field!r} holds half of a character (a lone surrogate)"
         raise ValueError(f"{place}: {what}, which is no text") from None
     return value

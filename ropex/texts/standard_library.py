@@ -53,7 +53,7 @@ def training_texts() -> dict[str, str]:
 
 
 def _language_reference() -> str:
-    """The topics that `help()` prints, joined; empty where an interpreter ships without them."""
+    """The topics that `help()` prints, joined; empty if the interpreter ships without them."""
     if importlib.util.find_spec("pydoc_data") is None:
         return ""
     from pydoc_data.topics import topics

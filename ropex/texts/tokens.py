@@ -7,14 +7,14 @@ from typing import Any
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text that means what it spells: "<s>" is three characters, not a token."""
+    """Token ids of plain text: "<s>" is three characters, not a token."""
     settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     ids: list[int] = tokenizer(text, **settings)["input_ids"]
     return ids
 
 
 def usual_front(tokenizer: Any, wanted: str) -> str:
-    """`none` for `auto` where a tokenizer has no BOS, as Qwen's; else what is wanted."""
+    """`wanted`, but `none` for `auto` if the tokenizer has no BOS (Qwen)."""
     return "none" if wanted == "auto" and tokenizer.bos_token_id is None else wanted
 
 
@@ -22,7 +22,7 @@ def require_embedded(ids: Iterable[int], model: Any, name: str) -> None:
     """Raise a ValueError where a model has no embedding for one of these ids.
 
     Args:
-        ids: What it is to read.
+        ids: Ids that the model is to read.
         model: With or without its weights.
         name: What to call it in the message.
     """
@@ -37,7 +37,7 @@ def require_embedded(ids: Iterable[int], model: Any, name: str) -> None:
 
 
 def first_token(tokenizer: Any, wanted: str, model: str) -> int | None:
-    """Id of the token in front of each text that is read; None if there is to be none.
+    """Id of the token in front of every text; None for no token.
 
     Args:
         tokenizer: Of the model.

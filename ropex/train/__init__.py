@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from ropex.train.positions import RandomPositions as RandomPositions
 
 _HOMES = {
-    "chunk_loss": "chunked_loss",
-    "PackedCollator": "collators",
-    "PlainCollator": "collators",
-    "PositionCollator": "collators",
-    "isolates": "collators",
-    "RopeChanged": "guard",
-    "RopeGuard": "guard",
-    "CREAM": "positions",
-    "PoSE": "positions",
-    "RandomPositions": "positions",
-    "shift_attention": "shifted",
+    "chunk_loss": "train.chunked_loss",
+    "PackedCollator": "train.collators",
+    "PlainCollator": "train.collators",
+    "PositionCollator": "train.collators",
+    "isolates": "train.collators",
+    "RopeChanged": "train.guard",
+    "RopeGuard": "train.guard",
+    "CREAM": "train.positions",
+    "PoSE": "train.positions",
+    "RandomPositions": "train.positions",
+    "shift_attention": "attention.shifted",
 }
 __all__ = sorted(_HOMES)
 
@@ -40,7 +40,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name on first use, so that recipes are listed at once."""
+    """Load a public name on first use, so that listing recipes is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ropex.train' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ropex.train.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"ropex.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Rotary tables as live modules answer, and as transformers builds them from a config."""
+"""Rotary tables of live modules, and those that transformers builds from a config."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.model.realise import close
+from ropex.model.configs import is_adapter
+from ropex.model.rotary import ancestors
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
+from ropex.model.tables import close
 from ropex.rope import Plan
 
 Tables = tuple[tuple[int, Plan], ...]
@@ -18,7 +20,7 @@ Tables = tuple[tuple[int, Plan], ...]
 
 
 def same_table(table: Tensor, scale: float, plan: Plan) -> bool:
-    """Whether frequencies, and what cos and sin are multiplied by, are the planned ones."""
+    """Whether the frequencies and the factor of cos and sin are the planned ones."""
     return close(table, plan.inv_freq.cpu()) and abs(scale - float(plan.attention_scale)) < 1e-6
 
 
@@ -54,18 +56,12 @@ def built(site: BufferSite, config: Any, lengths: tuple[int, ...]) -> Tables:
 
 
 def has_own_type(module: Any) -> bool:
-    """Whether it may be built with another rope type than the config's (OLMo 3, transformers 4)."""
+    """Whether its rope type may differ from the config's (OLMo 3, transformers 4)."""
     return "rope_type" in inspect.signature(type(module)).parameters
 
 
 def around(model: nn.Module, site: Site) -> list[Any]:
     """The configs that are saved with the models around a rotary module, outermost first."""
-    path = site.name.split(".")
-    models = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
-    found = [vars(each).get("config") for each in models if _saves_config(each)]
+    models = [each for each in ancestors(model, site.name) if hasattr(each, "save_pretrained")]
+    found = [vars(each).get("config") for each in models if not is_adapter(each)]
     return [config for config in found if type(config) is type(site.config)]
-
-
-def _saves_config(model: Any) -> bool:
-    adapter = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-    return hasattr(model, "save_pretrained") and not adapter

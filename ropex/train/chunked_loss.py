@@ -7,38 +7,39 @@ from contextlib import ExitStack
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
-from ropex.patching.verify import has_weights
+from ropex.model.modes import in_mode
+from ropex.model.probe import has_weights, probe_ids
 from ropex.train.loss_pass import Chunks
-from ropex.train.probing import probe_ids, trying
 
 
 def chunk_loss(model: nn.Module, rows: int | None = None) -> ChunkedLoss:
     """Let `model` compute its loss from hidden states, a few rows of logits at a time, in place.
 
-    Whenever it is given `labels`, its forward pass runs as ever, but the output embedding reads one
-    token, and its loss is summed over chunks whose logits are computed again in the backward pass.
-    Loss and gradients stay what they were, with `num_items_in_batch`, `shift_labels` and the losses
-    of routers; the output has no `logits`, in training and in evaluation. Without `labels`, the
-    model is as before. It lasts until `ChunkedLoss.remove()`, or to the end of a `with` block.
+    With `labels`, the forward pass runs as usual, but the output embedding reads one token, and the
+    loss is summed over chunks whose logits are recomputed in the backward pass. Loss and gradients
+    are unchanged, also with `num_items_in_batch`, `shift_labels` and router losses; the output has
+    no `logits`, in training and in evaluation. Without `labels`, nothing changes. It lasts until
+    `ChunkedLoss.remove()`, or the end of a `with` block.
 
-    What makes logits of hidden states is found by comparing on a few tokens: at once, or, if the
-    weights are not there yet, in the first forward pass with labels.
+    How the model computes logits from hidden states is verified on a few tokens: at once, or, if
+    the weights are not loaded yet, in the first forward pass with labels.
 
     Args:
         model: A causal language model of transformers, or what wraps one (PEFT, DDP, FSDP).
-        rows: Tokens whose logits are computed at a time; by default so many that these take no more
-            memory than the weights of the output embedding, or the hidden states if those are more.
+        rows: Tokens whose logits are computed at a time; by default as many as take no more memory
+            than the larger of the output embedding and the hidden states.
 
     Returns:
         The handle that undoes the change.
 
     Raises:
-        UnsupportedModel: The model has no loss over the tokens that follow, or does more between
-            hidden states and loss than ropex knows.
+        UnsupportedModel: The model has no next-token loss, or does more between hidden states and
+            loss than ropex knows.
         ValueError: `rows` is not positive, or the loss is chunked already.
 
     Example:
@@ -71,7 +72,7 @@ class ChunkedLoss:
             self._try()
 
     def remove(self) -> None:
-        """Restore the model. A loss that is removed already stays so.
+        """Restore the model; calling it again does nothing.
 
         If accelerate has wrapped the forward pass since, the wrapper stays and calls the model's.
         """
@@ -88,7 +89,7 @@ class ChunkedLoss:
     def _try(self) -> None:
         ids = probe_ids(self.model)
         try:
-            with trying(self.model):
+            with in_mode(self.model, training=False), torch.no_grad():
                 self.model(input_ids=ids, labels=ids)
         except BaseException:
             self.remove()
@@ -96,10 +97,10 @@ class ChunkedLoss:
 
 
 def _forward_by(name: str, signature: inspect.Signature) -> Any:
-    """A forward pass by what the module remembers under a name; it looks like the one before.
+    """A forward pass that calls what the module stores under a name, with the old signature.
 
     Trainer reads the signature: which columns to keep, and whether losses are divided by all items.
-    It has no `__wrapped__`, as accelerate would then go back behind it.
+    It has no `__wrapped__`, since accelerate would unwrap it.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -112,7 +113,7 @@ def _forward_by(name: str, signature: inspect.Signature) -> Any:
 
 
 def _causal_model(model: nn.Module) -> Any:
-    """The model of transformers inside what may wrap it."""
+    """The model of transformers inside its wrappers."""
     from transformers import PreTrainedModel
 
     for module in model.modules():

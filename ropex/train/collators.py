@@ -1,9 +1,9 @@
 """Rows to batches, for any trainer: skipped positions, packed documents or neither.
 
-A row is a mapping with `input_ids` and perhaps `labels`, of which a batch has the same shape; they
-default and shift as in transformers, which compares each logit with the label after it. The first
-label of a row, which nothing predicts, is ignored, so that a mean counts what is there.
-`transformers.Trainer` takes away what else a row has unless `remove_unused_columns=False`.
+A row is a mapping with `input_ids` and perhaps `labels`. Labels default to the tokens and are
+shifted by the model, as in transformers. The first label of a row, which nothing predicts, is
+ignored, so that a mean counts only real targets. `transformers.Trainer` drops all other keys of a
+row unless `remove_unused_columns=False`.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from __future__ import annotations
 import hashlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ropex.model.modes import in_mode
 from ropex.train.positions import Sampler
 
 Row = Mapping[str, Any]
 Batch = dict[str, Tensor]
-_IGNORED = -100  # a label that the loss leaves out
+_IGNORED = -100  # a label that the loss ignores
 
 
 @dataclass(frozen=True)
 class PlainCollator:
-    """Rows of one length, as they are."""
+    """Stacks rows of one length, unchanged."""
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Stack the rows.
 
         Args:
-            rows: With `input_ids` and perhaps `labels`; what else they have is left out.
+            rows: With `input_ids` and perhaps `labels`; other keys are dropped.
 
         Returns:
-            `input_ids`, `labels` and a mask of ones, `(batch, length)`, int64; without one,
-            transformers 4 looks for packed documents, at the price of a mask of length squared.
+            `input_ids`, `labels` and a mask of ones, `(batch, length)`, int64. Without a mask,
+            transformers 4 looks for packed documents, at the cost of a mask of length squared.
 
         Raises:
             ValueError: The rows differ in length.
@@ -58,15 +58,15 @@ class PlainCollator:
 
 @dataclass(frozen=True)
 class PositionCollator:
-    """Rows read at drawn positions, so that a short window meets the distances of a long context.
+    """Rows read at random positions, so that a short window covers the distances of a long context.
 
-    A draw depends on the seed and on the row alone, so a resumed run sees the same positions, and
-    so does one with another number of processes or workers. In another epoch they are the same too
-    unless `index` goes on counting.
+    A draw depends only on the seed and the row, so a resumed run sees the same positions, and so
+    does a run with a different number of processes or workers. Later epochs repeat them too, unless
+    `index` keeps counting.
 
     Args:
         sampler: Draws the positions, such as `PoSE(window=2048, target=16384)`.
-        seed: Another one draws others.
+        seed: Of the draws.
     """
 
     sampler: Sampler
@@ -77,11 +77,11 @@ class PositionCollator:
 
         Args:
             rows: With `input_ids`, perhaps `labels`, and perhaps `index`, the number of the row in
-                the data. Without it the draw goes by the tokens.
+                the data. Without it the draw depends on the tokens.
 
         Returns:
             `input_ids`, `labels`, `position_ids` and `attention_mask`, `(batch, window)`, int64.
-            The label after a skip in the text is ignored. The mask is all ones: without one,
+            The label after a skip in the text is ignored. The mask is all ones: without it,
             transformers takes jumps in the positions for packed documents and isolates the chunks.
 
         Raises:
@@ -104,22 +104,22 @@ class PositionCollator:
 
 @dataclass(frozen=True)
 class PackedCollator:
-    """Several documents in a row, each of which sees itself alone.
+    """Several documents in a row, isolated from each other.
 
-    There is no mask: transformers finds the documents from positions that start again. It does so
-    only while it keeps no cache, and flash attention only in batches of one row. Whether a model
-    keeps them apart is what `isolates` tells.
+    There is no mask: transformers finds the documents by positions that restart at 0. It does so
+    only without a cache, and flash attention only in batches of one row. `isolates` checks whether
+    a model keeps them apart.
 
     Args:
         length: Tokens of a row of the batch; shorter ones are padded.
-        pad_token_id: What they are padded with; the padding is a document of its own, without loss.
+        pad_token_id: Id of the padding, which is a separate document without loss.
     """
 
     length: int
     pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Stack the rows, with positions that start again at each document.
+        """Stack the rows, with positions that restart at each document.
 
         Args:
             rows: With `input_ids`, `lengths` (the tokens of each document in it) and perhaps
@@ -155,25 +155,24 @@ class PackedCollator:
 def isolates(model: nn.Module, rows: int = 1, **inputs: Any) -> bool:
     """Whether packed documents do not see each other, in training and in evaluation.
 
-    A model that answers no would learn from text that has nothing to do with its own, silently.
-    The usual reason is the cache, which `model.config.use_cache = False` turns off, as the Trainer
-    of transformers 5 does and that of 4 does not; the next is flash attention with more than one
-    row.
+    If they do, the model silently learns from unrelated text. The usual reason is the cache, which
+    `model.config.use_cache = False` turns off (the Trainer of transformers 5 does that, the one of
+    4 does not); the next is flash attention with more than one row.
 
     Args:
         model: A causal language model, patched or not. It is called on 16 tokens, four times.
         rows: Rows of a batch on one device.
-        inputs: What it is given besides them, such as `use_cache=False`.
+        inputs: Further arguments of the model, such as `use_cache=False`.
 
     Returns:
-        Whether the second document of each row gives the same logits whatever the first one says.
+        Whether the logits of the second document of every row do not depend on the first.
     """
     return all(_apart(model, rows, inputs, training) for training in (True, False))
 
 
 @torch.no_grad()
 def _apart(model: nn.Module, rows: int, inputs: dict[str, Any], training: bool) -> bool:
-    """Whether the logits of the second of two documents stay, while the first changes."""
+    """Whether the logits of the second of two documents stay the same when the first changes."""
     embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
     gpus = [embedding.device] if embedding.is_cuda else []  # dropout draws the same both times
     half = torch.arange(8, device=embedding.device)
@@ -181,7 +180,11 @@ def _apart(model: nn.Module, rows: int, inputs: dict[str, Any], training: bool) 
     seconds = []
     for first in (half + 1, half + 9):
         ids = torch.cat([first, half + 5]).repeat(rows, 1) % embedding.shape[0]
-        with _mode(model, training), torch.random.fork_rng(gpus), warnings.catch_warnings():
+        with (
+            in_mode(model, training=training),
+            torch.random.fork_rng(gpus),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore", UserWarning)  # checkpointing misses gradients
             output = model(input_ids=ids, position_ids=places, **inputs)
             seconds.append(output.logits[:, 8:].float())
@@ -190,20 +193,8 @@ def _apart(model: nn.Module, rows: int, inputs: dict[str, Any], training: bool) 
     return bool((before - after).abs().max() <= rounding * before.abs().max())
 
 
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """The model in training or evaluation, and then as it was, module by module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, before in modes:
-            module.training = before
-
-
 def _tokens_and_labels(row: Row) -> tuple[Tensor, Tensor]:
-    """Both, `(length,)`, int64; labels are the tokens if there are none, but for the first."""
+    """Both, `(length,)`, int64; labels default to the tokens, without the first."""
     tokens = torch.as_tensor(row["input_ids"], dtype=torch.int64)
     labels = torch.as_tensor(row.get("labels", tokens), dtype=torch.int64)
     if tokens.ndim != 1 or labels.shape != tokens.shape:
@@ -232,7 +223,7 @@ def _lengths(row: Row, total: int) -> list[int]:
 
 
 def _digest(tokens: Tensor) -> str:
-    """A name for these tokens, the same on every machine."""
+    """A hash of these tokens, the same on every machine."""
     return hashlib.sha256(",".join(map(str, tokens.tolist())).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""See to it that a model trains under the rotary tables that were planned, on every rank.
+"""Ensure that a model trains under the planned rotary tables, on every rank.
 
-A table that is rounded or overwritten raises no error. The model learns around it, and its
-checkpoints, which hold no tables, compute something else than what was trained.
+A table that is rounded or overwritten raises no error. The model adapts to it, and its checkpoints,
+which hold no tables, then compute something different from what was trained.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class RopeChanged(ValueError):
 
 
 class RopeGuard(TrainerCallback):
-    """Stops a training whose rotary tables are not the planned ones, on all ranks at once.
+    """Stops a training run whose rotary tables are not the planned ones, on all ranks at once.
 
-    Planned is what the patches of the model plan; without any, what its config says when the guard
-    is made. `Trainer` has it compared with the live tables when training begins (after a checkpoint
-    is resumed), before each checkpoint that is written, and at the end; it comes last in
-    `callbacks`, so that it sees what others want saved. A comparison finds the rotary modules, asks
-    each for two positions, builds one anew from the config, and sends a few kilobytes over the
-    ranks: milliseconds, and no forward pass.
+    The planned tables are those of the model's patches; without a patch, those of its config when
+    the guard is made. Under `Trainer` they are compared with the live tables when training begins
+    (after a checkpoint is resumed), before every checkpoint, and at the end. Put the guard last in
+    `callbacks`, so that it sees what others want saved. A comparison calls every rotary module
+    with two positions, builds a new one from the config, and sends a few kilobytes between ranks:
+    milliseconds, and no forward pass.
 
     Args:
         model: A model of transformers with rotary embeddings, patched or not, wrapped or not.
-        strategy: A strategy, or its text, that the model has to be under; None for whichever it is.
+        strategy: The strategy, or its text, that the model must be under; None for any.
 
     Attributes:
         model: The model.
@@ -61,7 +61,7 @@ class RopeGuard(TrainerCallback):
         >>> ropex.patch(model, "yarn:4")
         >>> Trainer(model=model, args=arguments, callbacks=[RopeGuard(model)]).train()
 
-        In a loop of one's own, on all ranks:
+        In your own loop, on all ranks:
 
         >>> guard = RopeGuard(model, "yarn:4")
         >>> guard.check()
@@ -72,14 +72,13 @@ class RopeGuard(TrainerCallback):
         self.expected = Expected.of(model, strategy)
 
     def check(self, model: nn.Module | None = None) -> None:
-        """Compare the live tables with the planned ones. All ranks must come to it together.
+        """Compare the live tables with the planned ones. All ranks must call it together.
 
         Args:
             model: The model as it is wrapped now; by default the one that the guard was made for.
 
         Raises:
-            RopeChanged: They differ on this rank or on another; the message says how, and what to
-                do.
+            RopeChanged: They differ on some rank; the message says how, and what to do.
         """
         unlike = self.expected.unlike(of_first(self.expected.spoken))
         live = self.model if model is None else model
@@ -88,13 +87,13 @@ class RopeGuard(TrainerCallback):
             raise RopeChanged(problem)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check; a checkpoint that is resumed is loaded by now, and has to be of this strategy."""
+        """Check; a resumed checkpoint is loaded by now, and must be of this strategy."""
         self.check(kwargs.get("model"))
         resumed = Record.read(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         if resumed is not None and resumed.strategy != self.expected.under:
             raise RopeChanged(
                 f"checkpoint-{state.global_step} was saved under {resumed.strategy}, and the model "
-                f"is under {self.expected.under}; patch it alike before it is trained on"
+                f"is under {self.expected.under}; patch it in the same way before you continue"
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -102,26 +101,23 @@ class RopeGuard(TrainerCallback):
         if control.should_save:
             self.check(kwargs.get("model"))
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check if a checkpoint is to be written."""
-        if control.should_save:
-            self.check(kwargs.get("model"))
+    on_epoch_end = on_step_end
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check if a checkpoint is to be written should this be the best so far."""
+        """Check if a checkpoint will be written when this is the best so far."""
         if args.save_strategy == "best":
             self.check(kwargs.get("model"))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check; the best checkpoint, if it was asked for, is loaded by now."""
+        """Check; the best checkpoint, if requested, is loaded by now."""
         self.check(kwargs.get("model"))
 
 
 def changes(model: nn.Module, expected: Expected) -> Iterator[str]:
-    """What is not as planned in a live model, each in one sentence.
+    """What is not as planned in a live model, one sentence for each problem.
 
     Args:
-        model: The model, or another one around it. It is only read.
+        model: The model, possibly wrapped. It is only read.
         expected: What is planned for it.
     """
     if expected.misfit:
@@ -150,7 +146,7 @@ def changes(model: nn.Module, expected: Expected) -> Iterator[str]:
 
 
 def _unpatched(pairs: tuple[tuple[Site, Wanted], ...], expected: Expected) -> Iterator[str]:
-    """What has become of the patches."""
+    """Patches that were removed, replaced or added."""
     for site, wanted in pairs:
         if wanted.module is not None and site.module is not wanted.module:
             yield (
@@ -158,10 +154,9 @@ def _unpatched(pairs: tuple[tuple[Site, Wanted], ...], expected: Expected) -> It
                 "patched; patch the model after the last change to its modules"
             )
     now = stack(tuple(site for site, _ in pairs))
-    handles = tuple(each.handle for each in now)
-    if len(now) < len(expected.patches):
+    if len(now) < len(expected.applied):
         yield f"{expected.under} was removed from the model; patch it again and make a new guard"
-    elif handles != expected.patches:
+    elif now != expected.applied:
         yield f"{now[-1].strategy} was applied after the guard was made; make the guard after it"
 
 
@@ -178,7 +173,7 @@ def _fault(site: Site, wanted: Wanted) -> str | None:
         return None
     for length, plan in wanted.tables:
         live = site.live(length)
-        # A patch answers in the precision that the model asks for.
+        # A patched module returns cos and sin in the dtype of the model.
         if (live.dtype in _HALVES and wanted.module is None) or not site.holds(plan, length):
             return (
                 "does not hold the planned frequencies: a cast of the model has rounded it, or "
@@ -188,14 +183,14 @@ def _fault(site: Site, wanted: Wanted) -> str | None:
 
 
 def _why(table: Tensor, plan: Plan) -> str:
-    """In words, how a table has come to be other than planned."""
+    """Why a table is not the planned one, in words."""
     for dtype in _HALVES:
         if table.dtype == dtype or _rounded(table, plan, dtype):
             name = str(dtype).removeprefix("torch.")
             return (
                 f"is rounded to {name}, as by model.to(torch.{name}); load the model with "
                 f"dtype=torch.{name} instead, which leaves its tables alone; tables that a patch "
-                "has changed stay whole anyway"
+                "has changed keep float32 anyway"
             )
     return (
         "does not hold the planned frequencies, so something wrote over them, such as weights that "
@@ -204,16 +199,16 @@ def _why(table: Tensor, plan: Plan) -> str:
 
 
 def _rounded(table: Tensor, plan: Plan, dtype: torch.dtype) -> bool:
-    """Whether a table is the planned one, but for having been in `dtype`."""
+    """Whether a table is the planned one, rounded to `dtype`."""
     whole = torch.equal(table, table.to(dtype).to(table.dtype))
     near = 2 * torch.finfo(dtype).eps
     return whole and torch.allclose(table.double(), plan.inv_freq.cpu(), rtol=near, atol=1e-7)
 
 
 def _twin(module: Any) -> Any:
-    """A copy of a rotary module to ask, since some keep what they were asked last."""
+    """A copy of a rotary module to call, since some keep state of the last call."""
     twin = copy.copy(module)
-    patched = "ropex_scales" in vars(module)  # it looks whether a very tensor is in place
+    patched = "ropex_scales" in vars(module)  # it checks the identity of a tensor
     tables = module._buffers.items()
     twin._buffers = {name: t if patched or t is None else t.clone() for name, t in tables}
     for name in ("forward", "_compiled_call_impl"):  # accelerate's and torch's, of the original
@@ -222,7 +217,7 @@ def _twin(module: Any) -> Any:
 
 
 def _said(model: nn.Module, site: Site, wanted: Wanted) -> bool:
-    """Whether a model that is built from the config computes as planned, if that is wanted."""
+    """Whether a model built from the config computes as planned, if it must."""
     if not (wanted.said and isinstance(site, BufferSite)):
         return True
     lengths = tuple(length for length, _ in wanted.tables)

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
 from ropex.model.head import Finish, close, finishes
-from ropex.train.probing import probe_ids, trying
+from ropex.model.modes import in_mode
+from ropex.model.probe import probe_ids
 
 # Logits of one chunk and their gradient, in the model's dtype and in float32, and probabilities.
 _BYTES_PER_LOGIT = 16
@@ -24,13 +25,13 @@ _BYTES_PER_LOGIT = 16
 
 @dataclass
 class Chunks:
-    """What a model with a chunked loss remembers: held by the model, so that it is copied with it.
+    """State of a chunked loss, held by the model so that it is copied with it.
 
     Attributes:
-        plain: Its forward pass as it was.
-        loss: Its loss function.
+        plain: The original forward pass.
+        loss: The loss function.
         rows: Tokens at a time.
-        finish: What makes logits of what its output embedding returns; None until it is found.
+        finish: Turns the output of the output embedding into logits; None until it is found.
         active: Whether the loss is chunked.
     """
 
@@ -42,7 +43,7 @@ class Chunks:
 
     @cached_property
     def signature(self) -> inspect.Signature:
-        """Of the forward pass as it was."""
+        """Signature of the original forward pass."""
         return inspect.signature(self.plain)
 
     def forward(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -61,22 +62,22 @@ class Chunks:
 
     def _find(self, model: Any) -> None:
         ids, found = probe_ids(model), _Probe(self, model)
-        with trying(model):
+        with in_mode(model, training=False), torch.no_grad():
             found.run({"input_ids": ids, "labels": ids})
         if not found.same:
             raise UnsupportedModel(
-                f"{type(model).__name__} makes its loss of more than its output embedding, a soft "
-                "cap or a scale, and the tokens that follow, so it cannot be computed in chunks; "
+                f"{type(model).__name__} computes its loss from more than its output embedding, a "
+                "soft cap or a scale, and the next tokens, so it cannot be computed in chunks; "
                 "train it without chunk_loss"
             )
         self.finish = found.finish
 
 
 class _Pass:
-    """One forward pass with labels, whose loss is made of what the output embedding is given.
+    """One forward pass with labels, whose loss is computed from the input of the output embedding.
 
     Args:
-        chunks: What the model remembers.
+        chunks: The state of the chunked loss.
         model: The model.
     """
 
@@ -86,14 +87,14 @@ class _Pass:
         self.states: Tensor | None = None
 
     def run(self, given: dict[str, Any]) -> Any:
-        """The model's own forward, which takes its loss from here."""
+        """The model's own forward pass, with the loss from here."""
         with ExitStack() as undo:
             undo.callback(self.head.register_forward_pre_hook(self.before_head).remove)
             set_attribute(self.model, "_loss_function", self.loss, undo)
             return self.chunks.plain(**given)
 
     def before_head(self, head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Keep the hidden states, and let the model itself make the logits of one token."""
+        """Keep the hidden states, and let the model compute the logits of one token."""
         if self.states is not None:  # a chunk
             return None
         self.states = args[0]
@@ -109,7 +110,7 @@ class _Pass:
         shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """As the model's own, with the logits left aside that the model has made."""
+        """The model's own loss, ignoring the logits that the model computed."""
         assert self.states is not None  # see `_Probe`
         goals = shift_labels
         if goals is None:
@@ -133,7 +134,7 @@ class _Pass:
 
 
 class _Probe(_Pass):
-    """A forward pass that makes all logits, and computes the loss in both ways to compare."""
+    """A forward pass that computes all logits, and the loss in both ways to compare."""
 
     same = False
 
@@ -156,7 +157,7 @@ class _Probe(_Pass):
 
 
 def _rows(states: Tensor, vocabulary: int) -> int:
-    """Rows whose logits take what the output embedding takes, or `states` if that is more."""
+    """Rows whose logits take as much memory as the larger of output embedding and `states`."""
     most = max(vocabulary, states[..., 0].numel())
     row = states.shape[-1] * states.element_size()
     return max(1, row * most // (_BYTES_PER_LOGIT * vocabulary))

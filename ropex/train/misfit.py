@@ -5,70 +5,73 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import torch
 
-from ropex.config.entry import write_entry
+from ropex.config.write import write_entry
 from ropex.errors import UnsupportedModel
 from ropex.model.sites.base import Site
 from ropex.model.sites.buffers import BufferSite
-from ropex.patching.handle import Patch
 from ropex.patching.plan import Planned, plan_sites
 from ropex.patching.record import fingerprint
+from ropex.patching.stack import Applied
 from ropex.strategies.base import Strategy
 from ropex.strategies.none import Unscaled
-from ropex.train.built import same_table
-
-if TYPE_CHECKING:
-    from ropex.train.expected import Wanted
+from ropex.train.built import Tables, same_table
 
 
 def misfit_of(
     found: tuple[Site, ...],
-    patches: tuple[Patch | None, ...],
-    wanted: tuple[Wanted, ...],
+    applied: tuple[Applied, ...],
+    wanted: tuple[Tables, ...],
     under: str,
     strategy: Strategy,
 ) -> str | None:
-    """Why a model is not under `strategy`; None if it is."""
+    """Why a model is not under `strategy`; None if it is.
+
+    Args:
+        found: The sites of the model.
+        applied: The patches in place.
+        wanted: What each site is to compute with.
+        under: The strategies of the patches, in words.
+        strategy: The strategy that it should be under.
+    """
     if isinstance(strategy, Unscaled):
-        same = not patches or str(strategy) == under
-    elif patches:
-        same = str(strategy) == under or _plans_the_same(patches, strategy)
+        same = not applied or str(strategy) == under
+    elif applied:
+        same = str(strategy) == under or _plans_the_same(applied, strategy)
     else:
         planned = plan_sites(tuple(map(_unscaled, found)), strategy, None)
         same = all(map(_is_planned, planned, wanted, [strategy] * len(planned)))
     if same:
         return None
-    rest = ", after the patch in place is removed" if patches else ""
+    rest = ", after the patch in place is removed" if applied else ""
     return (
         f"the model is under {under}, and the guard was made for {strategy}; apply it before "
         f'training, with ropex.patch(model, "{strategy}"){rest}'
     )
 
 
-def _plans_the_same(patches: tuple[Patch | None, ...], strategy: Strategy) -> bool:
-    """Whether one static strategy makes the tables that static patches have made."""
-    first, last = patches[0], patches[-1]
-    if first is None or last is None:
-        return False
-    all_of_them = [strategy, *(patch.strategy for patch in patches if patch is not None)]
-    if any(each.length_class != "static" for each in all_of_them):
+def _plans_the_same(applied: tuple[Applied, ...], strategy: Strategy) -> bool:
+    """Whether one static strategy gives the tables that static patches have made."""
+    states = [each.handle.state for each in applied if each.handle is not None]
+    all_of_them = [strategy, *(state.strategy for state in states)]
+    by_length = any(each.length_class != "static" for each in all_of_them)
+    if by_length or len(states) < len(applied):  # those of a copy have no state
         return False
     planned = tuple(
         each if each.kept else replace(each, plan=strategy.plan(each.rope))
-        for each in first.planned
+        for each in states[0].planned
     )
-    return fingerprint(planned) == fingerprint(last.planned)
+    return fingerprint(planned) == fingerprint(states[-1].planned)
 
 
-def _is_planned(each: Planned, wanted: Wanted, strategy: Strategy) -> bool:
-    """Whether the tables of a config are those of a strategy, which scales no queries."""
-    for length, table in wanted.tables:
+def _is_planned(each: Planned, wanted: Tables, strategy: Strategy) -> bool:
+    """Whether the tables of a config are those of a strategy, which leaves attention alone."""
+    for length, table in wanted:
         plan = each.plan if each.kept else strategy.plan(each.rope, length)
         scale = float(table.attention_scale)
-        if plan.query_scale or not same_table(table.inv_freq.float(), scale, plan):
+        if plan.changes_attention or not same_table(table.inv_freq.float(), scale, plan):
             return False
     return True
 
@@ -91,7 +94,7 @@ def _unscaled(site: Site) -> Site:
             module = type(site.module)(config)
     except Exception as error:  # families refuse entries with exceptions of many kinds
         raise UnsupportedModel(
-            f"{config.model_type} cannot be built without scaling, so there is no telling which "
-            "strategy it is under; make the guard without one"
+            f"{config.model_type} cannot be built without scaling, so its strategy is "
+            "unknown; make the guard without one"
         ) from error
     return replace(site, module=module, owner=SimpleNamespace(config=config))

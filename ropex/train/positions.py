@@ -1,4 +1,4 @@
-"""Positions of a long context for rows of a short window: skips drawn anew for every row."""
+"""Positions of a long context for short rows: skips, drawn for every row."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Drawn:
     """What a row is read as.
 
     Attributes:
-        tokens: Which tokens of the row are read, ascending, `(window,)`.
-        positions: Where they stand, strictly ascending and below the target, `(window,)`.
+        tokens: Indices of the tokens that are read, ascending, `(window,)`.
+        positions: Their positions, strictly ascending and below the target, `(window,)`.
     """
 
     tokens: Tensor
@@ -74,10 +74,10 @@ class _Windowed(ABC):
 
         Args:
             length: Tokens of the row, `window` or more.
-            rng: Where chance comes from.
+            rng: The random generator.
 
         Raises:
-            ValueError: The row is shorter than the window, and would reach less of the target.
+            ValueError: The row is shorter than the window.
         """
         if length < self.window:
             raise ValueError(
@@ -97,14 +97,14 @@ class PoSE(_Windowed):
 
     Zhu et al., "PoSE: Efficient Context Window Extension of LLMs via Positional Skip-wise
     Training" (arXiv:2309.10400), section 3; lengths and skips as the authors' code draws them for
-    two chunks. The skips of positions are uniform, none smaller than the one before, and so are
-    those of text, which are drawn apart from them. The first chunk stays at 0.
+    two chunks. The skips of positions are uniform, none smaller than the one before. Skips of text
+    are drawn the same way, independently. The first chunk stays at 0.
 
     Args:
         window: Tokens that are read of a row.
         target: Positions that the draws cover together.
-        chunks: Into how many parts the window is cut. All but the last have
-            1 to `(window + 1) / chunks` tokens.
+        chunks: Number of parts of the window. All but the last have 1 to
+            `(window + 1) / chunks` tokens.
     """
 
     chunks: int = 2
@@ -138,16 +138,16 @@ class PoSE(_Windowed):
 
 @dataclass(frozen=True)
 class CREAM(_Windowed):
-    """Keep the first and the last positions of the target, and read between them about its middle.
+    """Keep the first and last positions of the target, and favour its middle in between.
 
     Wu et al., "An Efficient Recipe for Long Context Extension via Middle-Focused Positional
     Encoding" (arXiv:2406.07138), with the constants of the authors' code. With a factor of
     `F = target / window`, head and tail have a third of the window in one half of the draws and
-    `4 F` tokens (a third at most) in the other. What lies between them is read within the first
-    `k / 2` windows, with `k` from 2 to `2 F` by a Gaussian about `1 + F` of width 3, cut off at
-    both ends. Of factors far above 8 it therefore hardly reads what is far from the middle.
+    `4 F` tokens (a third at most) in the other. The middle part is read within the first
+    `k / 2` windows, with `k` from 2 to `2 F`, drawn from a truncated Gaussian around `1 + F` of
+    width 3. With factors far above 8 it therefore rarely reads what is far from the middle.
 
-    A longer row is read at its own positions, as far as it goes, and up to its last token.
+    A longer row is read at its own positions, up to its last token.
 
     Args:
         window: Tokens that are read of a row, 3 or more.
@@ -180,10 +180,10 @@ class RandomPositions(_Windowed):
     """Read a window at positions drawn from the whole target, in order.
 
     Ruoss et al., "Randomized Positional Encodings Boost Length Generalization of Transformers"
-    (arXiv:2305.16843), section 3; the baseline of PoSE and CREAM. There the first position is drawn
-    too. Here it is 0, as in the other samplers: rotations are relative, and flash attention in
-    transformers 4 takes a 0 for the start of a sequence and needs one. Of a longer row, the first
-    `window` tokens are read.
+    (arXiv:2305.16843), section 3; the baseline of PoSE and CREAM. There the first position is
+    random too. Here it is 0, as in the other samplers: rotations are relative, and flash attention
+    in transformers 4 needs a 0 to find the start of a sequence. Of a longer row, the first `window`
+    tokens are read.
 
     Args:
         window: Tokens that are read of a row.

@@ -1,6 +1,6 @@
-"""What the processes of a training run tell each other; alone, a process agrees with itself.
+"""Communication between the processes of a training run; works with one process too.
 
-Each function is a collective: all ranks must come to it together.
+Each function is a collective: all ranks must call it together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def gathered(value: T) -> list[T]:
-    """What each rank gives, in the order of ranks.
+    """The values of all ranks, in the order of ranks.
 
     Args:
         value: Of this rank; small, as it is pickled.
@@ -27,7 +27,7 @@ def gathered(value: T) -> list[T]:
 
 
 def of_first(value: T) -> T:
-    """What rank 0 gives, on all ranks.
+    """The value of rank 0, on all ranks.
 
     Args:
         value: Of this rank; small, as it is pickled.
@@ -41,13 +41,13 @@ def of_first(value: T) -> T:
 
 
 def by_first(function: Callable[[], T]) -> T:
-    """What a function gives on rank 0, where alone it is called, on all ranks.
+    """Call a function on rank 0 only, and return its result on all ranks.
 
     Args:
-        function: Gives something small.
+        function: Returns something small.
 
     Raises:
-        OSError: It raised that on rank 0; so do all ranks, and none is left waiting.
+        OSError: It raised that on rank 0; then all ranks raise it, and none is left waiting.
         ValueError: Likewise.
     """
     found: Any = None
@@ -67,7 +67,7 @@ def by_first(function: Callable[[], T]) -> T:
 def agreed(problem: str | None) -> str | None:
     """The first problem that any rank has, in the same words on all of them.
 
-    All can then raise it, and none is left waiting for one that has stopped.
+    So all ranks can raise it, and none is left waiting for a stopped one.
 
     Args:
         problem: Of this rank, in one sentence; None if it has none.

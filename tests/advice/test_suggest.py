@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import ropex
 from ropex.advice import bounds
-from ropex.advice.candidates import UNTRAINED, candidates, require_beyond
+from ropex.advice.candidates import UNTRAINED, Candidate, candidates, require_beyond
 from ropex.cli import main
-from ropex.config.entry import carrier
-from ropex.engines.facts import ENGINES, encoding
+from ropex.engines import ENGINES, exports
+from ropex.engines.plain import wanted_in_llama
+from ropex.engines.wanted import read
 from ropex.rope import Rope
-from ropex.strategies.registry import list_strategies, registry
-from tests.support.tiny_eval import save_checkpoint, strict_json, tiny_causal, words
+from ropex.strategies.registry import registry
+from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.paths import REAL
+from tests.support.tiny_eval import strict_json, words
 
 LLAMA_2 = Rope.standard(128, 1e4, 4096)
-REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 
 
 @pytest.fixture
@@ -39,12 +40,12 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 # Candidates.
 
 
-def native(text: Any) -> dict[str, Any] | None:
-    return ropex.strategy(text).native(LLAMA_2)
+def advised(rope: Rope, length: int) -> tuple[list[Candidate], dict[str, str]]:
+    return candidates(rope, length, lambda strategy: wanted_in_llama(rope, strategy))
 
 
 def test_candidates_are_every_strategy_that_scales() -> None:
-    found, left_out = candidates(LLAMA_2, 32768, native)
+    found, left_out = advised(LLAMA_2, 32768)
     names = {each.strategy.name for each in found}
     assert {"linear", "ntk", "yarn", "llama3", "dynamic", "dynamic_yarn", "mrrope"} <= names
     assert not {"logn", "theta", "none", "clip", "drope"} & names
@@ -53,7 +54,7 @@ def test_candidates_are_every_strategy_that_scales() -> None:
 
 
 def test_factor_of_a_candidate_is_the_smallest_that_suffices() -> None:
-    found = {each.strategy.name: each for each in candidates(LLAMA_2, 32768, native)[0]}
+    found = {each.strategy.name: each for each in advised(LLAMA_2, 32768)[0]}
     # Pair 46 of 64 is the first that did not turn: factor ** (2 * 46 / 126) = 8 gives 17.25.
     assert found["ntk"].strategy == ropex.strategy("ntk:17.43")
     assert not bounds.inside(LLAMA_2, ropex.strategy("ntk:17.2").plan(LLAMA_2), 32768).all()
@@ -63,25 +64,25 @@ def test_factor_of_a_candidate_is_the_smallest_that_suffices() -> None:
 
 def test_factor_that_would_be_absurd_is_not_proposed() -> None:
     rope = Rope.standard(64, 1e4, 256)  # ntk would need 735 to reach 16 times as far
-    found = {each.strategy.name: each for each in candidates(rope, 4096, native)[0]}
+    found = {each.strategy.name: each for each in advised(rope, 4096)[0]}
     assert str(found["ntk"].strategy) == "ntk:16"
     assert found["ntk"].outside > 0
 
 
 def test_length_that_is_no_round_multiple_is_named() -> None:
-    found = {each.strategy.name: each for each in candidates(LLAMA_2, 10000, native)[0]}
+    found = {each.strategy.name: each for each in advised(LLAMA_2, 10000)[0]}
     assert str(found["yarn"].strategy) == "yarn:length=10000"
 
 
 def test_strategies_by_length_cost_nothing_within_the_trained_length() -> None:
-    for each in candidates(LLAMA_2, 32768, native)[0]:
+    for each in advised(LLAMA_2, 32768)[0]:
         free = each.strategy.length_class == "per_length"
         assert (each.phase == 0) == free
         assert each.logits == pytest.approx(1) or not free
 
 
 def test_strategy_that_does_not_fit_is_named_with_the_reason() -> None:
-    found, left_out = candidates(Rope.standard(2, 1e4, 64), 256, native)
+    found, left_out = advised(Rope.standard(2, 1e4, 64), 256)
     assert "at least two rotated pairs" in left_out["ntk"]
     assert "linear" in {each.strategy.name for each in found}
 
@@ -96,53 +97,6 @@ def test_length_within_the_trained_one_needs_nothing(length: int) -> None:
         require_beyond(LLAMA_2, length)
 
 
-# Engines.
-
-
-@pytest.mark.parametrize(
-    ("entry", "verdicts"),
-    [
-        ({"rope_type": "default", "rope_theta": 5e5}, "yes yes yes yes"),
-        ({"rope_type": "llama3"}, "yes yes yes part"),
-        ({"rope_type": "yarn", "factor": 4.0}, "yes yes yes yes"),
-        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}, "yes yes part part"),
-        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0}, "yes yes yes yes"),
-        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0}, "yes yes yes part"),
-        ({"rope_type": "yarn", "factor": 4.0, "beta_slow": 2.0}, "yes yes yes part"),
-        ({"rope_type": "yarn", "factor": 4.0, "truncate": False}, "yes yes yes part"),
-        (
-            {"rope_type": "yarn", "factor": 4.0, "beta_slow": 2.0, "attention_factor": 1.0},
-            "yes yes part part",
-        ),
-        ({"rope_type": "dynamic", "factor": 4.0}, "part no part no"),
-        (carrier([1.0, 2.0], 1.0, 64), "yes part part no"),
-        ({}, "yes yes yes yes"),
-        (None, "part no no no"),
-    ],
-)
-def test_engines_are_told_by_the_entry(entry: dict[str, Any] | None, verdicts: str) -> None:
-    said = encoding(entry).by_engine()
-    assert tuple(said) == ENGINES
-    assert " ".join(service.verdict for service in said.values()) == verdicts
-    assert encoding(entry).source
-    assert all(service.note for service in said.values() if service.verdict == "part")
-
-
-def test_a_list_with_a_temperature_is_another_thing() -> None:
-    plain, warm = carrier([1.0, 2.0], 1.0, 64), carrier([1.0, 2.0], 1.2, 64)
-    assert encoding(warm) != encoding(plain)
-    assert encoding({**warm, "short_mscale": 1.2, "long_mscale": 1.2}) == encoding(plain)
-    assert encoding({**plain, "long_factor": [1.0, 3.0]}) not in (encoding(plain), encoding(warm))
-
-
-@pytest.mark.parametrize("name", list_strategies())
-def test_every_type_that_a_strategy_writes_is_known(name: str) -> None:
-    from ropex.advice.strategies_page import example
-
-    entry = example(registry()[name]).native(LLAMA_2)
-    assert set(encoding(entry).by_engine()) == set(ENGINES)
-
-
 # The command.
 
 
@@ -154,9 +108,13 @@ def test_suggestion_for_programs(folder: Path, capsys: pytest.CaptureFixture[str
     assert (said["critical_dimension"], said["rotary_dim"], said["outside_unscaled"]) == (2, 8, 3)
     assert said["base_bound"] == pytest.approx(bounds.base_bound(8, 128))
     by_name = {each["strategy"].split(":")[0]: each for each in said["candidates"]}
-    assert by_name["yarn"]["engines"]["llama.cpp"] == "yes"
-    assert by_name["dynamic_yarn"]["engines"]["vLLM"] == "no"
-    assert all(each["source"] and each["paper"] for each in said["candidates"])
+    for name in ("yarn", "mrrope", "linear", "dynamic_yarn"):  # as `ropex export` has it
+        found = exports(read(folder, by_name[name]["strategy"]).patched)
+        assert by_name[name]["engines"] == {each.engine: each.verdict for each in found}
+        assert by_name[name]["notes"] == {each.engine: each.reason for each in found}
+    assert by_name["mrrope"]["engines"]["llama.cpp"] == "export"
+    assert all(each["paper"] for each in said["candidates"])
+    assert list(said["engine_sources"]) == list(ENGINES)
     assert said["left_out"].keys() == {"longrope"}
 
 
@@ -168,7 +126,7 @@ def test_suggestion_for_people(folder: Path, capsys: pytest.CaptureFixture[str])
     for source in ("arXiv:2310.05209", "arXiv:2306.15595", "arXiv:2405.14591", "SGLang 0.5.23"):
         assert source in out
     header = next(line for line in out.splitlines() if line.startswith("strategy "))
-    assert header.split() == ["strategy", "inside", "untrained", "phase", "logits", *ENGINES]
+    assert header.split() == ["strategy", "inside", "untrained", "phase", "logits", "engines"]
     assert out.splitlines()[-1].startswith("  ropex patch tiny -s ")
     assert max(map(len, out.splitlines()[:-2])) <= 100
     assert not {"inf", "nan", "None"} & set(out.replace(",", " ").split())

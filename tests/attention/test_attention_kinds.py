@@ -13,7 +13,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import ropex
-from tests.support.cases import STATIC, logits, tiny_model, tokens
+from tests.support.cases import STATIC
+from tests.support.models import logits, tiny_model, tokens
+from tests.support.rounding import assert_alike
 
 KINDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 FLASH = KINDS[-1]
@@ -88,7 +90,7 @@ def test_every_static_strategy_outlives_another_attention(
         wanted = logits(model, IDS)
         for kind in KINDS:
             use(model, kind)
-            torch.testing.assert_close(logits(model, IDS), wanted, rtol=0, atol=1e-4)
+            assert_alike(logits(model, IDS), wanted)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_models_of_every_attention_are_patched_verified_and_restored(
         patched = logits(model, IDS)
         assert patch.verify().logit_change > 0
         use(model, then)
-        torch.testing.assert_close(logits(model, IDS), patched, rtol=0, atol=1e-4)
+        assert_alike(logits(model, IDS), patched)
         assert float((patched - plain).abs().max()) > 1e-3
         assert patch.verify().logit_change > 0
     assert model.config._attn_implementation == then

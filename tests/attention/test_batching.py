@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
 import ropex
-from tests.support.cases import TRAINED, tiny_model, tokens
+from tests.support.models import TRAINED, tiny_model, tokens
 
 PROMPTS = [tokens(n, seed=n)[0].tolist() for n in (TRAINED + 8, 12, TRAINED - 7)]
 NEW = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,24 +11,11 @@ from torch import Tensor
 
 import ropex
 from ropex.families import tiny as families
-from tests.support.cases import (
-    BY_LENGTH,
-    LONG,
-    QUERY,
-    STATIC,
-    TRAINED,
-    logits,
-    tiny_model,
-    tokens,
-)
+from tests.support.cases import BY_LENGTH, QUERY, STATIC
+from tests.support.models import LONG, TRAINED, logits, tiny_model, tokens
+from tests.support.rounding import assert_alike
 
 IDS = tokens()
-
-
-@pytest.fixture
-def llama() -> Any:
-    """In float64: two ways to a logit round differently, and each processor in its own way."""
-    return tiny_model("llama").double()
 
 
 @torch.no_grad()
@@ -52,9 +40,7 @@ def in_steps(model: Any, ids: Tensor, steps: list[int], mask: Tensor | None = No
 def test_decoding_equals_prefill(llama: Any, text: str, steps: list[int]) -> None:
     ids = IDS[:, :50]
     with ropex.patch(llama, text):
-        torch.testing.assert_close(
-            in_steps(llama, ids, steps), logits(llama, ids), rtol=0, atol=2e-5
-        )
+        assert_alike(in_steps(llama, ids, steps), logits(llama, ids))
 
 
 @pytest.mark.parametrize("text", ["yarn:4", "yarn:4+logn", *BY_LENGTH])
@@ -66,8 +52,8 @@ def test_left_padding_changes_nothing(llama: Any, text: str) -> None:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with ropex.patch(llama, text):
         both = logits(llama, batch, attention_mask=mask, position_ids=positions)
-        torch.testing.assert_close(both[:1], logits(llama, long), rtol=0, atol=2e-5)
-        torch.testing.assert_close(both[1:, 15:], logits(llama, short), rtol=0, atol=2e-5)
+        assert_alike(both[:1], logits(llama, long))
+        assert_alike(both[1:, 15:], logits(llama, short))
 
 
 @pytest.mark.parametrize("text", BY_LENGTH)
@@ -84,7 +70,7 @@ def test_dynamic_does_not_depend_on_what_the_model_saw_before(llama: Any, text: 
 def test_dynamic_refuses_a_cache_that_it_cannot_continue(llama: Any, text: str) -> None:
     with ropex.patch(llama, text):
         within = in_steps(llama, IDS[:, :TRAINED], [20, *[1] * 12])
-        torch.testing.assert_close(within, logits(llama, IDS[:, :TRAINED]), rtol=0, atol=2e-5)
+        assert_alike(within, logits(llama, IDS[:, :TRAINED]))
         with pytest.raises(RuntimeError, match=r"fix the length .dynamic:length=32k. or pass"):
             in_steps(llama, IDS[:, : TRAINED + 1], [20, 13])
         with pytest.raises(RuntimeError, match="use_cache=False"):
@@ -98,7 +84,7 @@ def test_dynamic_counts_positions_and_not_padding(llama: Any, text: str) -> None
     mask = (torch.arange(50) >= 20).long()[None]
     with ropex.patch(llama, text):
         output = in_steps(llama, ids, [40, *[1] * 10], mask)[:, 20:]
-        torch.testing.assert_close(output, logits(llama, IDS[:, :30]), rtol=0, atol=2e-5)
+        assert_alike(output, logits(llama, IDS[:, :30]))
         cache = llama(IDS[:, :4], use_cache=True).past_key_values
         with pytest.raises(RuntimeError, match="cannot be continued"):  # few tokens, far apart
             llama(IDS[:, 4:5], past_key_values=cache, position_ids=torch.tensor([[TRAINED]]))
@@ -118,14 +104,14 @@ def test_generation_is_the_same_with_and_without_a_cache(llama: Any, text: str) 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
 def test_logn_scales_queries_under_each_attention(attention: str) -> None:
-    model = tiny_model("llama", head_dim=16)
+    model = tiny_model("llama")  # the scale is in float32
     model.set_attn_implementation(attention)
     reference = tiny_model("llama")
-    scale = (torch.arange(1, LONG + 1).float().log() / torch.log(torch.tensor(32.0))).clamp(min=1)
+    scale = (torch.arange(1, LONG + 1).float().log() / math.log(32)).clamp(min=1)
     for layer in reference.model.layers:  # a linear map commutes with rotation
         layer.self_attn.q_proj.register_forward_hook(lambda _m, _i, out: out * scale[None, :, None])
     with ropex.patch(model, "logn"):
-        torch.testing.assert_close(logits(model, IDS), logits(reference, IDS), rtol=0, atol=5e-5)
+        assert_alike(logits(model, IDS), logits(reference, IDS))
 
 
 def test_keys_that_modules_keep_are_not_continued_either() -> None:

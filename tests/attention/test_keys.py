@@ -16,7 +16,8 @@ from transformers import DynamicCache, StaticCache
 
 import ropex
 from ropex.families import tiny
-from tests.support.cases import TRAINED, logits, tiny_model, tiny_t5gemma, tokens
+from tests.support.models import TRAINED, logits, tiny_model, tiny_t5gemma, tokens
+from tests.support.rounding import assert_alike
 
 IDS = tokens()
 BEFORE = "was not filled under this patch"
@@ -71,7 +72,7 @@ def test_a_cache_that_was_emptied_is_filled_anew(llama: Any) -> None:
     with ropex.patch(llama, "yarn:4"), pytest.raises(RuntimeError, match=BEFORE):
         read(llama, IDS[:, 10:11], cache)
     output = llama(IDS[:, 10:20], past_key_values=cache).logits
-    torch.testing.assert_close(output, wanted[:, 10:], rtol=0, atol=2e-5)
+    assert_alike(output, wanted[:, 10:])
 
 
 @pytest.mark.parametrize("text", KEEPS)
@@ -99,7 +100,7 @@ def test_an_equal_patch_takes_the_cache(llama: Any, text: str) -> None:
             read(llama, ids[:, 15:16], cache)
     with ropex.patch(llama, text):
         output = llama(ids[:, 15:], past_key_values=cache).logits
-        torch.testing.assert_close(output, wanted[:, 15:], rtol=0, atol=2e-5)
+        assert_alike(output, wanted[:, 15:])
     with pytest.raises(RuntimeError, match="is removed since"):
         read(llama, ids[:, :1], cache)
 
@@ -206,7 +207,7 @@ def test_a_fixed_cache_is_used_again_once_it_is_reset(llama: Any) -> None:
             read(llama, IDS[:, :20], cache)
         cache.reset()
     output = llama(IDS[:, :20], past_key_values=cache).logits
-    torch.testing.assert_close(output, wanted, rtol=0, atol=2e-5)
+    assert_alike(output, wanted)
 
 
 def test_a_cache_is_marked_where_outputs_are_tuples(llama: Any) -> None:
@@ -257,7 +258,7 @@ def test_no_cache_is_kept_alive(llama: Any) -> None:
 def test_a_compiled_model_keeps_one_graph() -> None:
     from torch._dynamo import testing
 
-    llama = tiny_model("llama", num_hidden_layers=1)
+    llama = tiny_model("llama", num_hidden_layers=1).double()
 
     torch._dynamo.reset()
     counter = testing.CompileCounter()
@@ -270,7 +271,7 @@ def test_a_compiled_model_keeps_one_graph() -> None:
         assert first == 1
         for place in range(10, 14):
             output = compiled(IDS[:, place : place + 1], past_key_values=cache)
-        torch.testing.assert_close(output.logits, wanted[:, -1:], rtol=0, atol=2e-5)
+        assert_alike(output.logits, wanted[:, -1:])
         assert counter.frame_count <= first + 2
     with pytest.raises(RuntimeError, match=AFTER):
         read(llama, IDS[:, 20:21], cache)
@@ -280,7 +281,7 @@ def test_a_compiled_model_fills_a_fixed_cache_in_as_many_graphs_as_unpatched() -
     from torch._dynamo import testing
 
     torch._dynamo.reset()
-    model, counter = tiny_model("llama", num_hidden_layers=1), testing.CompileCounter()
+    model, counter = tiny_model("llama", num_hidden_layers=1).double(), testing.CompileCounter()
     name = "cache_position" if transformers.__version__.startswith("4.") else "position_ids"
     compiled: Any = torch.compile(model, backend=counter, fullgraph=True)
     cache = StaticCache(config=model.config, max_cache_len=16)
@@ -290,7 +291,7 @@ def test_a_compiled_model_fills_a_fixed_cache_in_as_many_graphs_as_unpatched() -
             places = torch.arange(first, last)
             given = {name: places if name == "cache_position" else places[None]}
             output = compiled(IDS[:, first:last], past_key_values=cache, **given)
-    torch.testing.assert_close(output.logits, wanted, rtol=0, atol=2e-5)
+    assert_alike(output.logits, wanted)
     assert counter.frame_count == 2  # of a prompt, and of one token
     with pytest.raises(RuntimeError, match=AFTER):
         read(model, IDS[:, 12:13], cache)

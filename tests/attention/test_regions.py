@@ -23,7 +23,7 @@ Seen = Callable[[int, int, int, int], float | None]
 """The distance at which pair `i` of head `h` sees key `n` from query `m`; None if it is masked."""
 
 
-def self_extend(group: int, near: int) -> Seen:
+def self_extend(group: int, near: int) -> Callable[[int, int, int, int], float]:
     def seen(m: int, n: int, i: int, h: int) -> float:
         return m - n if m - n < near else m // group + near - near // group - n // group
 
@@ -94,10 +94,10 @@ CASES: dict[str, Seen] = {
 }  # fmt: skip
 
 
-def expected(q: Tensor, k: Tensor, v: Tensor, seen: Seen, first: int, settings: Settings) -> Tensor:
+def expected(states: tuple[Tensor, ...], seen: Seen, first: int, settings: Settings) -> Tensor:
     """All scores at once, pair by pair of dimensions, from states that are not rotated."""
-    q, k = (torch.complex(*each.chunk(2, -1)) for each in (q, k))
-    k, v = (each.repeat_interleave(HEADS // KEY_HEADS, 1) for each in (k, v))
+    q, k = (torch.complex(*each.chunk(2, -1)) for each in states[:2])
+    k, v = (each.repeat_interleave(HEADS // KEY_HEADS, 1) for each in (k, states[2]))
     angles = torch.zeros(HEADS, TOKENS, TOKENS, DIM // 2, dtype=torch.float64)
     hidden = torch.ones(HEADS, TOKENS, TOKENS, dtype=torch.bool).triu(1)
     for m in range(TOKENS):
@@ -157,5 +157,5 @@ def test_attention_is_that_of_the_paper(states: Any, text: str, always: bool) ->
     by_query = text in ("self_extend", "jet_long:0.5", "stretch", "lampe:8")
     first = 0 if always and not by_query else TRAINED
     found = attended(states, given, SETTINGS, ALL)
-    wanted = expected(*states, CASES[text], first, SETTINGS)
+    wanted = expected(states, CASES[text], first, SETTINGS)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -19,12 +22,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import ropex
-from ropex.attention.attend import factors
+from ropex.attention.gathered import GATHERED, Slices
+from ropex.attention.modules import attention_modules, install
+from ropex.attention.query_scale import factors
 from ropex.families.tiny import causal_types, tiny_model
-from ropex.model.reach import MOST, probe_size, unreached
+from ropex.model.probe import MOST, probe_size, unreached
 from ropex.patching.verify import Verification
-from ropex_eval.measure.context_parallel import _attention, _gather
-from tests.support.cases import logits, tokens
+from ropex_eval.measure.context_parallel import _gather
+from tests.support.models import logits, tokens
+from tests.support.rounding import assert_alike
 
 IDS = tokens(60)
 
@@ -148,7 +154,7 @@ def test_a_replica_computes_with_its_own_weights(llama: Any) -> None:
         replica = layer._replicate_for_data_parallel()
         replica._modules = {name: copy.deepcopy(part) for name, part in layer._modules.items()}
         replica.o_proj.weight.data.zero_()
-        states, positions = torch.randn(1, 60, llama.config.hidden_size), torch.arange(60)[None]
+        states, positions = torch.randn(1, 60, 64, dtype=torch.float64), torch.arange(60)[None]
         turns = llama.model.rotary_emb(states, positions)
         given = {"position_embeddings": turns, "attention_mask": None, "position_ids": positions}
         assert not replica(states, **given)[0].any()
@@ -208,8 +214,8 @@ def test_attention_weights_are_returned_and_leave_no_trace(llama: Any, plain: Te
             ratio = (scaled[0].log() / 1)[0, 0, 40, :40].diff() / weights[0].log()[
                 0, 0, 40, :40
             ].diff()
-            expected = torch.log(torch.tensor(41.0)) / torch.log(torch.tensor(16.0))
-            torch.testing.assert_close(ratio.median(), expected, rtol=1e-3, atol=0)
+            expected = math.log(41) / math.log(16)
+            assert float(ratio.median()) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_forward_that_was_replaced_is_refused(llama: Any, plain: Tensor) -> None:
@@ -236,8 +242,7 @@ def test_layers_that_share_keys_scale_the_queries_they_keep(
     with ropex.patch(model, "logn"), torch.no_grad():
         whole = model(IDS, use_cache=False).logits
         found = model(IDS, use_cache=False, logits_to_keep=kept).logits
-        rounding = 1e-4 * float(whole.abs().max())
-        torch.testing.assert_close(found, whole[:, -kept:], rtol=0, atol=rounding)
+        assert_alike(found, whole[:, -kept:])
         text = model.generate(IDS, max_new_tokens=4, do_sample=False)
         for place in range(60, 64):
             assert text[0, place] == model(text[:, :place]).logits[0, -1].argmax()
@@ -276,9 +281,8 @@ def test_three_positions_of_a_token_scale_its_query_once() -> None:
         assert torch.equal(logits(model, IDS, **given), before)
     with ropex.patch(model, "logn", trained_length=32):
         after = logits(model, IDS, **given)
-    rounding = 1e-6 * float(before.abs().max())
-    torch.testing.assert_close(after[:, :32], before[:, :32], rtol=0, atol=rounding)
-    assert float((after - before)[:, 32:].abs().max()) > 100 * rounding
+    assert_alike(after[:, :32], before[:, :32])
+    assert float((after - before)[:, 32:].abs().max()) > 1e-4 * float(before.abs().max())
 
 
 # How long a probe is.
@@ -336,9 +340,48 @@ def test_a_wrong_turn_beyond_the_window_is_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_attention_with_a_mask_of_its_own_is_not_split_over_processes() -> None:
-    states = torch.zeros(1, 1, 4, 8)
+    states, module = torch.zeros(1, 1, 4, 8), nn.Identity()
+    vars(module)["ropex_slices"] = Slices(alone, 0)
+    mask = torch.ones(1, 1, 4, 4).bool()
     with pytest.raises(ropex.UnsupportedModel, match="attends with a mask of its own, so a text"):
-        _attention(None, nn.Identity(), states, states, states, torch.ones(1, 1, 4, 4).bool())
+        GATHERED.run(None, module, states, states, states, mask)
+
+
+def alone(states: Tensor) -> Tensor:
+    """What a text gathers that is one slice."""
+    return states
+
+
+@contextmanager
+def gathering(model: Any) -> Iterator[None]:
+    """Attention of a text that is one slice."""
+    with ExitStack() as undo:
+        modules = attention_modules(model, (model.config,))
+        install(modules, GATHERED, "ropex_slices", Slices(alone, 0), undo)
+        yield
+
+
+@pytest.mark.parametrize("patched_first", [True, False])
+def test_queries_are_scaled_whichever_step_came_first(llama: Any, patched_first: bool) -> None:
+    llama.double()
+    patch = ropex.patch(llama, "logn", trained_length=16)
+    wanted = logits(llama, IDS)
+    with gathering(llama):
+        found = logits(llama, IDS)
+        if not patched_first:
+            patch.remove()
+            with patch:
+                found = logits(llama, IDS)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_unrotated_keys_are_not_gathered(llama: Any) -> None:
+    words = "gathered keys with un-rotated keys"
+    with gathering(llama), pytest.raises(ropex.UnsupportedModel, match=words):
+        ropex.patch(llama, "yarn:4", cache="unrotated")
+    ropex.patch(llama, "yarn:4", cache="unrotated")
+    with pytest.raises(ropex.UnsupportedModel, match=words), gathering(llama):
+        pass
 
 
 @pytest.mark.parametrize(("family", "words"), [("llama4_text", "in chunked_attention")])

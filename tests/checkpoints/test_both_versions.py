@@ -13,24 +13,14 @@ import pytest
 import torch
 
 import ropex
-from ropex.checkpoints.find import load_model, load_skeleton
-from ropex.checkpoints.write import save_patched
+from ropex.checkpoints.loading import load_model
 from ropex.config.notations import version_5
 from ropex.families import tiny as families
-from tests.support.cases import TRAINED, logits, tiny_model, tokens
+from tests.support.models import TRAINED, logits, tiny_model, tokens
+from tests.support.written import config_of, write
 
 IDS = tokens()
 VERSION_5 = version_5()
-
-
-def write(folder: Path, out: Path, text: str) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out)
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content
 
 
 # Set where the other transformers is installed, to its Python.

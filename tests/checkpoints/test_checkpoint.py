@@ -10,26 +10,28 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 
 import ropex
 from ropex.checkpoints import copies
-from ropex.checkpoints.find import find, load_model, load_skeleton
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.notations import misread_by_4, version_5
 from ropex.families import tiny as families
 from ropex.patching.saving import both_notations
-from tests.support.cases import (
-    BY_LENGTH_IN_CONFIG,
-    STATIC,
+from tests.support.cases import BY_LENGTH_IN_CONFIG, STATIC
+from tests.support.models import (
     TRAINED,
     logits,
+    plain,
     rope_settings,
     tiny_config,
     tiny_model,
     tokens,
 )
 from tests.support.tiny_eval import tree
+from tests.support.written import config_of, write
 
 IDS = tokens()
 VERSION_5 = version_5()
@@ -37,22 +39,27 @@ SAVED = (*STATIC, *BY_LENGTH_IN_CONFIG)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama, as transformers saves it."""
-    path = tmp_path / "model"
-    tiny_model("llama").save_pretrained(path)
-    (path / "tokenizer_config.json").write_text('{"model_max_length": 32}', encoding="utf-8")
-    return path
+def folder(folder: Path) -> Path:
+    """A checkpoint whose tokenizer has a limit."""
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 32}', encoding="utf-8")
+    return folder
 
 
-def write(folder: Path, out: Path, text: str, **options: Any) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out, **options)
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content
+def both_notations_say_the_same(folder: Path, out: Path, text: str) -> None:
+    config = config_of(out)
+    entry = dict(config["rope_parameters"])
+    assert entry.pop("rope_theta") == config["rope_theta"]
+    unscaled = entry["rope_type"] == "default"
+    assert config["rope_scaling"] == (None if unscaled else entry)
+    assert isinstance(config["max_position_embeddings"], int)
+    assert isinstance(config["rope_theta"], float)
+    target = ropex.strategy(text).target_length(ropex.rope_of(load_skeleton(folder)))
+    stays = entry["rope_type"] in ("linear", "dynamic")  # engines multiply these by the factor
+    assert config["max_position_embeddings"] == (TRAINED if stays else target)
+    unchanged = set(config_of(folder)) - {
+        "rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings",
+    }  # fmt: skip
+    assert all(config[key] == config_of(folder)[key] for key in unchanged)
 
 
 @pytest.mark.parametrize("text", SAVED)
@@ -60,12 +67,13 @@ def test_a_written_checkpoint_loads_to_the_patched_model(
     folder: Path, tmp_path: Path, text: str
 ) -> None:
     write(folder, tmp_path / "out", text)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    loaded = plain(tmp_path / "out")
     model = load_model(folder)
     with ropex.patch(model, text):
         live = logits(model, IDS)
     assert not torch.equal(logits(model, IDS), live)
     assert torch.equal(logits(loaded, IDS), live)
+    both_notations_say_the_same(folder, tmp_path / "out", text)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
@@ -74,7 +82,7 @@ def test_other_families_load_alike(tmp_path: Path, kind: str, text: str) -> None
     model = tiny_model(kind)
     model.save_pretrained(tmp_path / "model")
     write(tmp_path / "model", tmp_path / "out", text)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    loaded = plain(tmp_path / "out")
     with ropex.patch(model, text):
         assert torch.equal(logits(loaded, IDS), logits(model, IDS))
 
@@ -96,34 +104,15 @@ def test_save_pretrained_of_a_patched_model_saves_the_patch(tmp_path: Path, text
     model = tiny_model("llama")
     ropex.patch(model, text)
     model.save_pretrained(tmp_path)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    loaded = plain(tmp_path)
     assert torch.equal(logits(loaded, IDS), logits(model, IDS))
-
-
-@pytest.mark.parametrize("text", SAVED)
-def test_both_notations_say_the_same(folder: Path, tmp_path: Path, text: str) -> None:
-    write(folder, tmp_path / "out", text)
-    config = config_of(tmp_path / "out")
-    entry = dict(config["rope_parameters"])
-    assert entry.pop("rope_theta") == config["rope_theta"]
-    unscaled = entry["rope_type"] == "default"
-    assert config["rope_scaling"] == (None if unscaled else entry)
-    assert isinstance(config["max_position_embeddings"], int)
-    assert isinstance(config["rope_theta"], float)
-    target = ropex.strategy(text).target_length(ropex.rope_of(load_skeleton(folder)))
-    stays = entry["rope_type"] in ("linear", "dynamic")  # engines multiply these by the factor
-    assert config["max_position_embeddings"] == (TRAINED if stays else target)
-    unchanged = set(config_of(folder)) - {
-        "rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings",
-    }  # fmt: skip
-    assert all(config[key] == config_of(folder)[key] for key in unchanged)
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint is scaled already")
 def test_a_second_patch_starts_from_the_first(folder: Path, tmp_path: Path) -> None:
     write(folder, tmp_path / "one", "yarn:2")
     write(tmp_path / "one", tmp_path / "two", "linear:2")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "two").eval()
+    loaded = plain(tmp_path / "two")
     model = load_model(folder)
     with ropex.patch(model, "yarn:2"), ropex.patch(model, "linear:2"):
         assert torch.equal(logits(loaded, IDS), logits(model, IDS))
@@ -131,7 +120,7 @@ def test_a_second_patch_starts_from_the_first(folder: Path, tmp_path: Path) -> N
 
 def test_none_writes_both_notations_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
     write(folder, tmp_path / "out", "none")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    loaded = plain(tmp_path / "out")
     assert torch.equal(logits(loaded, IDS), logits(load_model(folder), IDS))
     assert {"rope_parameters", "rope_theta", "rope_scaling"} <= set(config_of(tmp_path / "out"))
 
@@ -197,7 +186,7 @@ def test_what_a_family_does_not_read_is_not_called_saved(tmp_path: Path, text: s
         if not ropex.patch(model, text).in_config:
             return
         model.save_pretrained(tmp_path)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    loaded = plain(tmp_path)
     assert torch.equal(logits(loaded, IDS), logits(model, IDS))
 
 
@@ -296,7 +285,7 @@ def test_the_window_can_be_lifted_in_a_checkpoint(tmp_path: Path) -> None:
     skeleton = load_skeleton(tmp_path / "model")
     with ropex.patch(skeleton, "yarn:4", lift_sliding_window=True) as patch:
         save_patched(tmp_path / "model", patch, tmp_path / "out")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    loaded = plain(tmp_path / "out")
     with ropex.patch(model, "yarn:4", lift_sliding_window=True):
         assert torch.equal(logits(loaded, IDS), logits(model, IDS))
 
@@ -329,7 +318,7 @@ def test_a_file_of_version_5_alone_is_read_right(tmp_path: Path) -> None:
     assert ropex.rope_of(load_model(path)).base == theta
     assert ropex.rope_of(load_skeleton(path)).base == theta
     write(path, tmp_path / "out", "yarn:4")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    loaded = plain(tmp_path / "out")
     model = load_model(path)
     with ropex.patch(model, "yarn:4"):
         assert torch.equal(logits(loaded, IDS), logits(model, IDS))

@@ -11,24 +11,11 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-import ropex
-from ropex.checkpoints.find import find, load_model, load_skeleton
-from ropex.checkpoints.write import save_patched
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.config.notations import version_5
-from tests.support.cases import tiny_model
 from tests.support.shell import Shell
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama."""
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def write(folder: Path, out: Path, text: str, **options: Any) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out, **options)
+from tests.support.written import write
 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import ropex
-from ropex.checkpoints.find import load_model, load_skeleton
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.patching.record import Record
-from tests.support.cases import logits, tiny_model, tokens
+from tests.support.models import logits, tiny_model, tokens
+from tests.support.rounding import assert_alike
 from tests.support.shell import Shell
 
 IDS = tokens()
@@ -34,7 +35,7 @@ def test_folded_weights_compute_the_temperature(shell: Shell, tmp_path: Path, fa
     loaded = load_model(tmp_path / "out")
     assert ropex.rope_of(loaded).attention_scale == 1.0
     assert not torch.allclose(logits(model, IDS), live, atol=1e-3)
-    torch.testing.assert_close(logits(loaded, IDS), live, rtol=1e-4, atol=1e-5)
+    assert_alike(logits(loaded, IDS), live)
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 

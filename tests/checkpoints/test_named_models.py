@@ -9,32 +9,30 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from ropex.checkpoints.find import find, load_model, load_skeleton
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.errors import UnsupportedModel
+from tests.support.models import tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import tiny_tokenizer
 
 VERBS = {
     "eval": ("eval", "{}", "--data", "book.txt", "-o", "out"),
-    "plan": ("plan", "{}", "-s", "yarn:4"),
+    "plan": ("eval", "{}", "-s", "yarn:4", "--dry-run"),
     "show": ("show", "{}"),
     "suggest": ("suggest", "{}", "--length", "16k"),
     "patch": ("patch", "{}", "-s", "yarn:4", "-o", "new"),
     "verify": ("verify", "{}", "{}"),
     "export": ("export", "{}", "--for", "vllm"),
-    "check": ("check", "{}"),
+    "check": ("eval", "{}", "--check"),
     "train": ("train", "smoke", "model={}", "--dry-run"),
 }
 
 
 @pytest.fixture
-def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def shell(shell: Shell, tmp_path: Path) -> Shell:
     (tmp_path / "book.txt").write_text("words " * 900, encoding="utf-8")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(20))
-    return Shell.at(tmp_path, capsys, monkeypatch)
+    return shell
 
 
 def save_config(folder: Path, model_type: str) -> Path:

@@ -12,36 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.checkpoints.copies import _clonefile, provide
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.config.notations import version_5
-from tests.support.cases import logits, tiny_model, tokens
+from tests.support.models import logits, plain, tiny_model, tokens
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
+from tests.support.written import write
 
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama."""
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def write(folder: Path, out: Path, text: str = "yarn:4", **options: Any) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out, **options)
-
-
 def changed(out: Path, *, scale: float = 2.0) -> Any:
     """The model in a folder, with other weights."""
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained(out)
+    model = plain(out)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
@@ -109,8 +96,7 @@ def test_no_weights_of_an_earlier_save_are_read_instead_of_the_new_ones(tmp_path
         torch.manual_seed(seed)
         model = tiny_model("llama", tie_word_embeddings=seed == 3)
         ropex.save(model, tmp_path, **options)
-        auto: Any = AutoModelForCausalLM
-        loaded = auto.from_pretrained(tmp_path)
+        loaded = plain(tmp_path)
         assert torch.equal(logits(loaded, tokens()), logits(model, tokens()))
     index = json.loads((tmp_path / f"{WEIGHTS}.index.json").read_text(encoding="utf-8"))
     there = {path.name for path in tmp_path.glob("*.safetensors")}

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ropex
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.checkpoints.remote_code import load_remote
-from tests.support.cases import TRAINED, logits, tokens
+from tests.support.models import TRAINED, logits, tokens
 from tests.support.remote_code import DOUBLES
 from tests.support.remote_rotary import ChatGLMRotary
+from tests.support.rounding import assert_alike
 
 # Such code sets `rope_scaling`, of which transformers 5 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated:FutureWarning")
@@ -50,7 +52,7 @@ def check_repair(model: Any, wanted: Tensor) -> None:
     before = [(id(table), str(table)) for *_, table in held(model)]
     with pytest.warns(UserWarning, match="were lost"):
         patch = ropex.patch(model, "none")
-    torch.testing.assert_close(logits(model, IDS), wanted, rtol=0, atol=1e-4)
+    assert_alike(logits(model, IDS), wanted)
     patch.verify()
     patch.remove()
     assert [(id(table), str(table)) for *_, table in held(model)] == before
@@ -89,15 +91,13 @@ def test_a_strategy_over_lost_tables_is_that_over_whole_ones(text: str) -> None:
     with pytest.warns(UserWarning, match="were lost"):
         ropex.patch(lost, text)
     with ropex.patch(whole, text):
-        torch.testing.assert_close(logits(lost, IDS), logits(whole, IDS), rtol=0, atol=1e-4)
+        assert_alike(logits(lost, IDS), logits(whole, IDS))
 
 
 def test_qwen_that_has_lost_more_than_tables_is_refused() -> None:
     model: Any = DOUBLES["qwen"]()
     model.transformer.h[1].attn.logn_tensor.zero_()
-    with pytest.raises(
-        ropex.UnsupportedModel, match=r"load it with ropex\.checkpoints"
-    ):
+    with pytest.raises(ropex.UnsupportedModel, match=r"load it with ropex\.checkpoints"):
         ropex.patch(model, "linear:2")
 
 
@@ -245,6 +245,19 @@ def test_a_checkpoint_with_its_code_is_loaded_as_it_was_saved(folder: Path) -> N
         assert patch.rope.trained_length == TRAINED
         assert (logits(model, IDS) - plain).abs().max() > 0.1
     assert torch.isfinite(plain).all()
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_code_of_its_own_is_loaded_so_by_every_command(folder: Path, dtype: str) -> None:
+    wanted = load_remote(folder, torch.float32 if dtype == "auto" else torch.bfloat16)
+    skeleton = load_skeleton(folder, trust_remote_code=True)
+    assert ropex.rope_of(skeleton, TRAINED).trained_length == TRAINED
+    model = load_model(folder, dtype=dtype, trust_remote_code=True)
+    assert (model.dtype, model.training) == (wanted.dtype, False)
+    assert torch.equal(model.rotary_emb.cos_cached, wanted.rotary_emb.cos_cached)
+    assert torch.equal(logits(model, IDS), logits(wanted, IDS))
+    with ropex.patch(model, "linear:2") as patch:
+        patch.verify()
 
 
 def test_a_head_that_is_tied_is_not_missing(folder: Path) -> None:

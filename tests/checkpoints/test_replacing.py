@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
-import ropex
 from ropex.checkpoints import write as checkpoint
-from ropex.checkpoints.find import load_skeleton
-from ropex.checkpoints.write import save_patched
 from ropex.files import places
 from ropex.files.places import BUILT, put, workplace
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
+from tests.support.processes import begin
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
+from tests.support.written import write
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ROPEX_KILLS", "6"))
 """How often a process is killed; each is a fork of one that has imported everything."""
 
@@ -35,7 +31,7 @@ from pathlib import Path
 from ropex import patch
 from ropex.files import places
 from ropex.checkpoints.write import save_patched
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 
 exchanged = places._exchanged
 warnings.simplefilter("ignore")
@@ -68,31 +64,18 @@ print(*sorted(path.name for path in Path().iterdir()))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama, and `out`, patched."""
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    write(tmp_path / "model", tmp_path / "out", "linear:2")
-    return tmp_path / "model"
-
-
-def write(folder: Path, out: Path, text: str = "yarn:4", **options: Any) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, out, **options)
+def folder(folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint, and `out`, patched."""
+    write(folder, tmp_path / "out", "linear:2")
+    return folder
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX does it")
 def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(KILLS)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *turns, last = done.stdout.splitlines()
+    status, out, err = begin(tmp_path, str(KILLS), code=KILLED).end()
+    assert status == 0, err
+    *turns, last = out.splitlines()
     assert len(turns) == KILLS
     whole = "config.json generation_config.json model.safetensors ropex.json 32"
     assert set(turns) == {whole}

@@ -11,22 +11,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import ropex
-from ropex.checkpoints.find import load_model, load_skeleton
+from ropex.checkpoints.loading import load_model, load_skeleton
 from ropex.checkpoints.write import save_patched
 from ropex.engines.wanted import read
 from ropex.patching.record import Record
-from tests.support.cases import logits, tiny_model, tokens
+from tests.support.models import logits, tiny_model, tokens
 
 IDS = tokens()
 
 # Of peft, under transformers 5.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 def with_adapter(model: Any) -> Any:

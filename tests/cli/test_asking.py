@@ -8,28 +8,19 @@ from typing import Any
 import pytest
 
 from ropex_eval.running.retrieving import Questions, Retriever
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.tasks import TASKS
+from tests.support.models import tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import corpus_of, save_checkpoint, start, study_of, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("asking") / "tiny")
+from tests.support.tiny_eval import corpus_of, start, study_of
 
 
 @pytest.fixture
-def shell(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Shell:
-    (tmp_path / "tiny").symlink_to(checkpoint)
-    corpus_of(tmp_path / "texts", 400)
-    return Shell.at(tmp_path, capsys, monkeypatch)
+def shell(checkpoint: Path, shell: Shell) -> Shell:
+    (shell.folder / "tiny").symlink_to(checkpoint)
+    corpus_of(shell.folder / "texts", 400)
+    return shell
 
 
 TASK = ("--tasks", "induction", "--depths", "0,1", "--samples", 2)
@@ -50,7 +41,7 @@ def test_eval_asks_and_prints_what_is_found(
     assert [r.logprob for r in found] == pytest.approx([r.logprob for r in wanted], rel=1e-4)
     assert "induction" in told
     monkeypatch.setattr(
-        "ropex.checkpoints.find.load_model", lambda *args, **given: pytest.fail("loaded")
+        "ropex.checkpoints.loading.load_model", lambda *args, **given: pytest.fail("loaded")
     )
     assert shell.done(*ASKED, "-s", "yarn:4", "-o", "out") == told
 

@@ -5,50 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
-from ropex.cli.common import _says_trained_length
+from ropex.cli import VERBS
 from ropex.strategies.registry import registry
 from ropex_eval.scores.results import Results
-from tests.support.cli_world import (
-    World,
-    change_config,
-    evaluation,
-    python,
-    save_gpt2,
-    with_config,
-    write,
-)
-from tests.support.tiny_eval import save_checkpoint, strict_json, tiny_causal, tree
+from tests.support.models import plain, save_checkpoint, save_with_tokenizer, tiny_causal, tiny_gpt2
+from tests.support.paths import python
+from tests.support.shell import Shell, change_config, evaluation, with_config, write
+from tests.support.tiny_eval import strict_json, tree
 
 # The command itself.
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import ropex",
-        "import ropex.cli",
-        "import ropex.cli; ropex.cli.build_parser()",
-        "import ropex.cli, contextlib\n"
-        "with contextlib.suppress(SystemExit): ropex.cli.main(['eval', '--help'])",
-    ],
-)
-def test_start_is_light(statement: str) -> None:
-    heavy = "{'torch', 'transformers', 'datasets', 'matplotlib', 'numpy', 'ropex_eval'}"
-    done = python("-c", f"{statement}\nimport sys; sys.exit(str({heavy} & sys.modules.keys()))")
-    assert done.stderr == "set()\n"
-
-
 def test_error_of_a_real_process_is_one_line(tmp_path: Path) -> None:
-    save_gpt2(tmp_path / "gpt2")
+    save_with_tokenizer(tiny_gpt2(), tmp_path / "gpt2")
     call = "import sys; from ropex.cli import main; sys.exit(main(sys.argv[1:]))"
     done = python("-c", call, "eval", str(tmp_path / "gpt2"), "-s", "yarn:4")
     assert done.returncode == 2
@@ -64,26 +42,29 @@ def test_reader_that_leaves_early_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_version_is_told(world: World) -> None:
+def test_version_is_told(world: Shell) -> None:
     assert world("--version") == (0, f"ropex {ropex.__version__}\n", "")
 
 
-VERBS = ("eval", "demo", "patch", "show", "suggest", "strategies")
-
-
 @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
-def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
+def test_help_is_told(world: Shell, verb: tuple[str, ...]) -> None:
     status, out, err = world(*verb, "--help")
     assert (status, err) == (0, "")
     assert f"usage: ropex {' '.join(verb)}".rstrip() in out
-    assert not verb or f"example:\n  ropex {verb[0]}" in out
+    assert not verb or re.search(rf"examples?:\n  ropex {verb[0]} ?", out)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "VERB"),
-        (("evaluate",), "invalid choice: 'evaluate'"),
+        (("plan", "tiny", "-s", "yarn:4"), "ropex plan is now ropex eval --dry-run"),
+        (("--traceback", "check", "tiny"), "ropex check is now ropex eval --check"),
+        (("eval", "tiny", "--dry-run", "--check"), "--check: not allowed with argument --dry-run"),
+        (("evaluate",), "unknown verb 'evaluate'; did you mean 'eval'? (verbs: suggest, "),
+        (("pathc", "tiny"), "unknown verb 'pathc'; did you mean 'patch'?"),
+        (("rescore", "out"), "ropex rescore is now ropex report"),
+        (("trained", "out"), "ropex trained is now ropex compare"),
         (("eval",), "MODEL"),
         (("patch", "tiny", "-o", "new"), "-s/--strategy"),
         (("patch", "tiny", "-s", "yarn:4"), "-o/--out"),
@@ -106,18 +87,18 @@ def test_help_is_told(world: World, verb: tuple[str, ...]) -> None:
         (("eval", "tiny", "--lengths=-8"), "'-8' is not a length"),
     ],
 )
-def test_wrong_usage_is_one_line(world: World, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_usage_is_one_line(world: Shell, arguments: tuple[str, ...], message: str) -> None:
     assert message in world.refused(*arguments)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
-def test_traceback_is_shown_only_on_request(world: World, place: int) -> None:
+def test_traceback_is_shown_only_on_request(world: Shell, place: int) -> None:
     command = ["show", "tiny", "-s", "nothing"]
     with pytest.raises(ValueError, match="unknown strategy"):
         world(*command[:place], "--traceback", *command[place:])
 
 
-def test_a_bug_is_not_taken_for_a_mistake(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_taken_for_a_mistake(world: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(pattern: str) -> list[str]:
         raise KeyError(pattern)
 
@@ -126,7 +107,7 @@ def test_a_bug_is_not_taken_for_a_mistake(world: World, monkeypatch: pytest.Monk
         world("strategies")
 
 
-def test_libraries_are_quiet(world: World) -> None:
+def test_libraries_are_quiet(world: Shell) -> None:
     hub = logging.getLogger("huggingface_hub")
     hub.setLevel(logging.WARNING)
     assert world("show", "tiny")[0] == 0
@@ -136,7 +117,7 @@ def test_libraries_are_quiet(world: World) -> None:
 @pytest.mark.parametrize("model", ["", "./my-lama", "../my-lama", "~/my-lama", "/no/my-lama",
                                    "models/llama/8b", "my-lama/", ".my-lama"])  # fmt: skip
 def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
-    world: World, monkeypatch: pytest.MonkeyPatch, model: str
+    world: Shell, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
@@ -151,84 +132,49 @@ def test_the_hub_is_not_asked_for_what_can_only_be_a_folder(
 
 def on_data(source: str, content: str | bytes | None = None) -> Callable[[], list[str]]:
     """An evaluation on a source whose file has this content."""
-
-    def prepare() -> list[str]:
-        if content is not None:
-            write(source.partition(":")[0], content)
-        return evaluation("--data", source)()
-
-    return prepare
+    name = source.partition(":")[0]
+    return after(lambda: content is None or write(name, content), evaluation("--data", source))
 
 
 def command(*arguments: str) -> Callable[[], list[str]]:
     return lambda: list(arguments)
 
 
-def no_bos() -> list[str]:
-    save_checkpoint(Path("bare"), bos=False)
-    return ["eval", "bare", "--lengths", "8,48", "--data", "book.txt"]
+def after(
+    act: Callable[[], object], then: Callable[[], list[str]] | None = None
+) -> Callable[[], list[str]]:
+    """A command, by default an evaluation, once something has happened in the folder."""
+
+    def prepare() -> list[str]:
+        act()
+        return (then or evaluation())()
+
+    return prepare
 
 
 def gpt2(*arguments: str) -> Callable[[], list[str]]:
-    def prepare() -> list[str]:
-        save_gpt2(Path("gpt2"))
-        return [*arguments]
-
-    return prepare
+    return after(lambda: save_with_tokenizer(tiny_gpt2(), Path("gpt2")), command(*arguments))
 
 
 def larger_tokenizer(*arguments: str) -> Callable[[], list[str]]:
     """A command on a model with fewer embeddings than its tokenizer has ids."""
-
-    def prepare() -> list[str]:
-        tiny_causal(vocab_size=50).save_pretrained("tiny")
-        return [*arguments] or evaluation()()
-
-    return prepare
+    return after(
+        lambda: tiny_causal(vocab_size=50).save_pretrained("tiny"),
+        command(*arguments) if arguments else None,
+    )
 
 
-def out_with_other_files() -> list[str]:
-    write("out/thesis.txt", "years of work")
-    return evaluation()()
-
-
-def out_is_a_file() -> list[str]:
-    write("out", "years of work")
-    return evaluation("--force")()
-
-
-def empty_folder() -> list[str]:
-    Path("texts").mkdir()
-    return evaluation("--data", "texts")()
-
-
-def damaged_config() -> list[str]:
-    write("tiny/config.json", "{")
-    return evaluation()()
-
-
-def config_without_a_type() -> list[str]:
-    write("tiny/config.json", "{}")
-    return evaluation()()
-
-
-def no_tokenizer() -> list[str]:
+def no_tokenizer() -> None:
     for path in Path("tiny").glob("*token*"):
         path.unlink()
-    return evaluation()()
 
 
-def damaged_tokenizer() -> list[str]:
-    write("tiny/tokenizer.json", "{}")
-    return evaluation()()
-
-
-def tokenizer_without_a_number() -> list[str]:
+def tokenizer_without_a_number() -> None:
     path = Path("tiny/tokenizer_config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "x"}))
-    return evaluation()()
 
 
+BARE = ("eval", "bare", "--lengths", "8,48", "--data", "book.txt")
 UNREADABLE = "tiny: transformers cannot read this checkpoint: "
 SHOW, PATCH = command("show", "tiny"), command("patch", "tiny", "-s", "yarn:4", "-o", "new")
 CODE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -275,8 +221,8 @@ REFUSALS = {
         "--short: '0' is no length",
     ),
     "excerpt 0": (evaluation("--excerpt", "0"), "--excerpt: '0' is no length"),
-    "rescore, targets 0": (command("rescore", "out", "--targets", "0"), "--targets: '0' is no"),
-    "rescore, short 0": (command("rescore", "out", "--short", "0"), "--short: '0' is no length"),
+    "report, targets 0": (command("report", "out", "--targets", "0"), "--targets: '0' is no"),
+    "report, short 0": (command("report", "out", "--short", "0"), "--short: '0' is no length"),
     "verify, length 0": (
         command("verify", "tiny", "--url", "http://localhost:9", "--length", "0"),
         "--length: '0' is no length",
@@ -284,7 +230,6 @@ REFUSALS = {
     "show, length 0": (command("show", "tiny", "--length", "0"), "--length: '0' is no length"),
     "suggest, length 0": (command("suggest", "tiny", "--length", "0"), "'0' is no length"),
     "tasks, length 0": (command("tasks", "kv", "tiny", "--length", "0"), "'0' is no length"),
-    "check, length 0": (command("check", "tiny", "--length", "0"), "'0' is no length"),
     "doctor, trained length 0": (command("doctor", "tiny", "--trained-length", "0"), "'0' is no"),
     "length of 5000 digits": (evaluation("--targets", "9" * 5000), "is not a length"),
     "lengths of 5000 digits": (evaluation("--lengths", "9" * 5000), "is not a length"),
@@ -296,7 +241,7 @@ REFUSALS = {
         "tiny has embeddings of 0 to 49; ",
     ),
     "larger tokenizer, check": (
-        larger_tokenizer("check", "tiny", "--data", "book.txt", "--length", "32"),
+        larger_tokenizer("eval", "tiny", "--check", "--data", "book.txt", "--lengths", "32"),
         "has embeddings of 0 to 49",
     ),
     "larger tokenizer, tasks": (
@@ -325,11 +270,15 @@ REFUSALS = {
     ),
     "trained length 0": (evaluation("--trained-length", "0"), "--trained-length: '0' is no"),
     "trained length 1": (evaluation("--trained-length", "1"), "trained_length is 1"),
+    "json of a dry run": (evaluation("--dry-run", "--json"), "neither --dry-run nor --check has"),
     "text too short": (evaluation("--lengths", "8,1k"), "has 200 tokens, and 1023 are needed"),
     "bad device": (evaluation("--device", "warp"), "--device warp: "),
     "empty device": (evaluation("--device", ""), "--device : "),
     "unknown bos": (evaluation("--bos", "<start>"), "the tokenizer of tiny has no token '<start>'"),
-    "no bos": (no_bos, "the tokenizer of bare has no BOS token; --bos none starts texts with"),
+    "no bos": (
+        after(lambda: save_checkpoint(Path("bare"), bos=False), command(*BARE)),
+        "the tokenizer of bare has no BOS token; --bos none starts texts with",
+    ),
     "no lift": (evaluation("--lift-sliding-window", "-s", "yarn:4"), "has no sliding window"),
     "no such model": (
         command("eval", "none/of-that-name"),
@@ -342,7 +291,7 @@ REFUSALS = {
         "holds no config.json, so it is not a checkpoint",
     ),
     "model is a file": (command("eval", "book.txt"), "book.txt is a file; name the folder"),
-    "damaged config": (damaged_config, "config.json"),
+    "damaged config": (after(lambda: write("tiny/config.json", "{")), "config.json"),
     "unknown type": (
         with_config(evaluation(), model_type="nothing-of-that-name"),
         "nothing-of-that-nam",
@@ -364,20 +313,23 @@ REFUSALS = {
         with_config(PATCH, max_position_embeddings=None),
         "llama would be a guess",
     ),
-    "no type": (config_without_a_type, "tiny"),
-    "no tokenizer": (no_tokenizer, "tiny holds no tokenizer that transformers reads"),
+    "no type": (after(lambda: write("tiny/config.json", "{}")), "tiny"),
+    "no tokenizer": (after(no_tokenizer), "tiny holds no tokenizer that transformers reads"),
     "tokenizer's limit in words": (
-        tokenizer_without_a_number,
+        after(tokenizer_without_a_number),
         "tiny/tokenizer_config.json says model_max_length 'x'; it must be a number of tokens",
     ),
-    "damaged tokenizer": (damaged_tokenizer, UNREADABLE),
+    "damaged tokenizer": (after(lambda: write("tiny/tokenizer.json", "{}")), UNREADABLE),
     "gpt2 eval": (gpt2("eval", "gpt2"), "looked for a module with an `inv_freq` buffer in GPT2LMH"),
     "gpt2 patch": (gpt2("patch", "gpt2", "-s", "yarn:4", "-o", "new"), "`inv_freq` buffer in GPT2"),
     "gpt2 show": (gpt2("show", "gpt2"), "gpt2 has no rotary embedding that ropex knows"),
     "no such text": (on_data("none.txt"), "no such file or folder: none.txt"),
     "empty text": (on_data("empty.txt", ""), "empty.txt is empty"),
     "text of blanks": (on_data("empty.txt", " \n"), "empty.txt is empty"),
-    "empty folder": (empty_folder, "texts: the folder holds no files"),
+    "empty folder": (
+        after(Path("texts").mkdir, evaluation("--data", "texts")),
+        "texts: the folder holds no files",
+    ),
     "not utf-8": (on_data("latin.txt", "Grüße".encode("latin-1")), "latin.txt is not UTF-8 text"),
     "jsonl, no field": (
         on_data("d.jsonl", '{"t": "x"}'),
@@ -387,8 +339,14 @@ REFUSALS = {
     "jsonl, not json": (on_data("d.jsonl:t", "text"), "d.jsonl, line 1: not JSON"),
     "jsonl, missing": (on_data("d.jsonl:t"), "no such file: d.jsonl"),
     "data set, missing": (on_data("hf:nobody/nothing"), "hf:nobody/nothing: "),
-    "other files in out": (out_with_other_files, "out holds other files; give another folder, or"),
-    "out is a file": (out_is_a_file, "out is a file; give a folder"),
+    "other files in out": (
+        after(lambda: write("out/thesis.txt", "years of work")),
+        "out holds other files; give another folder, or",
+    ),
+    "out is a file": (
+        after(lambda: write("out", "years of work"), evaluation("--force")),
+        "out is a file; give a folder",
+    ),
     "strategies, none": (command("strategies", "*zip*"), "no strategy matches '*zip*'"),
     "show, unknown": (command("show", "tiny", "-s", "yran:2"), "did you mean 'yarn'?"),
     "show, too short": (command("show", "tiny", "-s", "yarn:length=8"), "state a longer length"),
@@ -399,32 +357,12 @@ REFUSALS = {
     ("prepare", "message"), [pytest.param(*case, id=name) for name, case in REFUSALS.items()]
 )
 def test_mistake_is_one_line_and_changes_no_file(
-    world: World, prepare: Callable[[], list[str]], message: str
+    world: Shell, prepare: Callable[[], list[str]], message: str
 ) -> None:
     assert message in world.refused(*prepare())
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ({"max_position_embeddings": 64}, True),
-        ({"n_positions": 64}, True),
-        ({"text_config": {"max_position_embeddings": 64}}, True),
-        ({}, False),
-        ({"max_position_embeddings": None, "text_config": None}, False),
-        ({"max_position_embeddings": "64"}, False),
-        ({"vision_config": {"max_position_embeddings": 64}}, False),
-    ],
-)
-def test_trained_length_is_looked_for_under_the_names_that_a_family_gives_it(
-    tmp_path: Path, content: dict[str, Any], says: bool
-) -> None:
-    write(str(tmp_path / "config.json"), json.dumps(content))
-    lengths = ("max_position_embeddings",)
-    assert _says_trained_length(tmp_path, lengths, AutoConfig.for_model("gpt2")) == says
-
-
-def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World) -> None:
+def test_trained_length_that_no_config_says_is_taken_from_the_user(world: Shell) -> None:
     change_config(Path("tiny"), max_position_embeddings=None)
     status, out, _ = world("show", "tiny", "--trained-length", "32")
     assert status == 0
@@ -435,18 +373,17 @@ def test_trained_length_that_no_config_says_is_taken_from_the_user(world: World)
 
 
 def logits_of(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    auto: Any = AutoModelForCausalLM
     with torch.no_grad():
-        logits: torch.Tensor = auto.from_pretrained(folder).eval()(ids).logits
+        logits: torch.Tensor = plain(folder)(ids).logits
     return logits
 
 
 @pytest.mark.parametrize("text", ["none", "yarn:4", "linear:4", "linear:2+ntk:2", "dynamic:4"])
-def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: World, text: str) -> None:
+def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: Shell, text: str) -> None:
     source = tree(Path("tiny"))
     status, out, err = world("patch", "tiny", "-s", text, "-o", "new/deep")
     assert (status, out) == (0, "")
-    assert "written to new/deep, weights c" in err.splitlines()[-1]  # cloned or copied
+    assert "\nwritten to new/deep, weights c" in err  # cloned or copied
     assert f"Patch({text})" in err
     assert tree(Path("tiny")) == source
     assert set(tree(Path("new/deep"))) == {*source, "ropex.json"}
@@ -456,7 +393,7 @@ def test_patch_writes_a_checkpoint_that_needs_no_ropex(world: World, text: str) 
         assert torch.equal(logits_of(Path("new/deep"), ids), model(ids).logits)
 
 
-def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
+def test_patched_checkpoint_is_measured_like_the_patch(world: Shell) -> None:
     assert world("patch", "tiny", "-s", "yarn:4", "-o", "new")[0] == 0
     world.eval("-s", "yarn:4")
     world.eval("-s", "none", "--trained-length", "32", "-o", "other", model="new")
@@ -467,12 +404,12 @@ def test_patched_checkpoint_is_measured_like_the_patch(world: World) -> None:
             assert theirs.nll == pytest.approx(ours.nll, rel=1e-6)
 
 
-def test_patch_takes_one_strategy(world: World) -> None:
+def test_patch_takes_one_strategy(world: Shell) -> None:
     message = world.refused("patch", "tiny", "-s", "yarn:4", "-s", "logn", "-o", "new")
     assert "holds one strategy; give one -s, or yarn:4+logn to combine them" in message
 
 
-def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
+def test_patch_replaces_a_checkpoint_only_by_force(world: Shell) -> None:
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     message = world.refused("patch", "tiny", "-s", "linear:4", "-o", "new")
     assert "new exists; --force replaces it" in message
@@ -484,7 +421,7 @@ def test_patch_replaces_a_checkpoint_only_by_force(world: World) -> None:
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
 @pytest.mark.parametrize("out", ["tiny", "./tiny/", "link", ".", "../{here}/tiny"])
-def test_patch_never_writes_over_its_source(world: World, out: str, force: tuple[str, ...]) -> None:
+def test_patch_never_writes_over_its_source(world: Shell, out: str, force: tuple[str, ...]) -> None:
     Path("link").symlink_to("tiny", target_is_directory=True)
     out = out.format(here=world.folder.name)
     message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
@@ -492,14 +429,14 @@ def test_patch_never_writes_over_its_source(world: World, out: str, force: tuple
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_patch_never_replaces_what_is_no_checkpoint(world: World, force: tuple[str, ...]) -> None:
+def test_patch_never_replaces_what_is_no_checkpoint(world: Shell, force: tuple[str, ...]) -> None:
     write("thesis/chapter.txt", "years of work")
     for out in ("thesis", "book.txt"):
         message = world.refused("patch", "tiny", "-s", "yarn:4", "-o", out, *force)
         assert f"{out} exists and is not a checkpoint, so it is not replaced" in message
 
 
-def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: World) -> None:
+def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world: Shell) -> None:
     write("node/config.json", '{"port": 80}')
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     write("new/runs/log.txt", "years of work")
@@ -510,7 +447,7 @@ def test_patch_by_force_spares_what_has_folders_or_no_model_in_its_config(world:
 
 
 def test_patch_that_fails_at_the_last_step_puts_back_what_was_there(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
     real, before = os.replace, tree(Path("new"))
@@ -527,17 +464,16 @@ def test_patch_that_fails_at_the_last_step_puts_back_what_was_there(
 
 
 @pytest.mark.parametrize("text", ["logn", "yarn:4+logn", "dynamic:2+logn"])
-def test_strategy_that_no_config_holds_is_not_saved(world: World, text: str) -> None:
+def test_strategy_that_no_config_holds_is_not_saved(world: Shell, text: str) -> None:
     message = world.refused("patch", "tiny", "-s", text, "-o", "new")
     assert f"{text} cannot be written into a config" in message
     assert "ropex.patch" in message
 
 
-def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> None:
+def test_training_a_patched_checkpoint_leaves_its_source_alone(world: Shell) -> None:
     source = tree(Path("tiny"))
     world("patch", "tiny", "-s", "yarn:4", "-o", "new")
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained("new")
+    model = plain(Path("new"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
@@ -548,7 +484,7 @@ def test_training_a_patched_checkpoint_leaves_its_source_alone(world: World) -> 
 # ropex strategies
 
 
-def test_strategies_are_listed(world: World) -> None:
+def test_strategies_are_listed(world: Shell) -> None:
     status, out, err = world("strategies")
     assert (status, err) == (0, "")
     for name, cls in registry().items():
@@ -566,16 +502,7 @@ def test_strategies_are_listed(world: World) -> None:
         ("LLAMA?", ["llama3"]),
     ],
 )
-def test_strategies_are_listed_by_wildcard(world: World, pattern: str, names: list[str]) -> None:
+def test_strategies_are_listed_by_wildcard(world: Shell, pattern: str, names: list[str]) -> None:
     _, out, _ = world("strategies", pattern)
     heads = [line.split(" ")[0] for line in out.splitlines() if not line.startswith(" ")]
     assert heads == names
-
-
-def test_strategies_are_a_table_for_documents(world: World) -> None:
-    status, out, _ = world("strategies", "--markdown")
-    assert status == 0
-    header, rule, *rows = out.splitlines()
-    assert header.count("|") == rule.count("|") == 4
-    assert [row.split("`")[1] for row in rows] == list(registry())
-    assert all(row.startswith("| [`") and row.endswith(" |") for row in rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,22 @@ import pytest
 import torch
 
 import ropex
-from ropex.cli import eval as evaluate
+from ropex_eval.api import Evaluation
 from ropex_eval.report.terminal import render
 from ropex_eval.scores.results import Results
-from tests.support.cli_world import World, evaluation, write
-from tests.support.tiny_eval import (
+from tests.support.models import (
     TRAINED,
-    plain_nll,
     save_checkpoint,
-    strict_json,
+    save_with_tokenizer,
     tiny_causal,
     tiny_tokenizer,
-    tree,
-    words,
 )
+from tests.support.rounding import LOSS
+from tests.support.shell import Shell, evaluation, write
+from tests.support.tiny_eval import plain_nll, strict_json, tree, words
 
 
-def test_eval_prints_the_table_and_writes_the_run(world: World) -> None:
+def test_eval_prints_the_table_and_writes_the_run(world: Shell) -> None:
     status, out, err = world.eval("-s", "none", "-s", "yarn:4", "-s", "dynamic")
     assert status == 0
     results = Results.load(Path("out"))
@@ -44,40 +45,42 @@ def test_eval_prints_the_table_and_writes_the_run(world: World) -> None:
     assert Path("out/ppl.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_eval_numbers_are_those_of_a_plain_forward_pass(world: World) -> None:
+def test_eval_numbers_are_those_of_a_plain_forward_pass(world: Shell) -> None:
+    model = tiny_causal().double()
+    model.save_pretrained("tiny")
     world.eval("-s", "none", "-s", "yarn:4", "--targets", "5")
     ids = tiny_tokenizer()(words(200), add_special_tokens=False)["input_ids"]
-    model = tiny_causal()
     for text in ("none", "yarn:4"):
         scores = []
         for begin in (0, 47):
             window = torch.tensor([0, *ids[begin : begin + 47]])
             with ropex.patch(model, text):
                 scores.append(plain_nll(model, window)[-5:])
-        wanted = float(torch.cat(scores).mean().exp())
-        found = Results.load(Path("out")).of("local")[text][48].perplexity
-        assert found == pytest.approx(wanted, rel=1e-5)
+        wanted = float(torch.cat(scores).mean())
+        found = Results.load(Path("out")).of("local")[text][48]
+        assert found.nll == pytest.approx(wanted, abs=LOSS)
+        assert found.perplexity == pytest.approx(math.exp(found.nll))
 
 
-def test_eval_as_json_prints_the_file_alone(world: World) -> None:
+def test_eval_as_json_prints_the_file_alone(world: Shell) -> None:
     status, out, _ = world.eval("-s", "none", "--json")
     assert status == 0
     assert out == Path("out/results.json").read_text(encoding="utf-8")
     assert strict_json(out)["about"]["model"]["id"] == "tiny"
 
 
-def test_eval_chooses_strategies_lengths_and_folder(world: World) -> None:
+def test_eval_chooses_strategies_lengths_and_folder(world: Shell) -> None:
     write("book.txt", words(400))
     status, _, _ = world("eval", "./tiny/", "--data", "book.txt", "--excerpts", "2")
     assert status == 0
     results = Results.load(Path("runs/tiny"))
-    assert results.about["protocol"]["lengths"] == [8, 16, 32, 64, 128]
-    assert results.about["protocol"]["targets"] == 4
+    assert results.protocol.lengths == (8, 16, 32, 64, 128)
+    assert results.protocol.targets == 4
     assert list(results.strategies) == ["none", "yarn:length=128"]
 
 
 def test_eval_names_the_folder_of_a_run_after_the_model(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("tiny")
     status, _, _ = world("eval", ".", "--lengths", "8,48", "--data", "../book.txt", "-s", "none")
@@ -85,7 +88,7 @@ def test_eval_names_the_folder_of_a_run_after_the_model(
     assert Path("runs/tiny/results.json").is_file()
 
 
-def test_eval_within_the_trained_length_compares_nothing_unasked(world: World) -> None:
+def test_eval_within_the_trained_length_compares_nothing_unasked(world: Shell) -> None:
     assert world.eval("--lengths", "8,32")[0] == 0
     assert list(Results.load(Path("out")).strategies) == ["none"]
 
@@ -94,7 +97,7 @@ def test_eval_within_the_trained_length_compares_nothing_unasked(world: World) -
     ("budget", "seconds"), [("90s", 90.0), ("20m", 1200.0), ("1h30m", 5400.0), ("1H2M3S", 3723.0)]
 )
 def test_budget_is_read_as_people_write_it(
-    world: World, monkeypatch: pytest.MonkeyPatch, budget: str, seconds: float
+    world: Shell, monkeypatch: pytest.MonkeyPatch, budget: str, seconds: float
 ) -> None:
     given: list[float] = []
 
@@ -102,12 +105,12 @@ def test_budget_is_read_as_people_write_it(
         given.append(named["effort"].budget)
         raise ValueError("enough")
 
-    monkeypatch.setattr("ropex_eval.running.run.run", stop)
+    monkeypatch.setattr("ropex_eval.api.run", stop)
     assert "enough" in world.refused(*evaluation("-s", "none", "--budget", budget)())
     assert given == [seconds]
 
 
-def test_windows_slide_in_excerpts_that_are_longer(world: World) -> None:
+def test_windows_slide_in_excerpts_that_are_longer(world: Shell) -> None:
     status, out, err = world.eval(
         "-s", "none", "--definitions", "sliding,overlapping", "--stride", "5", "--excerpt", "90"
     )
@@ -115,20 +118,20 @@ def test_windows_slide_in_excerpts_that_are_longer(world: World) -> None:
     assert "2 excerpts of 90 tokens from 1 document" in err
     assert "read in windows of L tokens that move on by 5 tokens" in out
     results = Results.load(Path("out"))
-    assert results.about["protocol"]["stride"] == 5
+    assert results.protocol.stride == 5
     assert results.about["data"]["tokens"] == 90
     assert {row.tokens for row in results.results if row.definition == "sliding"} == {2 * 89}
 
 
 @pytest.mark.parametrize("bos", ["none", "</s>"])
-def test_model_without_bos_is_measured_on_request(world: World, bos: str) -> None:
+def test_model_without_bos_is_measured_on_request(world: Shell, bos: str) -> None:
     save_checkpoint(Path("bare"), bos=False)
     status, _, _ = world.eval("-s", "none", "--bos", bos, model="bare")
     assert status == 0
     assert Results.load(Path("out")).about["data"]["bos"] == {"none": None, "</s>": 1}[bos]
 
 
-def test_data_is_read_from_every_kind_of_source(world: World) -> None:
+def test_data_is_read_from_every_kind_of_source(world: Shell) -> None:
     record = json.dumps({"body": words(200), "id": 1}) + "\n"
     write("docs.jsonl", record)
     write("set/train.jsonl", record)
@@ -144,34 +147,33 @@ def test_data_is_read_from_every_kind_of_source(world: World) -> None:
     assert len(hashes) == 1
 
 
-def test_eval_reads_the_standard_library_unless_told(world: World) -> None:
+def test_eval_reads_the_standard_library_unless_told(world: Shell) -> None:
     status, _, err = world("eval", "tiny", "--lengths", "8,48", "-s", "none", "-o", "out")
     assert status == 0
     assert "text   stdlib: 32 excerpts of 48 tokens from 12 documents\n" in err
 
 
 @pytest.mark.parametrize("names", ["prefix", "local, prefix", "fixed,fixed,local"])
-def test_eval_has_every_number_that_is_asked_for_once(world: World, names: str) -> None:
+def test_eval_has_every_number_that_is_asked_for_once(world: Shell, names: str) -> None:
     assert world.eval("-s", "none", "--definitions", names)[0] == 0
     rows = [(row.definition, row.length) for row in Results.load(Path("out")).results]
     assert rows == list(dict.fromkeys((m.strip(), n) for m in names.split(",") for n in (8, 48)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_eval_runs_in_the_type_that_is_asked_for(world: World, dtype: str) -> None:
+def test_eval_runs_in_the_type_that_is_asked_for(world: Shell, dtype: str) -> None:
     assert world.eval("-s", "none", "--dtype", dtype, "--device", "cpu")[0] == 0
     assert Results.load(Path("out")).about["model"]["dtype"] == dtype
 
 
-def test_model_that_accelerate_spreads_has_the_same_numbers(world: World) -> None:
+def test_model_that_accelerate_spreads_has_the_same_numbers(world: Shell) -> None:
     assert world.eval("-s", "yarn:4", "-o", "alone")[0] == 0
     assert world.eval("-s", "yarn:4", "--device-map", "auto")[0] == 0
     assert Results.load(Path("out")).results == Results.load(Path("alone")).results
 
 
-def test_sliding_window_is_told_and_lifted_on_request(world: World) -> None:
-    tiny_causal("mistral", sliding_window=16).save_pretrained(Path("window"))
-    tiny_tokenizer().save_pretrained(Path("window"))
+def test_sliding_window_is_told_and_lifted_on_request(world: Shell) -> None:
+    save_with_tokenizer(tiny_causal("mistral", sliding_window=16).double(), Path("window"))
     with pytest.warns(UserWarning, match="attention sees only the last 16 tokens"):
         assert world.eval("-s", "yarn:4", model="window")[0] == 0
     windowed = Results.load(Path("out"))
@@ -182,7 +184,7 @@ def test_sliding_window_is_told_and_lifted_on_request(world: World) -> None:
     within, beyond = (
         [run.of("local")["yarn:4"][length].nll for run in (windowed, results)] for length in (8, 48)
     )
-    assert within[0] == pytest.approx(within[1], rel=1e-5)
+    assert within[0] == pytest.approx(within[1], abs=LOSS)
     assert beyond[0] != pytest.approx(beyond[1], rel=1e-3)
 
 
@@ -190,28 +192,27 @@ def test_sliding_window_is_told_and_lifted_on_request(world: World) -> None:
 
 
 def test_demo_compares_strategies_on_the_shipped_model(
-    world: World, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    world: Shell, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = evaluate._eval, []
+    real, seen = Evaluation.run, []
 
-    def shrunk(arguments: Any) -> None:
-        seen.append((arguments.model, arguments.lengths, arguments.data))
-        arguments.lengths, arguments.excerpts, arguments.targets = (8, 48), 2, 4
-        arguments.data = "book.txt"
-        real(arguments)
+    def shrunk(asked: Evaluation) -> Any:
+        seen.append((asked.model, asked.lengths, asked.data))
+        small = {"lengths": (8, 48), "excerpts": 2, "targets": 4, "data": "book.txt"}
+        return real(dataclasses.replace(asked, **small))  # type: ignore[arg-type]
 
     monkeypatch.setattr("ropex.checkpoints.find.demo_checkpoint", lambda: checkpoint)
-    monkeypatch.setattr(evaluate, "_eval", shrunk)
+    monkeypatch.setattr(Evaluation, "run", shrunk)
     status, out, err = world("demo")
     assert status == 0
-    assert seen == [("demo", (64, 128, 256, 512, 1024, 2048, 4096), "stdlib")]
+    assert seen == [("demo", (64, 128, 256, 512, 1024, 2048, 4096), None)]
     results = Results.load(Path("ropex-demo"))
     assert out == render(results) + "\n"
     assert {"none", "yarn:16", "linear:16", "ntk:16", "dynamic"} <= results.strategies.keys()
     assert "ropex patch MODEL" in err
 
 
-def test_copies_of_a_file_count_once_and_that_is_told(world: World) -> None:
+def test_copies_of_a_file_count_once_and_that_is_told(world: Shell) -> None:
     for name in ("a", "b", "c"):
         write(f"texts/{name}.txt", words(200))
     status, _, err = world.eval("--data", "texts")

@@ -12,66 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.results import Results
-from tests.support.cli_world import World, evaluation, with_config, write
-from tests.support.tiny_eval import Watch, break_reading, tree, words
+from tests.support.shell import Shell, evaluation, with_config, write
+from tests.support.tiny_eval import Watch, break_reading
 
 UNREADABLE = "tiny: transformers cannot read this checkpoint: "
 
 
-def test_strategies_are_always_compared_with_none(world: World) -> None:
+def test_strategies_are_always_compared_with_none(world: Shell) -> None:
     assert world.eval("-s", "yarn:4")[0] == 0
     assert list(Results.load(Path("out")).strategies) == ["none", "yarn:4"]
     assert world.eval("-s", "yarn:4", "-s", "none", "-o", "turned")[0] == 0
     assert list(Results.load(Path("turned")).strategies) == ["yarn:4", "none"]
-
-
-def test_second_eval_continues_and_an_added_strategy_is_measured_alone(
-    world: World, measured: Watch
-) -> None:
-    _, first, _ = world.eval("-s", "none", "-s", "yarn:4")
-    before = tree(Path("out"))
-    assert measured.take() == ["none", "yarn:4"]
-    status, again, _ = world.eval("-s", "none", "-s", "yarn:4")
-    assert (status, again) == (0, first)
-    assert tree(Path("out")).items() >= {
-        (name, content) for name, content in before.items() if name != "report.html"
-    }
-    assert measured.take() == []
-    assert world.eval("-s", "linear:4")[0] == 0
-    assert measured.take() == ["linear:4"]
-    assert list(Results.load(Path("out")).strategies) == ["none", "yarn:4", "linear:4"]
-
-
-def test_damaged_table_is_told_and_measured_again(world: World, measured: Watch) -> None:
-    world.eval("-s", "none", "-s", "yarn:4")
-    measured.take()
-    damaged = sorted(Path("out/nll").iterdir())[0]
-    damaged.write_bytes(b"\x00" * 10)
-    status, _, err = world.eval("-s", "none", "-s", "yarn:4")
-    assert status == 0
-    assert err.count(f"ropex: {damaged} is damaged, and what it held is measured again") == 1
-    assert len(measured.batches) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "read"),
-    [
-        (("--lengths", "8,24,48"), {24}),
-        (("--excerpts", "4"), {8, 48}),
-        (("--definitions", "sliding"), {8}),
-        (("--data", "other.txt"), {8, 48}),
-        (("--bos", "none"), {8, 48}),
-        (("--targets", "2"), set()),
-    ],
-)
-def test_other_wishes_cost_what_is_missing(
-    world: World, measured: Watch, change: tuple[str, str], read: set[int]
-) -> None:
-    write("other.txt", words(200, seed=1))
-    world.eval("-s", "none")
-    measured.take()
-    assert world.eval("-s", "none", *change)[0] == 0
-    assert {each.length for _, each in measured.passes} == read
 
 
 @pytest.mark.parametrize(
@@ -82,7 +33,7 @@ def test_other_wishes_cost_what_is_missing(
     ],
 )
 def test_another_model_in_the_folder_is_refused_unless_forced(
-    world: World, measured: Watch, change: tuple[str, str], differs: str
+    world: Shell, measured: Watch, change: tuple[str, str], differs: str
 ) -> None:
     world.eval("-s", "none")
     changed = [*evaluation("-s", "yarn:4", "--excerpts", "2")(), *change]
@@ -95,7 +46,7 @@ def test_another_model_in_the_folder_is_refused_unless_forced(
 
 
 def test_interrupted_eval_keeps_what_is_finished(
-    world: World, measured: Watch, monkeypatch: pytest.MonkeyPatch
+    world: Shell, measured: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         break_reading(patched, KeyboardInterrupt(), 2)
@@ -114,7 +65,7 @@ CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError(CPU_IS_FULL), MemoryError()]
 )
 def test_eval_says_where_memory_ran_out_and_keeps_what_is_finished(
-    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+    world: Shell, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     real = Scorer.nll
 
@@ -135,7 +86,7 @@ def test_eval_says_where_memory_ran_out_and_keeps_what_is_finished(
 
 @pytest.mark.parametrize(("limit", "status"), [("1GiB", 0), ("40MiB", 0), ("1MiB", 2)])
 def test_eval_stays_within_the_memory_that_is_allowed(
-    world: World, limit: str, status: int
+    world: Shell, limit: str, status: int
 ) -> None:
     found, _, err = world.eval("-s", "none", "--max-memory", limit)
     assert found == status
@@ -144,18 +95,18 @@ def test_eval_stays_within_the_memory_that_is_allowed(
 
 
 def test_eval_says_that_a_model_is_too_large_for_memory(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*given: Any, **others: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("ropex.checkpoints.find.load_model", full)
+    monkeypatch.setattr("ropex.checkpoints.loading.load_model", full)
     message = world.refused(*evaluation("--device", "cpu")())
     assert "out of memory loading the model onto cpu; --dtype bfloat16 needs less" in message
 
 
 def test_eval_takes_no_other_error_for_a_lack_of_memory(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_reading(monkeypatch, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
@@ -200,7 +151,7 @@ UNUSABLE = {
     "damaged old weights": (damaged_old_weights, "tiny"),
     "weights of other shape": (
         with_config(evaluation(), vocab_size=299),
-        "tiny: lm_head.weight has another shape than config.json asks for",
+        "tiny: lm_head.weight has a different shape than config.json asks for",
     ),
 }
 
@@ -209,6 +160,6 @@ UNUSABLE = {
     ("prepare", "message"), [pytest.param(*case, id=name) for name, case in UNUSABLE.items()]
 )
 def test_weights_that_cannot_be_used_are_told_before_anything_is_measured(
-    world: World, prepare: Callable[[], list[str]], message: str
+    world: Shell, prepare: Callable[[], list[str]], message: str
 ) -> None:
     assert message in world.refused(*prepare())

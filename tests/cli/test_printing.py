@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from ropex.cli.terminal import Escaping, escaping
 from ropex.files.writing import atomically, write_json
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
+from tests.support.paths import python
 from tests.support.shell import Shell
 from tests.support.tiny_eval import tree
 
-ROOT = Path(__file__).resolve().parents[2]
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\rok\x08\x7f\u202eevil\u2066\ud800"
 
 
@@ -145,13 +145,6 @@ def test_json_is_replaced_and_links_are_not_written_through(tmp_path: Path) -> N
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 def test_an_output_without_room_is_told() -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "ropex", "recipes"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-            text=True,
-            check=False,
-        )
+        done = python("-m", "ropex", "recipes", stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
     assert done.stderr == "ropex: error: [Errno 28] No space left on device: 'standard output'\n"

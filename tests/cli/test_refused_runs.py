@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, save_checkpoint, start, study_of, tiny_causal, tree
+from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.tiny_eval import Watch, start, study_of, tree
 
 SMALL = Protocol.of((8, 48))
 
@@ -143,6 +144,8 @@ def test_names_of_model_and_text_do_not_matter(
         b' "strategies": {}, "nothing": []}',
         b'{"schema": 3, "about": {"model": null, "data": {}, "protocol": {}, "versions": {}},'
         b' "strategies": {}}',
+        b'{"schema": 2, "about": {"model": {}, "data": {"tokens": 48}, "versions": {}, "protocol":'
+        b' {"lengths": "8", "targets": 4, "definitions": [], "stride": null}}, "strategies": {}}',
     ],
 )
 def test_results_that_are_not_a_runs_are_refused_and_stay(

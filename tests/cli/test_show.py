@@ -11,10 +11,12 @@ from PIL import Image
 
 import ropex
 from ropex.advice import pictures
+from ropex.advice.comparison import Comparison, Effect
 from ropex.cli import main
 from ropex.cli.show import _stretch
 from ropex.sizes import format_size
-from tests.support.tiny_eval import save_checkpoint, strict_json, tree
+from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.tiny_eval import strict_json, tree
 
 EIGHT = ("yarn:4", "linear:4", "ntk:8", "dynamic", "clip:2", "llama3:4", "proportional", "logn")
 
@@ -158,8 +160,13 @@ def test_picture_is_written_and_has_room_for_everything(
     assert [path.name for path in Path().glob("*.png")] == ["ropes.png"]
 
 
-def test_picture_has_a_line_for_each_strategy_and_every_mark(show: Any) -> None:
-    figure = pictures._comparison(numbers(show, *EIGHT))
+def test_picture_has_a_line_for_each_strategy_and_every_mark() -> None:
+    rope, model = ropex.Rope.standard(8, 1e4, 32), tiny_causal()
+    effects = []
+    for text in EIGHT:
+        with ropex.patch(model, text) as patched:
+            effects.append(Effect.of(patched))
+    figure = pictures._comparison(Comparison.of("tiny", "llama", rope, effects))
     upper, lower = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "as trained", "yarn:4 at 128", "linear:4 at 128", "ntk:8 at 256", "dynamic at 128",

@@ -13,10 +13,10 @@ import yaml
 import ropex
 import train
 from muon import Muon
-from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.shipped import demo_checkpoint, recipes_dir
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import load_corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from rows import NAMES, RowSampler
 from tests.support.tiny_eval import start

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from ropex.advice import pictures
-from ropex.advice import strategies_page as page
-from ropex.cli import main
 from ropex.doctor import RULES, Rule
+from ropex.engines import exports
+from ropex.engines.wanted import read
 from ropex.rope import Rope
 from ropex.strategies.base import parameters
 from ropex.strategies.registry import list_strategies, registry
 from ropex_eval.scores.definitions import DEFINITIONS
 from ropex_eval.tasks import TASKS
+from tests.support.paths import ROOT
+from tools import strategies_page as page
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = ROOT / "docs"
 PAGE = (DOCS / "strategies.md").read_text(encoding="utf-8")
 NAMES = list_strategies()
 
@@ -29,7 +32,7 @@ def section(name: str) -> str:
 
 
 def test_the_page_is_current() -> None:
-    assert page.text() == PAGE, "run: ropex strategies --page docs"
+    assert page.text() == PAGE, "run: python -m tools.strategies_page"
 
 
 def test_every_picture_is_there_and_none_too_many() -> None:
@@ -80,10 +83,9 @@ def test_parameters_are_those_of_the_strategy_that_it_derives_from() -> None:
     ("name", "line"),
     [
         ("yarn", "- Saved config: the `yarn` type."),
-        ("ntk", "- Saved config: `rope_theta`, a larger base."),
-        ("yarn_pose", "a `longrope` list that carries the frequencies and the temperature."),
+        ("ntk", "- Saved config: `rope_theta` 40889.94243."),
+        ("yarn_pose", "- Saved config: a `longrope` list with its temperature."),
         ("logn", "- Saved config: nothing, as no config can say it."),
-        ("none", "- Engines: transformers, vLLM, SGLang, llama.cpp: yes."),
         ("yarn", "- Key-value cache: valid at any length."),
         ("dynamic_linear", 'patch with `cache="unrotated"`, or fix `length=N`.'),
         ("logn", "as queries are scaled before them"),
@@ -91,25 +93,34 @@ def test_parameters_are_those_of_the_strategy_that_it_derives_from() -> None:
         ("linear", "changes by up to 48 radians."),
         ("ntk", "17 of 64 pairs see new angles at 16k"),
         ("yarn", "also without further training (arXiv:2309.00071, section 3.4)"),
-        ("linear", "published results are of models that were trained on with it"),
+        ("linear", "published results are of models that continued training with it"),
     ],
 )
 def test_what_is_said_is_derived_from_the_class(name: str, line: str) -> None:
     assert line in section(name)
 
 
-def test_page_is_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["strategies", "--page", str(tmp_path / "new")]) == 0
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", f"written: {tmp_path}/new/strategies.md and 29 pictures\n")
-    assert (tmp_path / "new/strategies.md").read_text(encoding="utf-8") == PAGE
-    names = [path.name for path in sorted((tmp_path / "new/strategies").iterdir())]
-    assert names == [path.name for path in sorted((DOCS / "strategies").iterdir())]
+def test_the_page_says_of_engines_what_export_answers(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 128, "intermediate_size": 8, "vocab_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 4096,
+        "rope_theta": 1e4, "architectures": ["LlamaForCausalLM"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name in NAMES:
+        wanted = read(tmp_path, str(page.example(registry()[name])))
+        groups = re.findall(
+            r"([\w.-]+(?:, [\w.-]+)*): (yes|export|near|no)\b",
+            section(name).partition("- Engines: ")[2].splitlines()[0],
+        )
+        said = {engine: verdict for names, verdict in groups for engine in names.split(", ")}
+        assert said == {each.engine: each.verdict for each in exports(wanted.patched)}, name
 
 
-def test_page_of_some_strategies_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["strategies", "*ntk*", "--page", "new"]) == 2
-    assert "--page is about all strategies" in capsys.readouterr().err
+def test_the_tool_writes_the_page_and_its_pictures(tmp_path: Path) -> None:
+    written = page.write_page(tmp_path / "new")
+    names = [path.name for path in sorted((DOCS / "strategies").iterdir())]
+    assert sorted(path.name for path in written[1:]) == names
 
 
 @pytest.mark.parametrize(

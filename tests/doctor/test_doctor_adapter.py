@@ -10,8 +10,8 @@ import pytest
 
 from ropex.doctor import diagnose
 from ropex.patching.record import Record
-from tests.doctor.test_doctor_files import RECORD, YARN, rules, write
 from tests.support.doctor_configs import GOOD, scaled
+from tests.support.doctor_files import RECORD, YARN, rules, write
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import transformers
 
+from ropex.config.families import BASE_IN_4
 from ropex.config.notations import written
 from ropex.doctor import ENGINES, RULES, Checkpoint, examine, repaired
-from ropex.doctor.version_4 import BASE_IN_4
 from tests.support.doctor_configs import GOOD, NOTED, Config, mutated, scaled
 from tests.support.doctor_fixed import FIXED
 from tests.support.doctor_mutations import BAD
@@ -98,12 +98,12 @@ def test_names_of_gpt_neox_are_its_own() -> None:
 @pytest.mark.parametrize(
     ("name", "engines"),
     [
-        ("integer factor, linear", ("vLLM", "SGLang")),
-        ("longrope, original in the entry alone", ("transformers",)),
+        ("integer factor, linear", ("vllm", "sglang")),
+        ("longrope, original in the entry alone", ("transformers4",)),
         ("llama3 of another length, original in the entry alone", ("llama.cpp",)),
-        ("dynamic with a raised max", ("transformers",)),
-        ("linear with a raised max", ("vLLM", "SGLang")),
-        ("attention factor", ("SGLang", "mlx-lm", "TensorRT-LLM")),
+        ("dynamic with a raised max", ("transformers5", "transformers4")),
+        ("linear with a raised max", ("vllm", "sglang")),
+        ("attention factor", ("sglang", "tensorrt-llm", "mlx")),
     ],
 )
 def test_engines_are_those_that_go_wrong(name: str, engines: tuple[str, ...]) -> None:
@@ -111,7 +111,7 @@ def test_engines_are_those_that_go_wrong(name: str, engines: tuple[str, ...]) ->
     [finding] = examine(checkpoint(config))
     assert finding.engines == engines
     assert examine(checkpoint(config), engine=engines[0]) == (finding,)
-    assert examine(checkpoint(config), engine="exllamav3") == ()
+    assert examine(checkpoint(config), engine="exllama") == ()
 
 
 def test_nothing_is_fixed_by_a_guess_at_which_of_two_types_is_meant() -> None:

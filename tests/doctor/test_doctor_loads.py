@@ -104,7 +104,7 @@ def test_fixes_that_would_keep_a_model_from_loading_are_not_written(
             edit = Edit("config.json", ("num_attention_heads",), "four")
             yield Problem("config.json", "four is a word", (edit,))
 
-    monkeypatch.setattr(diagnosis, "RULES", (Rule("a-rule", "error", ("vLLM",), check),))
+    monkeypatch.setattr(diagnosis, "RULES", (Rule("a-rule", "error", ("vllm",), check),))
     folder = write(tmp_path / "model", model_type="llama")
     before = (folder / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"would not once a-rule are fixed .* nothing was changed"):

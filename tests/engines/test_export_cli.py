@@ -9,26 +9,11 @@ from typing import Any
 
 import pytest
 
-import ropex.cli
-from ropex.cli import export as verb
 from ropex.engines import ENGINES
-from tests.engines.test_export_golden import write_config
+from tests.support.configs import write_config
 from tests.support.shell import Shell
 
 HOSTILE = 'it\'s a $HOME "model"; `id` & *'
-
-
-def export_shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
-    """A shell in a folder with a checkpoint, and the verb among its verbs."""
-    if verb not in ropex.cli._VERBS:
-        monkeypatch.setattr(ropex.cli, "_VERBS", (*ropex.cli._VERBS, verb))
-    write_config(tmp_path / "model")
-    return Shell.at(tmp_path, capsys, monkeypatch)
-
-
-shell = pytest.fixture(export_shell)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "llama.cpp", "tensorrt-llm"])

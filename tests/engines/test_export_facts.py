@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import ropex
-from ropex.engines import export
+from ropex.engines import export, exports
 from ropex.engines.encodings import encodings
 from ropex.engines.wanted import read
-from tests.engines.test_export_golden import write_config
-from tests.support.cases import STATIC, TRAINED, logits, tiny_model, tokens
+from ropex.files.writing import write_json
+from tests.support.cases import STATIC
+from tests.support.configs import write_config
+from tests.support.models import TRAINED, logits, tiny_model, tokens
 
 VERSION = int(transformers.__version__.split(".")[0])
 HERE = f"transformers{VERSION}"
@@ -70,29 +73,20 @@ def test_the_exported_config_is_computed_by_transformers(folder: Path, text: str
 
 
 @pytest.mark.parametrize("text", ["yarn:4", "linear:4", "mrrope:4", "ntk:4"])
-@pytest.mark.parametrize("engine", ["vllm", "sglang", "llama.cpp", "mlx", "exllama"])
-def test_a_patched_checkpoint_exports_as_the_strategy_does(
-    folder: Path, engine: str, text: str
-) -> None:
-    before = export(folder, engine, text)
-    with_config(folder, export(folder, "transformers5", text).config)
-    (folder / "ropex.json").write_text(
-        json.dumps({
-            "strategy": text, "trained_length": TRAINED, "target_length": 4 * TRAINED,
-            "inv_freq_sha256": "",
-        }),
-        encoding="utf-8",
-    )  # fmt: skip
-    after = export(folder, engine)
-    assert after.exactness == before.exactness
-    assert after.bound == pytest.approx(before.bound)
-    if (engine, text) == ("exllama", "linear:4"):  # whose version 2 wants the old name
-        assert after.config is not None
-        assert after.config["rope_scaling"]["type"] == "linear"
-    if engine in ("vllm", "sglang"):  # they read the file
-        assert len(after.flags) == 2
-    if engine == "llama.cpp":
-        assert (after.flags, after.metadata) == (before.flags, before.metadata)
+def test_a_patched_checkpoint_exports_as_was_foreseen(folder: Path, text: str) -> None:
+    foreseen = read(folder, text).patched
+    with_config(folder, foreseen.config)
+    record = {"strategy": text, "trained_length": TRAINED, "target_length": 4 * TRAINED}
+    write_json(folder / "ropex.json", record | {"inv_freq_sha256": ""})
+    plain = [replace(each, reason="") for each in exports(foreseen)]  # which may name the flag
+    assert [replace(each, reason="") for each in exports(read(folder))] == plain
+    by_name = {each.engine: each for each in plain}
+    for name in ("vllm", "sglang"):  # they read the file
+        assert len(by_name[name].flags) == 2
+    if text == "linear:4":  # whose version 2 wants the old name
+        config = by_name["exllama"].config
+        assert config is not None
+        assert config["rope_scaling"]["type"] == "linear"
 
 
 @only_4

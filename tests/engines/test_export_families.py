@@ -13,9 +13,9 @@ import transformers
 from ropex.engines import ENGINES, Export, exports
 from ropex.engines.wanted import Wanted, read
 from ropex.families import tiny
-from tests.engines.test_export_engines import llama3
-from tests.engines.test_export_golden import write_config
-from tests.support.cases import TRAINED, rope_settings, tiny_config
+from tests.support.configs import write_config
+from tests.support.engine_formulas import llama3
+from tests.support.models import TRAINED, rope_settings, tiny_config
 
 VERSION = int(transformers.__version__.split(".")[0])
 only_5 = pytest.mark.skipif(VERSION < 5, reason="an entry for each type of layer")
@@ -77,7 +77,7 @@ def test_partial_rotation_is_named_in_the_override(tmp_path: Path) -> None:
     assert len(entry["long_factor"]) == wanted.dim // 2
     if VERSION >= 5:  # 4 has it at the root alone, where engines look as well
         assert entry["partial_rotary_factor"] == wanted.dim / 16
-        assert "exllamav2 turns all dimensions" in by_engine(wanted)["exllama"].reason
+        assert "exllamav2 rotates all dimensions" in by_engine(wanted)["exllama"].reason
 
 
 @only_5

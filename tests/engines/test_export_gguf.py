@@ -15,15 +15,12 @@ from ropex.engines import write_gguf
 from ropex.engines.llama_cpp import for_llama_cpp
 from ropex.engines.wanted import read
 from ropex.families.tiny import tiny_config
-from tests.engines.test_export_cli import export_shell
-from tests.engines.test_export_golden import write_config
+from tests.support.configs import write_config
 from tests.support.shell import Shell
 
 gguf: Any = pytest.importorskip("gguf", reason="GGUF files need the gguf package")
 ROPE = ropex.rope.Rope.standard(16, 1e4, 32)
 FREQS = "rope_freqs.weight"
-
-shell = pytest.fixture(export_shell)
 
 
 def write(

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 import ropex
-from ropex.engines import ENGINES, Export, exports
+from ropex.engines import Export, exports
+from ropex.engines.judge import answer
 from ropex.engines.wanted import Wanted, read
-from tests.engines.test_export_engines import (
+from tests.support.cases import BY_LENGTH_IN_CONFIG, STATIC
+from tests.support.engine_formulas import (
     BASE,
     PAIRS,
     Config,
@@ -24,7 +26,7 @@ from tests.engines.test_export_engines import (
     tensorrt,
     vllm,
 )
-from tests.support.cases import BY_LENGTH_IN_CONFIG, STATIC, TRAINED, rope_settings, tiny_model
+from tests.support.models import TRAINED, rope_settings, tiny_model
 
 TOLERANCE = 2e-6
 DYNAMIC = "dynamic:4"
@@ -124,7 +126,7 @@ def test_what_depends_on_the_length_is_held_within_the_bound(folder: Path, text:
 @pytest.mark.parametrize("text", [t for t in STATIC if "yarn" not in t])
 def test_exllamav2_computes_what_the_reason_says_that_it_does(folder: Path, text: str) -> None:
     wanted, raw = read(folder, text), raw_config(folder)
-    found = ENGINES["exllama"](wanted)
+    found = answer("exllama", wanted)
     if not found.reason.startswith("exllamav2 and exllamav3") and "so does" not in found.reason:
         assert "exllamav2" in found.reason
         return

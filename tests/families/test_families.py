@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,12 @@ from transformers import RoFormerConfig, RoFormerForMaskedLM
 import ropex
 from ropex.cli import main
 from ropex.families.check import CLAUSES, Family, Outcome, check, look
-from ropex.families.page import page_name, row, text
 from ropex.families.tiny import causal_types, tiny_model
+from tests.support.models import tiny_multimodal
+from tests.support.paths import ROOT
+from tools.families_page import page_name, row, text
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / page_name()).read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / page_name()).read_text(encoding="utf-8")
 TYPES = causal_types()
 VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
 # What cannot be built from its default config, or without a package that the tests do not have.
@@ -38,7 +39,7 @@ def test_the_contract_holds_and_the_page_says_so(model_type: str) -> None:
         assert f"`{model_type}`" in PAGE.partition("## Without rotary embeddings")[2]
         assert "looked for" in family.reason
     elif family.status == "rotary":  # what could not be built depends on the packages there are
-        assert row(family) in PAGE.splitlines(), "run: ropex families --page docs"
+        assert row(family) in PAGE.splitlines(), "run: python -m tools.families_page"
 
 
 def test_the_page_lists_every_family_once() -> None:
@@ -52,7 +53,7 @@ def test_the_page_lists_every_family_once() -> None:
 
 
 def test_a_clause_that_fails_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ropex.patching.handle.apply_rope", lambda *_: True)  # a silent no-op
+    monkeypatch.setattr("ropex.patching.apply.apply_rope", lambda *_: True)  # a silent no-op
     outcomes = check("llama").outcomes
     failed = [name for name in outcomes if outcomes[name].passed is False]
     assert failed == ["undone", "verified", "bfloat16"]
@@ -73,7 +74,7 @@ def test_a_failure_is_told_on_the_page_and_by_the_status(
     assert err == "ropex: failed: llama\n"
 
 
-def test_the_verb_lists_what_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_verb_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["families", "llama", "gptj", "bert"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["family", "tables"]
@@ -85,8 +86,6 @@ def test_the_verb_lists_what_is_there(capsys: pytest.CaptureFixture[str], tmp_pa
     assert json.loads(capsys.readouterr().out)[0]["tables"] == ["model.rotary_emb"]
     assert main(["families", "lama"]) == 2
     assert "did you mean 'llama'?" in capsys.readouterr().err
-    assert main(["families", "llama", "--page", str(tmp_path)]) == 2
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_looking_tries_nothing() -> None:
@@ -177,16 +176,7 @@ def logits_of_encoder(model: Any, ids: Any) -> Any:
 
 
 def test_towers_for_images_are_left_alone() -> None:
-    sizes: dict[str, Any] = {
-        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
-    }  # fmt: skip
-    entry = {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    key = "rope_parameters" if VERSION_5 else "rope_scaling"
-    text = {**sizes, key: {**entry, "rope_theta": 1e4}}
-    sight = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
-    config = transformers.Qwen2VLConfig(text_config=text, vision_config=sight, image_token_id=3)
-    model = transformers.Qwen2VLForConditionalGeneration(config).eval()
+    model = tiny_multimodal()
     found = [site.name for site in ropex.patch(model, "linear:2").sites]
     assert all(name.startswith("model.language_model.") for name in found)
     assert any("visual" in name and name.endswith("inv_freq") for name, _ in model.named_buffers())

@@ -10,7 +10,9 @@ import torch
 
 import ropex
 from ropex.rope import Rope
-from tests.support.cases import ALL, FAMILIES, logits, rope_settings, tiny_model, tokens
+from tests.support.cases import ALL, FAMILIES
+from tests.support.models import logits, rope_settings, tiny_model, tokens
+from tests.support.rounding import assert_alike
 
 FAR = torch.tensor([[0, 1, 4095, 65_537, 131_071, 131_072]])
 IDS = tokens()
@@ -56,7 +58,7 @@ def test_exact_computes_the_same_model(text: str) -> None:
     with ropex.patch(model, text):
         wanted = logits(model, IDS)
     with ropex.patch(model, text, precision="exact") as patch:
-        torch.testing.assert_close(logits(model, IDS), wanted, rtol=0, atol=5e-4)
+        assert_alike(logits(model, IDS), wanted)
         assert patch.verify().sites == 1
     plain = tiny_model("llama")
     assert torch.equal(logits(model, IDS), logits(plain, IDS))
@@ -68,7 +70,7 @@ def test_exact_in_every_family(family: str) -> None:
     with ropex.patch(model, "yarn:4"):
         wanted = logits(model, IDS)
     with ropex.patch(model, "yarn:4", precision="exact"):
-        torch.testing.assert_close(logits(model, IDS), wanted, rtol=0, atol=1e-3)
+        assert_alike(logits(model, IDS), wanted)
 
 
 @pytest.mark.parametrize("text", ["dynamic_yarn", "yarn:4"])
@@ -77,7 +79,7 @@ def test_exact_and_unrotated_go_together(text: str) -> None:
     with ropex.patch(model, text, precision="exact"):
         wanted = logits(model, IDS)[:, -1]
     with ropex.patch(model, text, precision="exact", cache="unrotated"):
-        torch.testing.assert_close(logits(model, IDS)[:, -1], wanted, rtol=0, atol=1e-10)
+        assert_alike(logits(model, IDS)[:, -1], wanted)
 
 
 def test_exact_keeps_the_precision_that_the_family_has() -> None:
@@ -89,14 +91,14 @@ def test_exact_keeps_the_precision_that_the_family_has() -> None:
 
 
 def test_rows_of_a_batch_have_lengths_of_their_own() -> None:
-    model = tiny_model("llama")
+    model = tiny_model("llama").double()
     ids = torch.cat([IDS, IDS.roll(1, 1)])
     positions = torch.stack([torch.arange(100), torch.arange(100) // 4])
     with ropex.patch(model, "dynamic", precision="exact"):
         both = logits(model, ids, position_ids=positions)
         for row in (0, 1):
             alone = logits(model, ids[row : row + 1], position_ids=positions[row : row + 1])
-            torch.testing.assert_close(both[row : row + 1], alone, rtol=0, atol=2e-5)
+            assert_alike(both[row : row + 1], alone)
 
 
 def test_a_layout_that_is_not_known_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ropex
-from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.strategies.frozen import Frozen
 from ropex_eval.measure.losses import Scorer
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, load_corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
+from tests.support.paths import REAL
+from tests.support.rounding import of_loss
 from tests.support.tiny_eval import start
 
-REAL = Path(os.environ.get("ROPEX_REAL", Path(__file__).parents[3] / "shared" / "real"))
 STORIES, TEXT = REAL / "stories260K", REAL / "texts" / "tinystories_val.txt"
 TRAINED = 512
 
@@ -44,11 +44,6 @@ def scorer() -> Scorer:
 def rough() -> Scorer:
     """In float32, for what is wrong by far if it is wrong."""
     return Scorer(load_model(STORIES, dtype="float32"))
-
-
-def rounding(scores: Tensor) -> float:
-    """What the loss alone, which is taken in float32, may be off: roundings of its largest."""
-    return 16 * torch.finfo(torch.float32).eps * float(scores.max())
 
 
 def corpus_of(length: int, excerpts: int) -> Corpus:
@@ -115,7 +110,7 @@ def test_scores_are_those_of_a_model_with_the_method_in_its_config(
     for chunk in (None, 400):
         with ropex.patch(scorer.model, text):
             scores = scores_of(scorer, ids, chunk)
-        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=rounding(plain))
+        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=of_loss(512))
     if text != "none":
         unpatched = scores_of(scorer, ids).double()
         assert (unpatched - plain).abs().max() > 0.1  # so that equality says something
@@ -129,7 +124,7 @@ def test_strategy_held_at_a_length_scores_as_the_live_one_does(scorer: Scorer, l
     with ropex.patch(scorer.model, Frozen(ropex.strategy("dynamic"), length)):
         for chunk in (None, 100):
             scores = scores_of(scorer, ids, chunk)
-            torch.testing.assert_close(scores.double(), plain, rtol=0, atol=rounding(plain))
+            torch.testing.assert_close(scores.double(), plain, rtol=0, atol=of_loss(512))
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 
 from ropex.parity import server as served
 from ropex.parity.server import served_logprobs
+from tests.support.models import save_checkpoint
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, words
+from tests.support.tiny_eval import words
 
 IDS = [1, 5, 9]
 Script = Callable[[socket.socket], None]

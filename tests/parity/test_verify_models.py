@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import pytest
 
 import ropex
-from ropex.checkpoints.find import load_model
+from ropex.checkpoints.loading import load_model
 from ropex.parity.server import own_logprobs
+from tests.support.models import save_checkpoint, tiny_causal
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, tiny_causal, words
+from tests.support.tiny_eval import words
 
 
 class Server(BaseHTTPRequestHandler):

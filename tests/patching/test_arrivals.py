@@ -43,8 +43,9 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 import ropex
 from ropex.families.tiny import tiny_model
 from ropex.model.sites.slots import Given
-from tests.support.cases import logits, tokens
+from tests.support.models import logits, tokens
 from tests.support.remote_code import DOUBLES
+from tests.support.rounding import assert_alike
 
 NEW = not transformers.__version__.startswith("4.")
 CPU = torch.device("cpu")
@@ -82,7 +83,6 @@ def crossed(*names: str, without: str = "") -> list[tuple[str, str]]:
 # Of torch, transformers and peft, about what they do by themselves.
 THEIRS = pytest.mark.filterwarnings(
     "ignore:FSDP is switching to use `NO_SHARD`",
-    "ignore:`is_gradient_checkpointing` is deprecated",
     "ignore:Model has `tie_word_embeddings=True` and a tied layer",
 )
 
@@ -106,7 +106,7 @@ def references() -> dict[str, Reference]:
 
 
 def near(left: Tensor, right: Tensor) -> None:
-    torch.testing.assert_close(left, right, rtol=0, atol=1e-5)
+    assert_alike(left, right)
 
 
 def check(model: Any, patch: ropex.Patch, reference: Reference) -> None:
@@ -325,7 +325,6 @@ OTHER: dict[str, Callable[[Any, Path], Any]] = {  # these round, or have other w
     "sharded_half": sharded_half,
 }
 WRAPS = SAME | OTHER
-OFFLOADING = [name for name in WRAPS if "offload" in name]
 # torch does not flatten frozen weights with others, and rounds roformer's before its rows are taken
 # or after; the rest is where no table is touched.
 LEFT_OUT = " ".join(

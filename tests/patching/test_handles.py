@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ropex
-from tests.support.cases import logits, tokens
+from tests.support.models import logits, tokens
 
 IDS = tokens()
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.config.notations import version_5
@@ -17,9 +16,10 @@ from ropex.strategies.frozen import Frozen
 from ropex.train import RopeGuard
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.results import Results
-from tests.support.cases import logits, tiny_model, tokens
-from tests.support.cli_world import World
-from tests.support.tiny_eval import plain_nll, tiny_causal, tiny_tokenizer, words
+from tests.support.models import logits, plain, tiny_causal, tiny_model, tiny_tokenizer, tokens
+from tests.support.rounding import LOSS, assert_alike
+from tests.support.shell import Shell
+from tests.support.tiny_eval import plain_nll, words
 
 SWITCH, TRAINED, PAIRS = 32, 128, 8
 SHORT = [1.0] * 7 + [1.25]
@@ -97,7 +97,7 @@ def test_none_keeps_the_switch_to_the_last_bit(family: str, llama: Any, phi: Any
         assert all(map(torch.equal, both(model), plain))
     with ropex.patch(model, "none", precision="exact"):
         for exact, wanted in zip(both(model), plain, strict=True):
-            torch.testing.assert_close(exact, wanted, rtol=0, atol=1e-4)
+            assert_alike(exact, wanted)
     assert all(map(torch.equal, both(model), plain))
 
 
@@ -114,18 +114,18 @@ def test_what_changes_nothing_within_the_trained_length_keeps_the_switch(
 def test_a_temperature_applies_to_both_lists(llama: Any) -> None:
     def of(list_: list[float]) -> Any:
         entry = lists(list_, list_, rope_type="longrope")
-        return tiny_model("llama", **entry)
+        return tiny_model("llama", **entry).double()
 
     lengths = (20, 100)
     wanted = []
     for list_, length in zip((SHORT, LONG), lengths, strict=True):
         with ropex.patch(of(list_), "temperature:1.1") as patch:
             wanted.append(logits(patch.model, IDS[:, :length]))
-    with ropex.patch(llama, "temperature:1.1") as patch:
+    with ropex.patch(llama.double(), "temperature:1.1") as patch:
         patch.verify()
         found = [logits(llama, IDS[:, :length]) for length in lengths]
     for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        assert_alike(ours, theirs, dtype=torch.float32)  # of cos and sin
 
 
 @pytest.mark.filterwarnings("error:the checkpoint is scaled already")
@@ -146,25 +146,25 @@ def test_other_strategies_start_from_the_long_list_and_say_so(llama: Any) -> Non
 
 @torch.no_grad()
 def test_keys_of_one_list_are_not_continued_with_those_of_the_other(llama: Any) -> None:
-    with ropex.patch(llama, "none"):
+    with ropex.patch(llama.double(), "none"):
         cache = llama(IDS[:, :30], use_cache=True).past_key_values
         cache = llama(IDS[:, 30:32], past_key_values=cache, use_cache=True).past_key_values
         with pytest.raises(RuntimeError, match="rotated for a shorter sequence"):
             llama(IDS[:, 32:33], past_key_values=cache)
         cache = llama(IDS[:, :40], use_cache=True).past_key_values
         ahead = llama(IDS[:, 40:50], past_key_values=cache).logits[:, -1]
-        torch.testing.assert_close(ahead, logits(llama, IDS[:, :50])[:, -1], rtol=0, atol=1e-4)
+        assert_alike(ahead, logits(llama, IDS[:, :50])[:, -1])
 
 
 @torch.no_grad()
 def test_unrotated_keys_go_over_the_switch() -> None:
-    model = tiny_model("llama", num_hidden_layers=1, **lists(rope_type="longrope"))
+    model = tiny_model("llama", num_hidden_layers=1, **lists(rope_type="longrope")).double()
     wanted = torch.cat([logits(model, IDS[:, : n + 1])[:, -1:] for n in (20, 31, 32, 60)], 1)
     with ropex.patch(model, "none", cache="unrotated"):
         cache = model(IDS[:, :25], use_cache=True).past_key_values
         rest = model(IDS[:, 25:], past_key_values=cache).logits
         found = torch.cat([logits(model, IDS[:, :21])[:, -1:], rest[:, [6, 7, 35]]], 1)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
+    assert_alike(found, wanted)
 
 
 def test_generation_over_the_switch_is_the_models_own(phi: Any) -> None:
@@ -203,7 +203,7 @@ def small_lists() -> dict[str, Any]:
 
 
 @pytest.fixture
-def switching(world: World) -> World:
+def switching(world: Shell) -> Shell:
     """A working directory with a checkpoint that switches at 16 tokens, trained at 48."""
     tiny_causal(**small_lists()).save_pretrained("lists")
     tiny_tokenizer().save_pretrained("lists")
@@ -225,7 +225,7 @@ def check_measured(model: Any, lengths: tuple[int, ...]) -> None:
 EVAL = ("--lengths", "8,16,24,64", "--definitions", "prefix")
 
 
-def test_eval_reads_each_length_with_the_list_that_it_has(switching: World) -> None:
+def test_eval_reads_each_length_with_the_list_that_it_has(switching: Shell) -> None:
     status, _, err = switching.eval("-s", "none", "-s", "yarn:2", *EVAL, model="lists")
     assert status == 0, err
     assert "trained at 48 tokens" in err
@@ -236,14 +236,14 @@ def test_eval_reads_each_length_with_the_list_that_it_has(switching: World) -> N
 
 @pytest.mark.parametrize("at", [12, 60])
 def test_what_eval_holds_reads_pieces_as_the_model_reads_the_whole(at: int) -> None:
-    model, ids = tiny_causal(**small_lists()), torch.arange(3, 3 + at)[None]
+    model, ids = tiny_causal(**small_lists()).double(), torch.arange(3, 3 + at)[None]
     goals, plain = ids.roll(-1, 1), plain_nll(model, ids[0])
     with ropex.patch(model, Frozen(ropex.strategy("none"), at)):
         scores = Scorer(model).nll(ids, goals, ((0, at - 1),), 7)
-    torch.testing.assert_close(scores[0].double(), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores[0].double(), plain, rtol=0, atol=LOSS)
 
 
-def test_what_patch_writes_is_read_again(world: World) -> None:
+def test_what_patch_writes_is_read_again(world: Shell) -> None:
     text = "longrope:factor=2,long_factor=1/1.5/2/4"
     assert world("patch", "tiny", "-s", text, "-o", "lists")[0] == 0
     status, _, err = world.eval("-s", "none", *EVAL, model="lists")
@@ -253,9 +253,9 @@ def test_what_patch_writes_is_read_again(world: World) -> None:
         check_measured(patch.model, (8, 16, 24, 64))
 
 
-def test_patch_show_suggest_and_train_take_it(switching: World) -> None:
+def test_patch_show_suggest_and_train_take_it(switching: Shell) -> None:
     assert switching("patch", "lists", "-s", "none", "-o", "same")[0] == 0
-    copies = [AutoModelForCausalLM.from_pretrained(name).eval() for name in ("lists", "same")]
+    copies = [plain(Path(name)) for name in ("lists", "same")]
     for length in (10, 40):
         ours, theirs = (logits(model, IDS[:, :length]) for model in copies)
         assert torch.equal(ours, theirs)

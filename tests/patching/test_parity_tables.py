@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import ropex
 from ropex.config.entry import read_entry
-from tests.support.cases import rope_settings, tiny_config, tiny_model
+from tests.support.models import rope_settings, tiny_config, tiny_model
 
 LENGTH = 4096  # of training; long enough that every bound of a band falls between two pairs
 FACTOR = 4.0

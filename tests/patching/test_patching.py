@@ -12,40 +12,29 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM
 
 import ropex
 from ropex.config.notations import version_5
 from ropex.model.rotary import sites
 from ropex.model.window import near_only
-from tests.support.cases import (
-    ALL,
-    FAMILIES,
+from ropex.patching.stack import stack
+from ropex.train import RopeGuard
+from tests.support.cases import ALL, FAMILIES
+from tests.support.models import (
     TRAINED,
+    build,
     logits,
     rope_settings,
     tiny_config,
     tiny_model,
+    tiny_multimodal,
     tokens,
 )
+from tests.support.rounding import assert_alike
 
 IDS = tokens()
 LAYER_TYPES = ["sliding_attention", "full_attention"]
-
-
-def tiny_multimodal(kind: str = "qwen2_vl") -> Any:
-    """A model of pictures and text, whose tokens have positions in time, height and width."""
-    text = {**tiny_config("qwen2").to_dict(), "model_type": f"{kind}_text"}
-    entry = {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    key = "rope_parameters" if hasattr(tiny_config(), "rope_parameters") else "rope_scaling"
-    text = {**text, key: {**text.get("rope_parameters", {}), **entry}}
-    sight = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
-    config: Any = AutoConfig.for_model(
-        kind, text_config=text, vision_config=sight, image_token_id=3
-    )
-    torch.manual_seed(0)
-    auto: Any = AutoModelForImageTextToText
-    return auto.from_config(config).eval()
 
 
 THREE_AXES = ("qwen2_vl", "qwen2_5_vl", "glm4v")
@@ -56,7 +45,7 @@ def family(request: pytest.FixtureRequest) -> Any:
     return tiny_model(request.param)
 
 
-def state_of(model: Any) -> list[Any]:
+def state_of(model: Any, but: str = "") -> list[Any]:
     """Everything about a model that a patch may touch, by identity where it is an object."""
     tables = [(name, buffer.clone()) for name, buffer in model.named_buffers()]
     modules = []
@@ -64,7 +53,7 @@ def state_of(model: Any) -> list[Any]:
         attributes = {
             key: value if isinstance(value, (int, float, str, bool)) else id(value)
             for key, value in vars(module).items()
-            if key != "ropex_patches" and not isinstance(value, dict)
+            if key != but and not isinstance(value, dict)
         }
         hooks = (len(module._forward_pre_hooks), len(module._forward_hooks))
         modules.append((name, attributes, hooks))
@@ -84,8 +73,16 @@ def test_none_moves_no_bit(family: Any) -> None:
     before = state_of(family)
     with ropex.patch(family, "none") as patch:
         assert torch.equal(logits(family, IDS), plain)
-        assert same(state_of(family), before)
+        assert same(state_of(family, but="ropex_patches"), before)
         assert patch.verify().logit_change == 0
+    assert same(state_of(family), before)
+
+
+def test_reading_what_is_in_place_writes_nothing(family: Any) -> None:
+    before = state_of(family)
+    assert stack(sites(family)) == ()
+    RopeGuard(family).check()
+    assert same(state_of(family), before)
 
 
 @pytest.mark.parametrize("text", ["linear:1.7", "yarn:4", "dynamic:4", "linear:2+ntk:2"])
@@ -126,13 +123,13 @@ def test_a_failed_patch_leaves_nothing_behind(llama: Any, monkeypatch: pytest.Mo
 
 
 def test_patches_nest_and_leave_last_first(llama: Any) -> None:
-    plain = logits(llama, IDS)
+    plain = logits(llama.double(), IDS)
     outer = ropex.patch(llama, "linear:2")
     alone = logits(llama, IDS)
     inner = ropex.patch(llama, "ntk:2")
-    with ropex.patch(tiny_model("llama"), "linear:2+ntk:2") as composed:
+    with ropex.patch(tiny_model("llama").double(), "linear:2+ntk:2") as composed:
         together = logits(composed.model, IDS)
-    torch.testing.assert_close(logits(llama, IDS), together, rtol=0, atol=1e-4)
+    assert_alike(logits(llama, IDS), together)
     with pytest.raises(RuntimeError, match="remove ntk:2 before linear:2"):
         outer.remove()
     inner.remove()
@@ -158,11 +155,12 @@ def test_a_patch_that_another_cannot_start_from_is_refused(
 
 
 def test_a_patch_over_one_that_no_config_holds_is_not_in_the_config(llama: Any) -> None:
+    llama.double()
     with ropex.patch(llama, "logn"), ropex.patch(llama, "yarn:4") as inner:
         assert not inner.in_config
         both = logits(llama, IDS)
     with ropex.patch(llama, "yarn:4+logn:32"):
-        torch.testing.assert_close(logits(llama, IDS), both, rtol=0, atol=1e-5)
+        assert_alike(logits(llama, IDS), both)
 
 
 def test_leaving_a_block_ends_the_patches_made_inside(llama: Any) -> None:
@@ -229,23 +227,14 @@ def test_a_patch_says_how_it_computes(llama: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "mamba"])
 def test_a_model_without_rotary_embeddings_is_refused(kind: str) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "hidden_size": 32, "num_hidden_layers": 1}
-    opt = {"word_embed_proj_dim": 32, "ffn_dim": 32, "num_attention_heads": 2}
-    config = AutoConfig.for_model(kind, vocab_size=32, **sizes, **opt)
-    model = AutoModelForCausalLM.from_config(config)
+    model = build(tiny_config(kind, word_embed_proj_dim=64, ffn_dim=32))
     with pytest.raises(ropex.UnsupportedModel, match=rf"{kind}.*looked for.*inv_freq.*found none"):
         ropex.patch(model, "yarn:4")
 
 
 def test_rotary_modules_that_nobody_calls_are_refused() -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = AutoConfig.for_model("falcon", vocab_size=32, alibi=True, **sizes)
     with pytest.raises(ropex.UnsupportedModel, match="falcon is built with ALiBi"):
-        ropex.patch(AutoModelForCausalLM.from_config(config), "yarn:4")
+        ropex.patch(build(tiny_config("falcon", alibi=True)), "yarn:4")
 
 
 def test_layers_without_a_number_are_scaled_as_well() -> None:
@@ -255,7 +244,7 @@ def test_layers_without_a_number_are_scaled_as_well() -> None:
 
 @torch.no_grad()
 def test_rows_with_three_positions_a_token_have_lengths_of_their_own() -> None:
-    model: Any = tiny_multimodal()
+    model: Any = tiny_multimodal().double()
     ids = tokens(12, rows=2)
     far = torch.arange(12) * 9  # time, height and width of pictures need not agree
     places = torch.stack([torch.stack([far, far // 2]), torch.stack([far // 3, far // 4])] * 2)[:3]
@@ -268,7 +257,7 @@ def test_rows_with_three_positions_a_token_have_lengths_of_their_own() -> None:
             alone = decoder(
                 input_ids=ids[row : row + 1], position_ids=places[:, row : row + 1], use_cache=False
             ).last_hidden_state
-            torch.testing.assert_close(both[row : row + 1], alone, rtol=0, atol=1e-4)
+            assert_alike(both[row : row + 1], alone)
 
 
 def test_three_positions_a_token_are_not_kept_unrotated() -> None:
@@ -436,13 +425,11 @@ def test_what_rotates_is_found_without_weights() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch.compile imports it
 def test_local_layers_of_modernbert_are_left_alone_in_both_versions(tmp_path: Path) -> None:
-    config = AutoConfig.for_model(
-        "modernbert", vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=TRAINED, local_attention=16, pad_token_id=0,
-        reference_compile=False,
-    )  # fmt: skip
+    config = tiny_config(
+        "modernbert", num_hidden_layers=4, local_attention=16, reference_compile=False
+    )
     auto: Any = AutoModelForMaskedLM
-    model = auto.from_config(config).eval()
+    model = build(config, auto)
     with ropex.patch(model, "ntk:4") as patch:
         patch.verify()
         bases = {

@@ -11,7 +11,8 @@ import torch
 from accelerate import cpu_offload
 
 import ropex
-from tests.support.cases import TRAINED, logits, tiny_model, tokens
+from tests.support.models import TRAINED, logits, tiny_model, tokens
+from tests.support.rounding import assert_alike
 
 IDS = tokens()
 
@@ -59,17 +60,19 @@ def enable_checkpointing(model: Any) -> None:
 def test_gradient_checkpointing_computes_the_same_gradients(text: str) -> None:
     gradients = []
     for checkpointed in (False, True):
-        model = tiny_model("llama").train()
+        model = tiny_model("llama").double().train()
         ropex.patch(model, text)
         if checkpointed:
             enable_checkpointing(model)
         model(IDS, labels=IDS, use_cache=False).loss.backward()
         gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-6)
+    assert_alike(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("text", ["yarn:4", "dynamic:4", "yarn:4+logn"])
-def test_compiles_to_one_graph(llama: Any, text: str) -> None:
+def test_compiles_to_one_graph(text: str) -> None:
+    llama = tiny_model("llama", num_hidden_layers=1).double()
+
     class Counting:
         graphs = 0
 
@@ -86,7 +89,7 @@ def test_compiles_to_one_graph(llama: Any, text: str) -> None:
         with torch.no_grad():
             output = compiled(IDS, use_cache=False).logits
     assert counting.graphs == 1
-    torch.testing.assert_close(output, wanted, rtol=0, atol=1e-5)
+    assert_alike(output, wanted)
 
 
 @pytest.mark.parametrize("text", ["yarn:4", "ntk_by_parts:4", "dynamic:4", "ntk:2+dynamic:2"])
@@ -108,15 +111,16 @@ def test_a_patched_model_can_be_pickled(llama: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["yarn:4", "dynamic:4", "ntk:2+dynamic:2", "yarn:4+logn"])
-def test_a_compiled_model_can_be_patched_and_restored(llama: Any, text: str) -> None:
+def test_a_compiled_model_can_be_patched_and_restored(text: str) -> None:
     torch._dynamo.reset()
+    llama = tiny_model("llama", num_hidden_layers=1).double()
     compiled: Any = torch.compile(llama, backend="eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, while it traces
         plain = logits(compiled, IDS)
         with ropex.patch(llama, text):
-            torch.testing.assert_close(logits(compiled, IDS), logits(llama, IDS), rtol=0, atol=1e-5)
-        torch.testing.assert_close(logits(compiled, IDS), plain, rtol=0, atol=1e-5)
+            assert_alike(logits(compiled, IDS), logits(llama, IDS))
+        assert_alike(logits(compiled, IDS), plain)
 
 
 @pytest.mark.parametrize("first", ["offload", "patch"])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import FalconConfig, FalconForSequenceClassification, FalconForTokenClassification
+from transformers import FalconForSequenceClassification, FalconForTokenClassification
 
 import ropex
 from ropex.model.rotary import sites
-from tests.support.cases import TRAINED, tiny_model, tiny_t5gemma
+from tests.support.models import tiny_config, tiny_model, tiny_t5gemma
 
 # Factors that begin far beyond twice the trained length, at it, and with the first token.
 QUERY = ["llama4_temperature", "llama4_temperature:64k", "logn:length=32k", "logn:16", "logn"]
@@ -36,10 +36,7 @@ def test_queries_that_are_not_scaled_are_told(llama: Any, text: str) -> None:
 
 
 def falcon(head: Any) -> Any:
-    config = FalconConfig(
-        vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=False,
-        max_position_embeddings=TRAINED, pad_token_id=0, initializer_range=0.1,
-    )  # fmt: skip
+    config = tiny_config("falcon", alibi=False, initializer_range=0.1)
     torch.manual_seed(0)
     return head(config).eval()
 

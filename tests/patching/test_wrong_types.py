@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ropex
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
 
 VALUES: list[Any] = [None, 3, 2.5, b"yarn:4", {}, [], object(), dict, torch.zeros(2)]
 

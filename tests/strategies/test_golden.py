@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +15,13 @@ from ropex.strategies.ntk import ntk_base
 from ropex.strategies.registry import strategy
 from ropex.strategies.theta import ThetaScale
 from ropex.strategies.yarn import Yarn, pair_of
+from tests.support import paths
 from tests.support import reference as ref
 from tests.support.formulas import FORMULAS
 from tests.support.reference import Shape
 
 GOLDEN: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "golden" / "strategies.json").read_text(encoding="utf-8"),
+    (paths.GOLDEN / "strategies.json").read_text(encoding="utf-8"),
     parse_float=Decimal,  # keeps the number of digits
 )
 LLAMA_2 = Shape(128, 1e4, 4096)

@@ -76,7 +76,7 @@ def test_every_length_survives_its_text(length: int) -> None:
         ("yarn:4,", "'yarn:4,' has an empty parameter"),
         ("yarn:4_0", "yarn: factor is '4_0', it must be a number"),
         ("yarn:factor", "'yarn:factor': write 'factor' as KEY=VALUE"),
-        ("linear:length=8k+ntk:length=8k", "linear:length=8k+ntk:length=8k: each of two target"),
+        ("linear:length=8k+ntk:length=8k", "linear:length=8k+ntk:length=8k: each part starts"),
         ("yarn", "yarn takes a factor or a target length, one of the two: yarn:4 or "),
         ("yarn:4,length=8k", "yarn takes a factor or a target length, one of the two"),
         ("yarn:0.5", "yarn: factor is 0.5, it must be from 1 to 1048576"),
@@ -119,7 +119,7 @@ def test_every_length_survives_its_text(length: int) -> None:
         ("temperature:0", "temperature: factor is 0.0, it must be above 0: from 0.001 to 1000"),
         ("dynamic_linear:32k", "'dynamic_linear:32k': write '32k' as KEY=VALUE"),
         ("resonance+yarn:4", "resonance+yarn:4: yarn would change the frequencies that resonance"),
-        ("dynamic+dynamic_yarn", "dynamic+dynamic_yarn: each of two target lengths would be"),
+        ("dynamic+dynamic_yarn", "dynamic+dynamic_yarn: each part starts from the result"),
         ("logn:1", "logn: length is 1, it must be at least 2"),
     ],
 )
@@ -144,6 +144,12 @@ def test_every_strategy_says_what_it_is(name: str) -> None:
     assert cls.__doc__
     assert cls.paper.startswith("https://")
     assert "arXiv:" in cls.__doc__ or "(20" in cls.__doc__
+
+
+def test_a_composition_says_what_its_parts_are() -> None:
+    both = strategy("yarn:4+logn")
+    assert both.name == "yarn+logn"
+    assert both.paper == f"{registry()['yarn'].paper} {registry()['logn'].paper}"
 
 
 @pytest.mark.parametrize("text", ["yarn:length=", "yarn:ramp=", "logn:length=", "none:", "yarn"])

@@ -3,16 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-
-import torch
-import transformers
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
-
-TRAINED = 32
-LONG = 100  # tokens; beyond what every factor below reaches from `TRAINED`, but for a few
-VOCABULARY = 64
 
 # Lists for the eight pairs of the models below.
 _LONG = "long_factor=1/1/1.5/2/2.5/3/4/4"
@@ -116,73 +106,3 @@ FAMILIES = (
     "mixtral",
     "phi3",
 )
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
-    "phi3": {"original_max_position_embeddings": TRAINED},
-}
-
-
-def rope_settings(base: float = 1e4, **entry: Any) -> dict[str, Any]:
-    """Settings of a config with this rope entry, in the notation of the installed transformers."""
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        return {"rope_parameters": {"rope_type": "default", **entry, "rope_theta": base}}
-    return {"rope_theta": base, "rope_scaling": entry or None}
-
-
-def tiny_config(family: str = "llama", **changes: Any) -> Any:
-    """A config of a family with two layers and four heads of 16."""
-    settings = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": TRAINED,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **_SETTINGS.get(family, {}),
-        **changes,
-    }
-    return AutoConfig.for_model(family, **settings)
-
-
-def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
-    """A model with weights large enough that positions matter."""
-    torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(tiny_config(family, **changes))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.mul_(5.0)
-    return model.eval()
-
-
-def tokens(length: int = LONG, rows: int = 1, seed: int = 0) -> Tensor:
-    """Token ids, `(rows, length)`, none of them special."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
-
-
-@torch.no_grad()
-def logits(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
-    """Logits, `(rows, length, vocabulary)`."""
-    result: Tensor = model(ids, **{"use_cache": False, **inputs}).logits
-    return result
-
-
-def tiny_t5gemma() -> Any:
-    """An encoder and a decoder that both rotate."""
-    from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
-
-    sizes = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": TRAINED, "initializer_range": 0.1,
-    }  # fmt: skip
-    config = T5GemmaConfig(encoder=sizes, decoder={**sizes, "use_cache": True}, vocab_size=64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return T5GemmaForConditionalGeneration(config).eval()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ropex_eval.report.page import Difference
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Change, Point, Result, Results, Retrieval
 from ropex_eval.scores.verdict import Step, Verdict
 
@@ -28,6 +29,7 @@ HOSTILE = (
     "\"' onmouseover=window.hacked=3 ${window.hacked = 4} <!--<style>*{color:red}</style> & $title",
 )
 DEFINITIONS = ("prefix", "local", "fixed")
+EMPTY = Results({"model": {}, "data": {}}, Protocol((), 1, (), None, 0))
 
 
 def made_up(
@@ -64,7 +66,8 @@ def made_up(
                            None if high is None else math.exp(high), 1024)
                 )  # fmt: skip
     return Results(
-        about=_about(texts, lengths, definitions),
+        about=_about(texts, lengths),
+        protocol=Protocol(tuple(lengths), 64, tuple(definitions), None, lengths[-1]),
         strategies={text: _known(place) for place, text in enumerate(texts)},
         results=tuple(results),
         changes=tuple(_changes(texts, lengths, nll, intervals)),
@@ -74,9 +77,7 @@ def made_up(
     )
 
 
-def _about(
-    texts: Sequence[str], lengths: Sequence[int], definitions: Sequence[str]
-) -> dict[str, Any]:
+def _about(texts: Sequence[str], lengths: Sequence[int]) -> dict[str, Any]:
     said = " ".join(f"-s {text}" for text in texts)
     return {
         "model": {
@@ -100,14 +101,6 @@ def _about(
             "bos": 1,
             "tokens_sha256": "ab12" * 16,
             "clusters": "documents",
-        },
-        "protocol": {
-            "lengths": list(lengths),
-            "targets": 64,
-            "definitions": list(definitions),
-            "stride": None,
-            "short": None,
-            "evaluator": "none",
         },
         "versions": {"ropex": "0.3.0", "transformers": "5.23.0", "torch": "2.13.0"},
         "command": f"ropex eval meta-llama/Llama-2-7b-hf {said} --lengths 512..32k --data pg19",
@@ -207,6 +200,7 @@ def hostile(one: str, other: str) -> Results:
     tame = made_up(("one", "other"))
     return Results(
         about=_renamed(tame.about, one, other),
+        protocol=tame.protocol,
         strategies=dict(zip((one, other), tame.strategies.values(), strict=True)),
         **{
             part: tuple(

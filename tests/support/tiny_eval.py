@@ -1,4 +1,4 @@
-"""A checkpoint that is measured in a moment, texts for it, and brute force to compare with."""
+"""Texts for the tiny readers, studies of them, and what is measured."""
 
 from __future__ import annotations
 
@@ -13,25 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import ropex
 import ropex_eval.running.run
 from ropex_eval.measure.reader import Reader
 from ropex_eval.running.run import Effort, run
 from ropex_eval.running.work import Worker
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.corpus import Corpus, load_corpus
 from ropex_eval.study.passes import Pass
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
+from tests.support.models import TRAINED, tiny_tokenizer
 
-TRAINED = 32
 LENGTHS = (8, 24, 48, 96)  # two within the trained length, two beyond
-BOS = "<s>"
-
 STATIC = (
     "none",
     "linear:4",
@@ -46,54 +42,6 @@ STATIC = (
 BY_LENGTH = ("dynamic", "dynamic:4", "dynamic:2+logn")
 
 _WORDS = ["the", "a", "cat", "ran", "on", "under", "big", "red", "house", "and", "it", "there,"]
-
-
-def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
-    """One token a byte; like Llama's, it puts BOS in front unless it is told not to."""
-    vocabulary = [BOS, "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if not bos:
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token="</s>")
-
-
-def tiny_causal(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
-    """A random model with two layers, whose logits are large and depend on positions."""
-    settings = {
-        "vocab_size": 300,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": TRAINED,
-        "pad_token_id": None,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        **changes,
-    }
-    torch.manual_seed(seed)
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_config(AutoConfig.for_model(family, **settings))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(20.0 if "embed" in name or "head" in name else 8.0)
-    return model.eval()
-
-
-def save_checkpoint(folder: Path, *, bos: bool = True, seed: int = 0) -> Path:
-    """Write the tiny Llama and its tokenizer."""
-    tiny_causal(seed=seed).save_pretrained(folder)
-    tiny_tokenizer(bos=bos).save_pretrained(folder)
-    return folder
 
 
 def words(tokens: int, seed: int = 0) -> str:
@@ -222,19 +170,12 @@ def results_of(
     about = {
         "model": {"id": "tiny", "trained_length": trained},
         "data": {"clusters": "documents"},
-        "protocol": {
-            "lengths": lengths,
-            "targets": 4,
-            "stride": None,
-            "short": None,
-            "evaluator": "none",
-            "definitions": list(values),
-        },
     }
+    protocol = Protocol(tuple(lengths), 4, tuple(values), None, lengths[-1])
     rows = [
         Result(text, name, n, math.log(value) if value > 0 else value, value, None, None, None, 12)
         for name, table in values.items()
         for text, perplexities in table.items()
         for n, value in zip(lengths, perplexities, strict=True)
     ]
-    return Results(about, {row.strategy: {} for row in rows}, tuple(rows))
+    return Results(about, protocol, {row.strategy: {} for row in rows}, tuple(rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,117 +92,65 @@ def test_stdlib_is_long_modules_that_training_never_sees() -> None:
     assert all(path.is_file() for path in held_out_files())
 
 
-def empty_folder(folder: Path) -> str:
-    (folder / "empty").mkdir()
-    return str(folder / "empty")
+# A source below a folder with these files, and why it is refused.
+BAD: dict[str, tuple[str, dict[str, bytes | str], str]] = {
+    "nothing": ("none.txt", {}, "no such file or folder: .*none.txt"),
+    "empty folder": ("", {}, "the folder holds no files"),
+    "empty file": ("empty.txt", {"empty.txt": " \n\t\n"}, "empty.txt is empty"),
+    "an empty file of two": ("", {"a.txt": "full", "b.txt": ""}, "b.txt is empty"),
+    "Latin 1": ("l.txt", {"l.txt": "Grüße".encode("latin-1")}, "l.txt is not UTF-8 text"),
+    "no field": (
+        "d.jsonl",
+        {"d.jsonl": '{"text": "one"}'},
+        "say which field is the text, as in .*d.jsonl:text",
+    ),
+    "another field": (
+        "d.jsonl:body",
+        {"d.jsonl": '{"text": "one", "id": 1}'},
+        "line 1: the field 'body' holds no .*: text, id$",
+    ),
+    "a number": ("d.jsonl:id", {"d.jsonl": '{"id": 1}'}, "line 1: the field 'id' holds no text"),
+    "a hole": (
+        "d.jsonl:text",
+        {"d.jsonl": '{"text": "one"}\n{"text": null}'},
+        "line 2: the field 'text' holds no text",
+    ),
+    "lists": ("d.jsonl:text", {"d.jsonl": '["one"]'}, "line 1: the field 'text' holds no text"),
+    "damage": ("d.jsonl:text", {"d.jsonl": '{"text": "one"}\n{"text": \n'}, "line 2: not JSON"),
+    "half a character": (
+        "d.jsonl:text",
+        {"d.jsonl": '{"text": "\\ud800"}'},
+        "line 1: the field 'text' holds half of a character",
+    ),
+    "deep": ("d.jsonl:text", {"d.jsonl": '{"text": ' + "[" * 10**5}, "line 1: nested too deeply"),
+    "many digits": (
+        "d.jsonl:text",
+        {"d.jsonl": '{"text": "a", "id": ' + "1" * 5000 + "}"},
+        "line 1: not JSON",
+    ),
+    "no such JSONL": ("none.jsonl:text", {}, "no such file: .*none.jsonl"),
+    "no such data set": ("hf:none", {}, "hf:.*none"),
+    "empty data set": ("hf:", {}, "hf:.*texts"),
+}
 
 
-def empty_file(folder: Path) -> str:
-    (folder / "empty.txt").write_text(" \n\t\n", encoding="utf-8")
-    return str(folder / "empty.txt")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_source_is_refused(tmp_path: Path, name: str) -> None:
+    source, files, message = BAD[name]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for file, content in files.items():
+        raw = content.encode() if isinstance(content, str) else content
+        (folder / file).write_bytes(raw)
+    _, kind, below = source.rpartition("hf:")
+    missing = kind or "no such" in message
+    with pytest.raises(FileNotFoundError if missing else ValueError, match=message):
+        list(read_texts(f"{kind}{folder / below}"))
 
 
-def latin_1_file(folder: Path) -> str:
-    (folder / "latin.txt").write_bytes("Grüße".encode("latin-1"))
-    return str(folder / "latin.txt")
-
-
-def folder_with_an_empty_file(folder: Path) -> str:
-    (folder / "a.txt").write_text("full", encoding="utf-8")
-    (folder / "b.txt").write_text("", encoding="utf-8")
-    return str(folder)
-
-
-def jsonl_without_field(folder: Path) -> str:
-    return str(write_jsonl(folder / "docs.jsonl", [{"text": "one"}]))
-
-
-def jsonl_with_another_field(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [{'text': 'one', 'id': 1}])}:body"
-
-
-def jsonl_with_a_number(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [{'id': 1}])}:id"
-
-
-def jsonl_with_a_hole(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [{'text': 'one'}, {'text': None}])}:text"
-
-
-def jsonl_of_lists(folder: Path) -> str:
-    return f"{write_jsonl(folder / 'docs.jsonl', [['one']])}:text"
-
-
-def jsonl_damaged(folder: Path) -> str:
-    (folder / "docs.jsonl").write_text('{"text": "one"}\n{"text": \n', encoding="utf-8")
-    return f"{folder / 'docs.jsonl'}:text"
-
-
-def jsonl_with_a_surrogate(folder: Path) -> str:
-    return _jsonl(folder, '{"text": "\\ud800"}')
-
-
-def jsonl_nested_deeply(folder: Path) -> str:
-    return _jsonl(folder, '{"text": ' + "[" * 10**5)
-
-
-def jsonl_with_many_digits(folder: Path) -> str:
-    return _jsonl(folder, '{"text": "a", "id": ' + "1" * 5000 + "}")
-
-
-def _jsonl(folder: Path, line: str) -> str:
-    (folder / "docs.jsonl").write_text(line + "\n")
-    return f"{folder / 'docs.jsonl'}:text"
-
-
-def jsonl_missing(folder: Path) -> str:
-    return f"{folder / 'none.jsonl'}:text"
-
-
-def nothing(folder: Path) -> str:
-    return str(folder / "none.txt")
-
-
-def dataset_missing(folder: Path) -> str:
-    return f"hf:{folder / 'none'}"
-
-
-def dataset_of_the_hub(folder: Path) -> str:
-    return "hf:nobody/nothing-of-that-name"
-
-
-def dataset_empty(folder: Path) -> str:
-    return f"hf:{empty_folder(folder)}"
-
-
-@pytest.mark.parametrize(
-    ("source", "error", "message"),
-    [
-        (nothing, FileNotFoundError, "no such file or folder: .*none.txt"),
-        (empty_folder, ValueError, "the folder holds no files"),
-        (empty_file, ValueError, "empty.txt is empty"),
-        (folder_with_an_empty_file, ValueError, "b.txt is empty"),
-        (latin_1_file, ValueError, "latin.txt is not UTF-8 text"),
-        (jsonl_without_field, ValueError, "say which field is the text, as in .*docs.jsonl:text"),
-        (jsonl_with_another_field, ValueError, "line 1: the field 'body' holds no .*: text, id$"),
-        (jsonl_with_a_number, ValueError, "line 1: the field 'id' holds no text"),
-        (jsonl_with_a_hole, ValueError, "line 2: the field 'text' holds no text"),
-        (jsonl_of_lists, ValueError, "line 1: the field 'text' holds no text"),
-        (jsonl_damaged, ValueError, "line 2: not JSON"),
-        (jsonl_with_a_surrogate, ValueError, "line 1: the field 'text' holds half of a character"),
-        (jsonl_nested_deeply, ValueError, "line 1: nested too deeply"),
-        (jsonl_with_many_digits, ValueError, "line 1: not JSON"),
-        (jsonl_missing, FileNotFoundError, "no such file: .*none.jsonl"),
-        (dataset_missing, FileNotFoundError, "hf:.*none"),
-        (dataset_of_the_hub, FileNotFoundError, "hf:nobody/nothing-of-that-name"),
-        (dataset_empty, FileNotFoundError, "hf:.*empty"),
-    ],
-)
-def test_bad_source_is_refused(
-    tmp_path: Path, source: Callable[[Path], str], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        list(read_texts(source(tmp_path)))
+def test_a_data_set_that_the_hub_does_not_have_is_refused() -> None:
+    with pytest.raises(FileNotFoundError, match="hf:nobody/nothing-of-that-name"):
+        list(read_texts("hf:nobody/nothing-of-that-name"))
 
 
 @pytest.mark.parametrize(

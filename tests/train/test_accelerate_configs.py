@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -24,9 +22,10 @@ from accelerate.utils.launch import (
 )
 from torch.distributed.fsdp import OffloadPolicy
 
-from tests.support.cases import tiny_model
+from tests.support.models import tiny_model
+from tests.support.paths import ROOT
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
+FOLDER = ROOT / "recipes" / "accelerate"
 NAMES = sorted(path.stem for path in FOLDER.iterdir())
 SHARDED = ("fsdp2", "fsdp2-cp")
 PROCESSES = {
@@ -165,36 +164,3 @@ def test_the_lines_for_ulysses_split_each_text(
     assert (made.sp_size, made.sp_backend, made.cp_enabled) == (8, "deepspeed", False)
     assert made.sp_handler.sp_attn_implementation == "sdpa"
     assert made.sp_handler.sp_seq_length_is_variable
-
-
-SCRIPT = """
-import json, sys, torch
-import torch.distributed as dist
-from accelerate import PartialState
-
-state = PartialState(cpu=True)
-total = torch.tensor([1.0 + state.process_index])
-dist.all_reduce(total)
-found = [state.distributed_type.value, state.backend, state.num_processes, float(total),
-         torch.cuda.is_available()]
-with open(f"{sys.argv[1]}/{state.process_index}.json", "w") as file:
-    json.dump(found, file)
-state.destroy_process_group()
-"""
-
-
-def test_two_processes_on_a_cpu_talk_to_each_other(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    done = subprocess.run(
-        [*launcher, "--config_file", str(path_of("two-processes-cpu")), "script.py", "."],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
-    assert found == 2 * [["MULTI_CPU", "gloo", 2, 3.0, False]]

@@ -4,52 +4,46 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM
 
 import ropex
 from ropex.config.notations import version_5
 from ropex.errors import UnsupportedModel
 from ropex.train.guard import RopeChanged, RopeGuard
-from tests.support.cases import rope_settings, tiny_config, tiny_model, tokens
+from tests.support.configs import LISTED
+from tests.support.configs import NATIVE as ENTRIES
+from tests.support.guarded import At, checkpoints, rounded, trainer
+from tests.support.models import TRAINED, rope_settings, tiny_config, tiny_model, tokens
+from tests.support.processes import ranks
 
-YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-LLAMA3: dict[str, Any] = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-LISTS: dict[str, Any] = {
-    "rope_type": "longrope",
-    "factor": 4.0,
-    "short_factor": [1.0] * 8,
-    "long_factor": [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 4.0],
-    "original_max_position_embeddings": 32,
-}
 # What a checkpoint can say by itself; Phi-3 keeps the length of short sequences at the root.
+TEXTS = {"linear": "linear:4", "dynamic": "dynamic:4", "yarn": "yarn:4", "llama3": "llama3:4"}
 NATIVE: dict[str, dict[str, Any]] = {
     "none": rope_settings(),
-    "linear": rope_settings(rope_type="linear", factor=4.0),
-    "dynamic": rope_settings(rope_type="dynamic", factor=4.0),
-    "yarn": {**rope_settings(**YARN), "max_position_embeddings": 128},
-    "llama3": {**rope_settings(**LLAMA3), "max_position_embeddings": 128},
-    "longrope": {**rope_settings(**LISTS), "max_position_embeddings": 128},
+    **{kind: rope_settings(**ENTRIES[text]) for kind, text in TEXTS.items()},
+    "longrope": {**rope_settings(**ENTRIES[LISTED]), "original_max_position_embeddings": TRAINED},
 }
-NATIVE["longrope"]["original_max_position_embeddings"] = 32
+for kind in ("yarn", "llama3", "longrope"):
+    NATIVE[kind]["max_position_embeddings"] = 4 * TRAINED
 PATCHES = ("yarn:4", "linear:1.7", "dynamic:4", "yarn:4+logn", "dynamic_yarn")
 
 
 def native(kind: str) -> Any:
     return tiny_model("llama", **copy.deepcopy(NATIVE[kind]))
+
+
+def guarded(kind: str, patched: bool) -> tuple[Any, RopeGuard]:
+    """A model that is scaled by a patch or by its checkpoint, and its guard."""
+    model = tiny_model("llama") if patched else native(kind)
+    if patched:
+        ropex.patch(model, TEXTS[kind])
+    return model, RopeGuard(model)
 
 
 def said(guard: RopeGuard, model: Any = None) -> str:
@@ -128,8 +122,6 @@ def test_what_no_config_can_say_is_not_asked_of_it(llama: Any) -> None:
 # Through wrappers.
 
 
-# peft still asks transformers 5 by the old name.
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("wrapper", ["compiled", "adapter", "inside another"])
 @pytest.mark.parametrize("patched", [False, True])
 def test_a_wrapped_model_is_seen_through(llama: Any, wrapper: str, patched: bool) -> None:
@@ -197,11 +189,8 @@ WRITTEN: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("how", WRITTEN)
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_table_that_is_written_over_is_told(llama: Any, how: str, patched: bool) -> None:
-    model = llama if patched else native("yarn")
-    if patched:
-        ropex.patch(model, "yarn:4")
-    guard = RopeGuard(model)
+def test_a_table_that_is_written_over_is_told(how: str, patched: bool) -> None:
+    model, guard = guarded("yarn", patched)
     WRITTEN[how](model)
     assert said(guard).startswith("model.rotary_emb does not hold the planned frequencies, so")
 
@@ -279,10 +268,6 @@ def refactored(config: Any) -> None:
     entry["factor"] = 8.0
 
 
-def lengthened(config: Any) -> None:
-    config.max_position_embeddings *= 2
-
-
 EDITS: dict[str, Callable[[Any], None]] = {
     "unscaled": edited(),
     "linear": edited(rope_type="linear", factor=4.0),
@@ -293,24 +278,16 @@ EDITS: dict[str, Callable[[Any], None]] = {
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_config_that_no_longer_says_what_is_trained_is_told(
-    llama: Any, edit: str, patched: bool
-) -> None:
-    model = llama if patched else native("yarn")
-    if patched:
-        ropex.patch(model, "yarn:4")
-    guard = RopeGuard(model)
+def test_a_config_that_no_longer_says_what_is_trained_is_told(edit: str, patched: bool) -> None:
+    model, guard = guarded("yarn", patched)
     EDITS[edit](model.config)
     assert said(guard).startswith("the config was changed, so that a checkpoint would compute")
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_length_that_tables_go_by_is_part_of_the_config(llama: Any, patched: bool) -> None:
-    model = llama if patched else native("dynamic")
-    if patched:
-        ropex.patch(model, "dynamic:4")
-    guard = RopeGuard(model)
-    lengthened(model.config)
+def test_a_length_that_tables_go_by_is_part_of_the_config(patched: bool) -> None:
+    model, guard = guarded("dynamic", patched)
+    model.config.max_position_embeddings *= 2
     assert said(guard).startswith("the config was changed")
 
 
@@ -390,54 +367,9 @@ def test_a_copy_whose_config_says_all_is_guarded_by_that(llama: Any) -> None:
     assert "does not hold the planned" in said(guard)
 
 
-# Under Trainer; accelerate asks for pinned memory, which a machine without an accelerator lacks.
-
-pinned = pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
+# Under Trainer.
 
 
-class At(TrainerCallback):
-    """Does something to the model when a step has ended."""
-
-    def __init__(self, step: int, act: Callable[[Any], Any]) -> None:
-        self.step, self.act = step, act
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.act(kwargs["model"])
-
-
-def trainer(model: Any, folder: Path, *callbacks: Any, **changes: Any) -> Any:
-    rows = [{"input_ids": row, "labels": row} for row in tokens(40, rows=8)]
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 4,
-        "save_steps": 2,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        **changes,
-    }
-    arguments = TrainingArguments(output_dir=str(folder), **settings)
-    return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=rows[:2],
-        callbacks=list(callbacks),
-    )
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("checkpoint-*"))
-
-
-def rounded(model: Any) -> None:
-    table = model.model.rotary_emb.inv_freq
-    table.copy_(table.bfloat16())
-
-
-@pinned
 def test_a_patched_model_trains_and_resumes_under_the_guard(llama: Any, tmp_path: Path) -> None:
     ropex.patch(llama, "linear:4")
     trainer(llama, tmp_path, RopeGuard(llama, "linear:4")).train()
@@ -452,7 +384,6 @@ def test_a_patched_model_trains_and_resumes_under_the_guard(llama: Any, tmp_path
     RopeGuard(loaded, "linear:4").check()
 
 
-@pinned
 def test_training_does_not_begin_when_a_resumed_checkpoint_has_spoilt_a_table(
     llama: Any, tmp_path: Path
 ) -> None:
@@ -477,7 +408,6 @@ def test_training_does_not_begin_when_a_resumed_checkpoint_has_spoilt_a_table(
     assert checkpoints(tmp_path) == ["checkpoint-2"]
 
 
-@pinned
 @pytest.mark.parametrize("strategy", ["steps", "epoch", "best"])
 def test_no_checkpoint_is_written_once_a_table_is_spoilt(tmp_path: Path, strategy: str) -> None:
     model = native("yarn")
@@ -499,7 +429,6 @@ def test_no_checkpoint_is_written_once_a_table_is_spoilt(tmp_path: Path, strateg
     assert checkpoints(tmp_path)[-1] == "checkpoint-4"
 
 
-@pinned
 @pytest.mark.parametrize("when", [0, 4])
 def test_beginning_and_end_are_checked_without_checkpoints(tmp_path: Path, when: int) -> None:
     model = native("yarn")
@@ -512,7 +441,6 @@ def test_beginning_and_end_are_checked_without_checkpoints(tmp_path: Path, when:
     assert training.state.global_step == when
 
 
-@pinned
 def test_another_attention_stops_the_very_next_step(llama: Any, tmp_path: Path) -> None:
     """Not by this guard but by the patch, as it is the forward pass that would go wrong."""
     ropex.patch(llama, "yarn:4+logn")
@@ -526,23 +454,19 @@ def test_another_attention_stops_the_very_next_step(llama: Any, tmp_path: Path) 
 # On several ranks.
 
 SCRIPT = """
-import json, os, sys
+import json, os
 from pathlib import Path
 
-rank, tests = int(sys.argv[1]), sys.argv[2]
-sys.path.insert(0, tests)
-os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-import torch
 import torch.distributed as dist
-from tests.support.cases import tiny_model
-from tests.train.test_guard import At, RopeChanged, RopeGuard, checkpoints, rounded, trainer
+from tests.support.guarded import At, checkpoints, rounded, trainer
+from tests.support.models import tiny_model
 
 import ropex
+from ropex.train.guard import RopeChanged, RopeGuard
 from ropex.train.ranks import agreed, gathered, of_first
 
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{Path('meeting').resolve()}", rank=rank,
-                        world_size=2)
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo")
 told = {}
 
 def stopped(name, function):
@@ -572,28 +496,12 @@ told["checkpoints"] = checkpoints(Path("out"))
 told["ranks"] = [gathered(rank), of_first(rank), agreed(None), agreed("a"), agreed("b" * rank)]
 Path(f"told-{rank}.json").write_text(json.dumps(told))
 dist.barrier()
-os._exit(0)  # threads of gloo that outlive the interpreter may abort it
 """
 
 
 def test_all_ranks_stop_with_one_sentence_about_the_one_that_differs(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    tests = str(Path(__file__).resolve().parents[2])
-    started = [
-        subprocess.Popen(
-            [sys.executable, "script.py", str(rank), tests],
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], errors
+    for status, _, err in ranks(tmp_path, 2, code=SCRIPT):
+        assert status == 0, err
     told, other = (json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in range(2))
     assert told == other  # the same words on both
     assert told["other factor"].startswith(

@@ -26,9 +26,8 @@ from ropex.train.recipes.recipe import (
     Training,
 )
 from ropex.train.recipes.schema import bounds_in
-from tests.support.cli_world import World
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+from tests.support.shell import Shell
 
 SMALL: dict[str, Any] = {
     "model": "tiny",
@@ -88,10 +87,10 @@ def test_stages_say_what_is_theirs(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "misspelt": ({"modle": "x"}, "modle is no key of a recipe; did you mean model?"),
+    "misspelt": ({"modle": "x"}, "modle is not a key of a recipe; did you mean model?"),
     "misspelt within": (
         {"training": {"steps": 1, "batch": 1, "lerning_rate": 1}},
-        "training.lerning_rate is no key of a recipe; did you mean learning_rate?",
+        "training.lerning_rate is not a key of a recipe; did you mean learning_rate?",
     ),
     "unlike any": ({"lora": {"zzz": 1}}, "there are rank, alpha, dropout, targets, also"),
     "missing": ({"training": {"steps": 1}}, "training.batch is missing"),
@@ -281,7 +280,7 @@ def test_the_page_names_every_key() -> None:
     assert [key for key in sorted(keys) if not re.search(rf"`(\w+\.)?{key}\b", page)] == []
 
 
-def test_recipes_are_listed_and_copied(world: World) -> None:
+def test_recipes_are_listed_and_copied(world: Shell) -> None:
     status, out, _ = world("recipes")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == [p.stem for p in shipped_recipes()]
@@ -296,7 +295,7 @@ def test_recipes_are_listed_and_copied(world: World) -> None:
     assert "give one pattern" in world.refused("recipes", "x", "y")
 
 
-def test_a_run_in_vain_says_what_it_would_do(world: World) -> None:
+def test_a_run_in_vain_says_what_it_would_do(world: Shell) -> None:
     status, out, _ = world("train", "smoke", "--dry-run", "training.steps=20")
     assert status == 0
     assert "yarn:length=1k: trained at 256, for 1k" in out

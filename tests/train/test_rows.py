@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ropex.train.recipes.pools import rows_of
 from ropex.train.recipes.recipe import Data, Source, Stage, Training
 from ropex.train.recipes.rows import Cutter, MixedRows, Row, StreamedRows, turns
-from tests.support.tiny_eval import tiny_causal, tiny_tokenizer, words
+from tests.support.models import tiny_causal, tiny_tokenizer
+from tests.support.tiny_eval import words
 
 TOKENIZER = tiny_tokenizer()
 BOS = TOKENIZER.bos_token_id

@@ -20,14 +20,8 @@ from ropex.train.recipes.recipe import Data, Lora, Recipe, Source, Stage, Traini
 from ropex.train.recipes.schema import Size
 from ropex.train.recipes.stages import prepared
 from ropex.train.recipes.trainer import sharing_a_row
-from tests.support.cases import tiny_config
-from tests.train.test_train import REFUSED, furnish
-
-# peft still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",
-    "ignore:.is_gradient_checkpointing. is deprecated:UserWarning",
-)
+from tests.support.models import tiny_config
+from tests.support.training import REFUSED
 
 
 @dataclass(frozen=True)
@@ -190,13 +184,6 @@ def test_devices_that_share_the_weights_have_a_part_of_them() -> None:
     assert Memory(80, 160, 320, activations=7, logits=5, layer=9).total == 576
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    furnish(tmp_path)
-    return tmp_path
-
-
 def dry(*changes: str) -> int:
     return main(["train", "mine.yaml", *changes, "--dry-run"])
 
@@ -211,7 +198,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert lines[1] == "stage 1   yarn:4: trained at 32, for 128"
     assert lines[3] == "  steps     4 of 4 rows, 256 tokens; 1,024 tokens in all"
     assert lines[6] == "stage 2   linear:8: trained at 32, for 256"
-    assert "24 tokens at once, at positions that pose draws, from docs.jsonl:text" in lines[7]
+    assert "24 tokens at once, at positions drawn by pose, from docs.jsonl:text" in lines[7]
     for memory, shared in (lines[4:6], lines[9:11]):
         assert memory.startswith("  memory    ")
         assert "optimizer" in memory
@@ -246,9 +233,11 @@ def test_trained_weights_are_those_that_adapters_learn(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (("strategy=dynamic:4",), "fix it, as in dynamic:factor=4,length=32k"),
+        (("strategy=logn+dynamic",), "fix it, as in logn+dynamic:length=32k"),
         (
-            ("strategy=dynamic:4",),
-            "dynamic:4 goes by the length of a text, and processes",
+            ("strategy=longrope:factor=4,long_factor=1/2/3/4",),
+            "as in longrope:factor=4,long_factor=1/2/3/4,short_factor=1/2/3/4",
         ),
         (("data.sources.0.layout=pack",), "packed documents and shifted attention need whole rows"),
         (("training.shifted_attention=4",), "packed documents and shifted attention need whole"),

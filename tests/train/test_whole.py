@@ -117,7 +117,9 @@ def test_nothing_is_moved_where_none_is_whole(tmp_path: Path) -> None:
         emptied(sealed(tmp_path / f"checkpoint-{step}") / "model.safetensors")
     before = tree(tmp_path)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"checkpoint-4 is damaged .*no whole checkpoint is"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint-4 is damaged .*no complete checkpoint is"
+        ):
             last_whole(tmp_path, pytest.fail)
     assert tree(tmp_path) == before
 
@@ -153,7 +155,7 @@ def test_one_without_checksums_is_used_if_all_is_there_and_that_is_told(tmp_path
     assert last_whole(tmp_path, told.append) == folder
     assert told == [
         f"{folder} is of an earlier version of ropex and has no checksums; training continues "
-        "from it, as every file that this needs is there"
+        "from it, as all files that this needs are there"
     ]
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from ropex.attention.dispatch import route
-from ropex.attention.modules import attention_modules
+from ropex.attention.gathered import GATHERED, Slices, refusal
+from ropex.attention.modules import attention_modules, install
 from ropex.errors import UnsupportedModel
 from ropex_eval.measure.losses import Scorer, close, within
-
-# What some families ask their attention for besides a causal mask (Mistral, Gemma 2, gpt-oss).
-_UNKNOWN = ("sliding_window", "softcap", "s_aux")
 
 
 class SharedScorer(Scorer):
@@ -89,59 +87,13 @@ def _gather(model: Any) -> None:
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
-        raise UnsupportedModel(_refusal(config.model_type, f"in {', '.join(sorted(kinds))}"))
+        raise UnsupportedModel(refusal(config.model_type, f"in {', '.join(sorted(kinds))}"))
     try:
         model.set_attn_implementation("sdpa")
     except ValueError as error:
-        raise UnsupportedModel(_refusal(config.model_type, "without sdpa")) from error
-    for module in attention_modules(model, (config,)):
-        route(module, _attention, ExitStack())
-
-
-def _refusal(name: str, how: str) -> str:
-    return f"{name} attends {how}, so a text cannot be split over processes (--cp)"
-
-
-def _attention(
-    function: Any,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """A step of attention: of a slice of queries to all keys before each of them.
-
-    Args:
-        function: What would attend to the keys of this process alone.
-        module: The attention module.
-        query: Of this process, `(batch, heads, slice, head dim)`.
-        key: Likewise, `(batch, key heads, slice, head dim)`.
-        value: Likewise.
-        attention_mask: None; the text has no padding before what is scored. Sparse attention has
-            one, which is refused.
-        scaling: Of the logits.
-        dropout: None in evaluation.
-        kwargs: What some families want besides, which is refused.
-    """
-    from torch.nn.attention.bias import causal_lower_right
-
-    asked = [name for name in _UNKNOWN if kwargs.get(name) is not None]
-    if attention_mask is not None and not asked:
-        asked = ["a mask of its own"]
-    if asked:
-        raise UnsupportedModel(_refusal(type(module).__name__, f"with {', '.join(asked)}"))
-    end = (dist.get_rank() + 1) * query.shape[2]
-    keys, values = (_gathered(each, dim=2)[:, :, :end] for each in (key, value))
-    mask = causal_lower_right(query.shape[2], end)
-    grouped = keys.shape[1] != query.shape[1]
-    output = functional.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped
-    )
-    return output.transpose(1, 2).contiguous(), None
+        raise UnsupportedModel(refusal(config.model_type, "without sdpa")) from error
+    slices = Slices(partial(_gathered, dim=2), dist.get_rank())
+    install(attention_modules(model, (config,)), GATHERED, "ropex_slices", slices, ExitStack())
 
 
 def _gathered(part: Tensor, dim: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ropex.model.head import Finish
 from ropex.model.head import close as close
 from ropex.model.head import finishes as _finishes
-from ropex.model.reach import probe_size
+from ropex.model.probe import probe_size
 from ropex_eval.measure.feed_forward import ROWS, feed_forward, in_rows
 
 # Logits of one chunk of rows, in the model's dtype, in float32 and as probabilities.

@@ -1,1 +1,1 @@
-"""Results for people: terminal, tables, plots, pages."""
+"""Presenting results: terminal, tables, plots, pages."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ropex.files.writing import atomically
 from ropex.sizes import format_size
-from ropex_eval.report.terminal import HUGE, settings_of
+from ropex_eval.report.terminal import HUGE
 from ropex_eval.scores.definitions import HEADLINE, explain
 from ropex_eval.scores.results import Result, Results
 
@@ -21,7 +21,7 @@ _Row = dict[int, Result]
 def plot(results: Results, path: Path) -> None:
     """Perplexity against length, one line a strategy, the trained length marked.
 
-    What is infinite, or too large to be read, is a triangle at the upper edge.
+    Infinite or very large values are triangles at the upper edge.
     """
     import matplotlib
 
@@ -35,9 +35,9 @@ def _picture(results: Results) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    protocol, model = results.about["protocol"], results.about["model"]
-    names = protocol["definitions"]
-    names = [name for name in names if name in HEADLINE] or names[:_PANELS]
+    protocol, model = results.protocol, results.about["model"]
+    named = protocol.definitions
+    names = [name for name in named if name in HEADLINE] or named[:_PANELS]
     tables = {name: results.of(name) for name in names}
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
@@ -46,14 +46,14 @@ def _picture(results: Results) -> Any:
         each.perplexity for t in tables.values() for row in t.values() for each in row.values()
     )
     for axis, (name, table) in zip(axes, tables.items(), strict=True):
-        _draw(axis, table, protocol["lengths"], high)
-        _scale_lengths(axis, protocol["lengths"], model["trained_length"])
+        _draw(axis, table, protocol.lengths, high)
+        _scale_lengths(axis, protocol.lengths, model["trained_length"])
         axis.set_title(name, fontsize=11, fontweight="bold", pad=18)
-        explanation = f"perplexity of {explain(name, settings_of(results))}"
+        explanation = f"perplexity of {explain(name, protocol.settings)}"
         axis.annotate(explanation, (0.5, 1), (0, 6), "axes fraction", "offset points",
                       ha="center", fontsize=8)  # fmt: skip
     _scale_perplexities(axes[0], low, high)
-    figure.suptitle(_title(model, protocol["lengths"]))
+    figure.suptitle(_title(model, protocol.lengths))
     _add_legend(figure, axes)
     return figure
 
@@ -90,13 +90,13 @@ def _draw_interval(axis: Any, values: _Row, lengths: Sequence[int], top: float, 
 
 
 def _style(texts: Sequence[str], text: str) -> dict[str, str]:
-    """A colour for each strategy, and other dashes once the ten colours are used up."""
+    """A colour for each strategy, and different dashes after the ten colours."""
     turn, colour = divmod(texts.index(text), 10)
     return {"color": f"C{colour}", "linestyle": ("-", "-.", ":")[turn % 3]}
 
 
 def _scale_lengths(axis: Any, lengths: Sequence[int], trained: int) -> None:
-    """Ticks at lengths that were measured, and the trained length where it is near them."""
+    """Ticks at measured lengths, and at the trained length where it is near them."""
     first, last = lengths[0], lengths[-1]
     margin = max((last / first) ** 0.04, 1.02)
     axis.set_xscale("log", base=2)
@@ -113,7 +113,7 @@ def _near(trained: int, lengths: Sequence[int]) -> bool:
 
 
 def _apart(lengths: Sequence[int]) -> list[int]:
-    """Lengths whose labels have room side by side: doublings, where these go far enough."""
+    """Lengths whose labels fit side by side: doublings, if there are enough."""
     doubled = [n for n in lengths if math.log2(n / lengths[0]).is_integer()]
     chosen = [lengths[0]]
     for length in doubled if 2 * doubled[-1] > lengths[-1] else lengths:
@@ -123,7 +123,7 @@ def _apart(lengths: Sequence[int]) -> list[int]:
 
 
 def _scale_perplexities(axis: Any, low: float, high: float) -> None:
-    """Three ticks or more, however narrow the range, and powers of ten alone if it is wide."""
+    """Three ticks or more, however narrow the range; only powers of ten if it is wide."""
     from matplotlib.ticker import MaxNLocator
 
     steps = [m * 10.0**e for e in range(-1, 6) for m in (1, 2, 5)]

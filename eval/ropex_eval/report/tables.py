@@ -13,7 +13,7 @@ from ropex_eval.report.terminal import format_perplexity
 from ropex_eval.scores.definitions import HEADLINE
 from ropex_eval.scores.results import COLUMNS, Result, Results
 
-_NORMAL = 1.959964  # standard errors on either side of a mean in a 95 % interval
+_NORMAL = 1.959964  # standard errors on both sides of a mean in a 95 % interval
 
 Rows = Sequence[Sequence[str]]
 """Cells, the header first."""
@@ -25,10 +25,10 @@ def render(
     """The perplexities of a run.
 
     Args:
-        results: Of the run.
+        results: The results of a run.
         format: `markdown`, `latex` or `csv`.
-        definition: Of perplexity; without it all of them, one table after another, or in CSV one
-            table with a column that names the definition.
+        definition: Of perplexity; by default all, one table after the other, or in CSV one table
+            with a column that names the definition.
         intervals: Add half the width of the 95 % interval to each perplexity.
 
     Raises:
@@ -49,7 +49,7 @@ def render(
 
 def definitions(results: Results) -> tuple[str, ...]:
     """The definitions that a run has numbers for, those to look at first in front."""
-    asked = results.about.get("protocol", {}).get("definitions", ())
+    asked = results.protocol.definitions
     found = {row.definition for row in results.results}
     known = dict.fromkeys(name for name in (*asked, *sorted(found)) if name in found)
     return tuple(sorted(known, key=lambda name: name not in HEADLINE))
@@ -78,7 +78,7 @@ def tidy(results: Results) -> Rows:
 
 
 def markdown(rows: Rows) -> str:
-    """A table of GitHub's Markdown, in columns that can be read as they are."""
+    """A table in GitHub's Markdown, with aligned columns."""
     cells = [[_PUNCTUATION.sub(r"\\\g<0>", _line(cell)) for cell in row] for row in rows]
     widths = [max(2, *map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * width if not place else "-" * (width - 1) + ":" for place, width in
@@ -98,7 +98,7 @@ def latex(rows: Rows) -> str:
 
 
 def csv_text(rows: Rows) -> str:
-    """Comma-separated values as RFC 4180 has them, but for line feeds alone."""
+    """Comma-separated values by RFC 4180, with line feeds only."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
@@ -161,7 +161,7 @@ def _exact_cells(result: Result | None, interval: bool) -> list[str]:
 
 
 def _line(text: str) -> str:
-    """The text on one line, as a cell must be."""
+    """The text on one line."""
     return " ".join(text.split())
 
 

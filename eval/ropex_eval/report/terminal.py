@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal."""
+"""The tables and the verdict of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from typing import Any
 
 from ropex.sizes import format_size
 from ropex_eval.scores.contexts import FEWEST, MARGIN, TELLING
-from ropex_eval.scores.definitions import Settings, explain
+from ropex_eval.scores.definitions import explain
 from ropex_eval.scores.results import Change, Results, Retrieval, Winner, clusters, unit
 from ropex_eval.scores.verdict import Verdict
 
 _WIDTH = 100
 
 HUGE = 1e6
-"""Nobody reads digits from here on, nor a curve."""
+"""Perplexities from here on are shown as powers of ten, and cut off in plots."""
 
 
 def render(results: Results) -> str:
     """The tables of a run: strategies down, lengths across, one for each definition; a verdict."""
-    protocol = results.about["protocol"]
-    parts = []
-    for name in protocol["definitions"]:
+    protocol, parts = results.protocol, []
+    for name in protocol.definitions:
         rows = [
-            [text, *(format_perplexity(values[n].perplexity) for n in protocol["lengths"])]
+            [text, *(format_perplexity(values[n].perplexity) for n in protocol.lengths)]
             for text, values in results.of(name).items()
         ]
-        header = ["L =", *map(format_size, protocol["lengths"])]
-        title = f"{name}: perplexity of {explain(name, settings_of(results))}"
+        header = ["L =", *map(format_size, protocol.lengths)]
+        title = f"{name}: perplexity of {explain(name, protocol.settings)}"
         parts.append(f"{title}\n{align([header, *rows])}")
     if results.verdicts:
         parts.append(_verdict(results))
@@ -40,7 +39,7 @@ def render(results: Results) -> str:
 
 
 def _retrieval(results: Results, task: str) -> str:
-    """Share of answers that are found at each length, over all depths."""
+    """Share of answers found at each length, over all depths."""
     here = [row for row in results.retrieval if row.task == task]
     lengths = sorted({row.length for row in here})
     rows = [["L =", *map(format_size, lengths)]]
@@ -51,25 +50,45 @@ def _retrieval(results: Results, task: str) -> str:
     return f"{task}: answers found, over {depths} depths\n{align(rows)}"
 
 
+def suites(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What lm-evaluation-harness found: strategies down, metrics of tasks across; empty without.
+
+    Args:
+        found: Strategy to task to metrics. Those that are no numbers are left out.
+    """
+    names = list(
+        dict.fromkeys(
+            (task, metric)
+            for tasks in found.values()
+            for task, metrics in tasks.items()
+            for metric, value in metrics.items()
+            if isinstance(value, float) and "stderr" not in metric and value >= 0
+        )
+    )
+    header = ["", *(f"{task} {metric.partition(',')[0]}" for task, metric in names)]
+    rows = [
+        [text, *(_metric(tasks.get(task, {}).get(metric)) for task, metric in names)]
+        for text, tasks in found.items()
+    ]
+    return f"lm-evaluation-harness\n{align([header, *rows])}" if rows else ""
+
+
+def _metric(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) and value >= 0 else "--"
+
+
 def _share(rows: Sequence[Retrieval]) -> str:
     trials = sum(row.trials for row in rows)
     return f"{sum(r.accuracy * r.trials for r in rows) / trials:.0%}" if trials else "--"
 
 
-def settings_of(results: Results) -> Settings:
-    """What the definitions of a run were measured with."""
-    protocol = results.about["protocol"]
-    named = ("targets", "stride", "short", "evaluator")
-    return Settings(**{name: protocol[name] for name in named})
-
-
 def _verdict(results: Results) -> str:
-    """How far each strategy reaches, and what it costs below the trained length."""
+    """Safe and useful context of each strategy, and what it costs below the trained length."""
     trained = results.about["model"]["trained_length"]
     rows = [_verdict_row(results, each) for each in results.verdicts]
     within = _within(results)
     shown = format_size(within) if within else format_size(trained)
-    longest = format_size(results.about["protocol"]["lengths"][-1])
+    longest = format_size(results.protocol.lengths[-1])
     header = ["strategy", f"tax at {shown}", "hurt", f"at {longest}", "hurt", "safe", "useful"]
     lines = [
         f"verdict: how far each is shown to hold (trained at {format_size(trained)} tokens); "
@@ -81,7 +100,7 @@ def _verdict(results: Results) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    """What the table says, what it leaves open and why, and which strategy is best."""
+    """The notes below the table: what is open and why, and which strategy is best."""
     noun, count = unit(results.about), clusters(results.about)
     judged = [each for each in results.verdicts if each.finite]
     lost = [each.strategy for each in results.verdicts if not each.finite]
@@ -96,7 +115,7 @@ def _notes(results: Results) -> list[str]:
     opened = [told_open(each, results.about) for each in judged if not decided(each)]
     if opened:
         notes.append(f"open: {'; '.join(opened)}")
-    last = results.about["protocol"]["lengths"][-1]
+    last = results.protocol.lengths[-1]
     return [*notes, *(_winner(each) for each in results.winners if each.length == last)]
 
 
@@ -106,19 +125,19 @@ def decided(verdict: Verdict) -> bool:
 
 
 def told_open(verdict: Verdict, about: Mapping[str, Any]) -> str:
-    """What is open in a verdict, and how much text would tell."""
+    """What is open in a verdict, and how much text would decide it."""
     where = f"at {format_size(verdict.open.end)}" if verdict.open else "in whether it is useful"
     return f"{verdict.strategy} {where} ({told_needed(verdict, about)})"
 
 
 def told_needed(verdict: Verdict, about: Mapping[str, Any]) -> str:
-    """How much text would tell of what is open."""
+    """How much text would decide what is open."""
     noun, count = unit(about), clusters(about)
     if verdict.clusters_needed is not None:
-        told = "tell" if verdict.clusters_needed >= FEWEST else "show that it is not safe"
+        told = "decide" if verdict.clusters_needed >= FEWEST else "show that it is not safe"
         return f"about {verdict.clusters_needed} {noun} would {told}"
     if count and count < TELLING:
-        return f"too few {noun} to say how many would tell"
+        return f"too few {noun} to say how many would decide"
     return "too close to call"
 
 
@@ -126,7 +145,7 @@ def _winner(winner: Winner) -> str:
     """Which strategy is best, and how sure that is."""
     at = f"at {format_size(winner.length)}"
     if f"{abs(winner.nll):.3f}" == "0.000":
-        return f"best {at}: {winner.strategy} and {winner.second}, which are alike there"
+        return f"best {at}: {winner.strategy} and {winner.second}, which are equal there"
     if winner.low is None or winner.high is None:
         return f"best {at}: {winner.strategy}, before {winner.second}"
     sure, half = "" if winner.high < 0 else ", which may be chance", (winner.high - winner.low) / 2
@@ -143,7 +162,7 @@ def _verdict_row(results: Results, verdict: Verdict) -> list[str]:
         if each.strategy == verdict.strategy and each.definition == "fixed"
     }
     tax = changes.get(("tax", _within(results)))
-    longest = results.about["protocol"]["lengths"][-1]
+    longest = results.protocol.lengths[-1]
     end = changes.get(("gain", longest), changes.get(("tax", longest)))
     return [
         verdict.strategy,
@@ -162,10 +181,10 @@ def format_share(share: float | None) -> str:
 
 
 def _within(results: Results) -> int:
-    """The longest length that the model was trained at; 0 if there is none."""
+    """The longest measured length within the trained one; 0 if there is none."""
     trained, lengths = (
         results.about["model"]["trained_length"],
-        results.about["protocol"]["lengths"],
+        results.protocol.lengths,
     )
     return max((length for length in lengths if length <= trained), default=0)
 
@@ -206,7 +225,7 @@ def align(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
 
 
 def format_perplexity(value: float) -> str:
-    """Three significant digits, and powers of ten where nobody reads digits any more."""
+    """Three significant digits, and powers of ten for very large ones."""
     rounded = float(f"{value:.2e}")
     if not math.isfinite(rounded) or rounded >= HUGE:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

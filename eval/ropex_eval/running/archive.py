@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ropex_eval.running.keeper import TEXT
 from ropex_eval.running.numbers import Numbers
 from ropex_eval.scores.definitions import DEFINITIONS
-from ropex_eval.scores.results import Results
+from ropex_eval.scores.protocol import Protocol
+from ropex_eval.scores.results import Results, require_run
 from ropex_eval.scores.statistics import Estimate, estimate
 from ropex_eval.study.corpus import Corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.store import Store
 from ropex_eval.study.table import Keys, NotMeasured, Table
 
@@ -28,14 +27,12 @@ class Archive:
         folder: Where it is.
         results: What its last start has written.
         corpus: Its excerpts.
-        protocol: What was measured.
         tables: What is known of each strategy, by its text form.
     """
 
     folder: Path
     results: Results
     corpus: Corpus
-    protocol: Protocol
     tables: dict[str, Table]
 
     @classmethod
@@ -46,8 +43,7 @@ class Archive:
             FileNotFoundError: The folder is no run, or nothing is finished in it.
             ValueError: Something in it is damaged.
         """
-        if not (folder / "results.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no results.json, so it is not a run's folder")
+        require_run(folder)
         results = Results.load(folder)
         if not results.strategies or not (folder / TEXT).is_file():
             raise FileNotFoundError(f"nothing is finished in {folder}; start its ropex eval again")
@@ -56,12 +52,12 @@ class Archive:
             text: Table(corpus, Keys(tuple(map(tuple, about["keys"]))), store)
             for text, about in results.strategies.items()
         }
-        recorded = dict(results.about["protocol"], excerpt=results.about["data"]["tokens"])
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in recorded.items()
-        }
-        return cls(folder, results, corpus, Protocol(**values), tables)
+        return cls(folder, results, corpus, tables)
+
+    @property
+    def protocol(self) -> Protocol:
+        """What was measured."""
+        return self.results.protocol
 
     @property
     def trained(self) -> int:
@@ -103,10 +99,8 @@ class Archive:
                 "model and text, these --lengths and --definitions, and -o "
                 f"{self.folder} adds what is missing"
             ) from None
-        recorded = asdict(protocol)
-        del recorded["excerpt"]
-        about = {**self.results.about, "protocol": recorded, "warnings": numbers.warnings()}
-        return replace(self.results, about=about, retrieval=(), **summary)
+        about = {**self.results.about, "warnings": numbers.warnings()}
+        return replace(self.results, about=about, protocol=protocol, retrieval=(), **summary)
 
 
 def _text(folder: Path, results: Results) -> Corpus:
@@ -187,8 +181,9 @@ def _only(
         "tokens_sha256": corpus.sha256,
         "clusters": "documents" if len(corpus.documents) > 1 else "excerpts",
     }
-    results = replace(archive.results, about={**archive.results.about, "data": data})
-    return replace(archive, results=results, corpus=corpus, tables=tables, protocol=protocol)
+    about = {**archive.results.about, "data": data}
+    results = replace(archive.results, about=about, protocol=protocol)
+    return replace(archive, results=results, corpus=corpus, tables=tables)
 
 
 def difference(left: Archive, right: Archive, strategy: str, name: str, length: int) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ropex_eval.study.store import Store
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import Table
 
+_SHORTEST, _LONGEST = 32, 8192  # tokens: all logits of a text are held
 _DECODED = 16
 _EXACT, _ROUNDED = 1e-4, 5e-2  # nats a token, in float32 and in shorter number types
 
@@ -42,6 +43,15 @@ class Finding:
     difference: float | None
     passed: bool
     note: str = ""
+
+
+def require_checkable(length: int) -> None:
+    """Raise a ValueError for texts of too few or too many tokens to be checked."""
+    if not _SHORTEST <= length <= _LONGEST:
+        raise ValueError(
+            f"texts of {length} tokens cannot be checked, only of {_SHORTEST} to {_LONGEST} "
+            "(--lengths, --excerpt): each is read some twenty times, and all its logits are held"
+        )
 
 
 class Checker:
@@ -200,6 +210,17 @@ class Checker:
         apart = (ours.double().cpu() - plain.double().cpu()).abs()
         seen = float(apart.max() if self.exact else apart.mean())
         return Finding(name, seen, seen <= (_EXACT if self.exact else _ROUNDED), note)
+
+
+def prove(
+    study: Study, strategies: Sequence[Strategy], seen: Callable[[Finding], None]
+) -> list[Finding]:
+    """All checks of a study; `seen` is called with each finding as it is made."""
+    found = []
+    for finding in Checker(study, Scorer(study.load())).run(strategies):
+        seen(finding)
+        found.append(finding)
+    return found
 
 
 def described(finding: Finding) -> str:

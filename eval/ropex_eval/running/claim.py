@@ -106,7 +106,7 @@ class Claim:
             if not others:
                 self._clear()
             if fresh:
-                Results(self.study.about(self.study.corpus)).save(self.out)
+                Results(self.study.about(self.study.corpus), self.study.protocol).save(self.out)
             Path(self._presence.lock_file).parent.mkdir(exist_ok=True)
             self._presence.acquire(timeout=0)
         return self

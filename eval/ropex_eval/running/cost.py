@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ropex.strategies.base import Strategy
 from ropex_eval.measure.feed_forward import ROWS
 from ropex_eval.measure.memory import Shape, chunk_for
-from ropex_eval.study.passes import Pass
+from ropex_eval.study.passes import Pass, passes
+from ropex_eval.study.study import Study
 
 _SECONDS = 0.3  # of trying how fast the device is
 _SHARE = 0.7  # of the speed of a product of matrices that a whole model reaches
@@ -38,37 +40,85 @@ class Cost:
     peak: int
 
 
-def cost(shape: Shape, wanted: list[Pass], limit: int | None) -> Cost:
+def cost(
+    shape: Shape, wanted: Sequence[Pass], limit: int | None, asked: Sequence[int] = ()
+) -> Cost:
     """Add up passes.
 
     Args:
         shape: Of the model.
         wanted: The passes of one strategy.
         limit: Bytes that weights and a pass may take together; None if there is no limit.
+        asked: Tokens of the contexts in which tasks are asked.
 
     Raises:
         MemoryError: The longest pass does not fit.
     """
-    longest = max(each.length for each in wanted)
+    lengths = [*(each.length for each in wanted), *asked]
+    longest = max(lengths, default=0)  # nothing may be asked for
     chunk = chunk_for(shape, longest, limit)
     return Cost(
-        len(wanted),
-        sum(each.length for each in wanted),
-        sum(shape.work(each.length) for each in wanted),
+        len(lengths),
+        sum(lengths),
+        sum(map(shape.work, lengths)),
         longest,
         chunk,
         shape.held() + shape.peak(longest, chunk),
     )
 
 
-def plain_work(shape: Shape, wanted: Mapping[int, int]) -> float:
-    """Multiply-adds of a forward for every length, as other harnesses do.
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation would take.
 
-    Args:
-        shape: Of the model.
-        wanted: Length to how many texts of that length are read.
+    Attributes:
+        study: What would be measured.
+        shape: Of the model; decides memory and work.
+        costs: Strategy to what its passes take.
+        rate: Multiply-adds a second, as tried on the device.
+        budget: Seconds after which no more excerpts would be begun; None for as much as it takes.
     """
-    return sum(shape.work(length) * count for length, count in wanted.items())
+
+    study: Study
+    shape: Shape
+    costs: dict[str, Cost]
+    rate: float
+    budget: float | None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Strategy to about how long it takes, once the weights are loaded."""
+        return {text: each.work / self.rate for text, each in self.costs.items()}
+
+    @property
+    def worst(self) -> Cost:
+        """What the strategy takes that needs the most memory."""
+        return max(self.costs.values(), key=lambda each: each.peak)
+
+    @property
+    def begun(self) -> int:
+        """How many excerpts the budget allows to begin, as `running.run.Budget` counts."""
+        count, total = len(self.study.corpus.excerpts), sum(self.seconds.values())
+        if self.budget is None or self.budget >= total:
+            return count
+        return max(1, int(self.budget * count / total))
+
+
+def planned(
+    study: Study,
+    device: str,
+    strategies: Sequence[Strategy],
+    asked: Sequence[int],
+    limit: int | None,
+    budget: float | None,
+) -> Plan:
+    """Count what a study would take; see `cost` and `Plan`."""
+    dtype: torch.dtype = getattr(torch, study.dtype)
+    shape, costs = Shape.of(study.skeleton, dtype), {}
+    for each in strategies:
+        wanted = passes(study.corpus, study.protocol, each, study.rope)
+        costs[str(each)] = cost(shape, wanted, limit, asked)
+    return Plan(study, shape, costs, speed(shape, device, dtype), budget)
 
 
 def speed(shape: Shape, device: str, dtype: torch.dtype) -> float:

@@ -67,7 +67,7 @@ class Keeper:
         about = {**study.about(corpus), "warnings": self._warnings(numbers, count)}
         strategies = {text: _about(study, text, table) for text, table in tables.items()}
         retrieval = self._retrieval(tables)
-        return Results(about, strategies, **numbers.summary(), retrieval=retrieval)
+        return Results(about, study.protocol, strategies, **numbers.summary(), retrieval=retrieval)
 
     def _warnings(self, numbers: Numbers, count: int) -> list[str]:
         found = [*self.study.warnings, *numbers.warnings()]

@@ -45,15 +45,12 @@ def require_known(tasks: Sequence[str]) -> None:
         raise ValueError(f"--lm-eval: the harness knows no task {unknown[0]!r}")
 
 
-def scores(
-    study: Study, strategy: Strategy, tokenizer: Any, suites: Suites, out: Path
-) -> dict[str, Any]:
+def scores(study: Study, strategy: Strategy, suites: Suites, out: Path) -> dict[str, Any]:
     """What the harness finds under one strategy, kept in `out/lm_eval` and not asked for twice.
 
     Args:
         study: Model, lengths and BOS; the model is patched meanwhile.
         strategy: The strategy.
-        tokenizer: Of the model.
         suites: What is asked for.
         out: Folder of the run.
 
@@ -78,34 +75,11 @@ def scores(
         lift_sliding_window=study.lift_sliding_window,
         cache=cache,  # type: ignore[arg-type]
     ):
-        found = _evaluated(model, tokenizer, suites, lengths, str(study.folder), study.corpus.bos)
+        found = _evaluated(study, model, suites)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"strategy": str(strategy), "asked": asked, "results": found}
     write(path, json.dumps(content, indent=2, default=str) + "\n")
     return found
-
-
-def as_rows(found: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Strategies down, metrics of tasks across, for a table; of metrics without a number, none."""
-    names = list(
-        dict.fromkeys(
-            (task, metric)
-            for tasks in found.values()
-            for task, metrics in tasks.items()
-            for metric, value in metrics.items()
-            if isinstance(value, float) and "stderr" not in metric and value >= 0
-        )
-    )
-    header = ["", *(f"{task} {metric.partition(',')[0]}" for task, metric in names)]
-    rows = [
-        [text, *(_shown(tasks.get(task, {}).get(metric)) for task, metric in names)]
-        for text, tasks in found.items()
-    ]
-    return [header, *rows]
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) and value >= 0 else "--"
 
 
 def harness_model(model: Any, tokenizer: Any, length: int, bos: int | None) -> Any:
@@ -130,22 +104,17 @@ def harness_model(model: Any, tokenizer: Any, length: int, bos: int | None) -> A
     )
 
 
-def _evaluated(
-    model: Any,
-    tokenizer: Any,
-    suites: Suites,
-    lengths: Sequence[int],
-    folder: str,
-    bos: int | None,
-) -> dict[str, Any]:
+def _evaluated(study: Study, model: Any, suites: Suites) -> dict[str, Any]:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    lengths, tokenizer = study.protocol.lengths, study.tokenizer
+    named = str(study.folder or tokenizer.name_or_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its libraries, and not about the model
-        known = TaskManager(metadata={"tokenizer": folder, "max_seq_lengths": list(lengths)})
+        known = TaskManager(metadata={"tokenizer": named, "max_seq_lengths": list(lengths)})
         found = lm_eval.simple_evaluate(
-            model=harness_model(model, tokenizer, lengths[-1], bos),
+            model=harness_model(model, tokenizer, lengths[-1], study.corpus.bos),
             tasks=list(suites.tasks),
             limit=suites.limit,
             bootstrap_iters=0,

@@ -12,11 +12,11 @@ from torch import Tensor
 from ropex_eval.scores.contexts import MARGIN, verdict
 from ropex_eval.scores.definitions import DEFINITIONS, HEADLINE, Definition
 from ropex_eval.scores.definitions import whole as whole_text
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Change, Point, Result, Winner
 from ropex_eval.scores.statistics import Totals, estimate
 from ropex_eval.scores.verdict import Verdict
 from ropex_eval.study.longppl import key_tokens
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.table import NotMeasured, Table
 
 BASELINE = "none"

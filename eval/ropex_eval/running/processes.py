@@ -36,6 +36,11 @@ class Processes:
         return self.index == 0
 
 
+def speaks() -> bool:
+    """Whether this process is the first of those that a launcher started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 ALONE = Processes(0, 1, None, lambda: None)
 
 
@@ -58,7 +63,7 @@ def launched(split_over: int = 1) -> Processes:
         return ALONE
     from accelerate import PartialState
 
-    # Without an accelerator it must be told, or it takes each process for the only one.
+    # Without an accelerator it needs this argument, or each process believes it is alone.
     state = PartialState(cpu=_accelerator() in ("cpu", "mps"))
     # Threads of the group that outlive the interpreter may abort the process as it ends.
     atexit.register(state.destroy_process_group)

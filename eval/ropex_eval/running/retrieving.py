@@ -63,6 +63,20 @@ class Retriever:
         self.study, self.questions, self.out = study, questions, out
         self.tokenizer, self.left_out = tokenizer, list[str]()
 
+    @classmethod
+    def asking(
+        cls, study: Study, questions: Questions, out: Path, tell: Callable[[str], None]
+    ) -> Retriever:
+        """A retriever with its contexts; `tell` gets a sentence for each length that is too short.
+
+        Raises:
+            ValueError: Every length is too short for a task.
+        """
+        retriever = cls(study, questions, study.tokenizer, out)
+        for text in retriever.asked and retriever.left_out:
+            tell(f"left out: {text}")
+        return retriever
+
     @cached_property
     def asked(self) -> list[tuple[Task, Context]]:
         """All contexts, task by task, the shortest first.

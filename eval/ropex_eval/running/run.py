@@ -57,7 +57,7 @@ def run(
         strategies: What to measure. Strategies of an earlier start stay in the results if all that
             is asked for now was measured for them.
         out: Folder of the run.
-        retriever: What is asked besides.
+        retriever: Asks the retrieval tasks, if there are any.
         effort: How much it may take.
         force: Replace the results of a different model in `out`; its table is not used.
         tell: Called with each sentence that the user should read.
@@ -78,7 +78,7 @@ def run(
     todo, reader = groups(study, tables), _reader(study, effort, tell)
     effort.processes.wait()  # until all have seen what was there
     if effort.processes.agree(_lacks(tables, todo, retriever)):
-        # What cannot be loaded, or does not fit, is told before a file is touched.
+        # Errors of loading, and of memory, come before a file is touched.
         reader().require(study.protocol.lengths[-1])
     with Claim(study, out, force, tell) as claim:
         begin()

@@ -30,7 +30,7 @@ FEWEST = 29
 """Documents without which nothing is granted: 0.9 to this power is below 0.05."""
 
 TELLING = 8
-"""Documents without which nothing is said of how many would tell: they hardly show a spread."""
+"""Fewest documents from which to estimate how many would decide: fewer show no spread."""
 
 _SURE = 0.95
 _POWER = 0.8  # of a test with as many documents as are said to tell
@@ -73,7 +73,7 @@ def verdict(strategy: str, fixed: Mapping[int, Totals], plain: Totals, against: 
 
 
 def _needed(stopped: Step | None, doubtful: Step | None, count: int) -> int | None:
-    """Documents that would tell of the step that ended a verdict, or whether one is useful."""
+    """Documents that would decide the step that ended a verdict, or whether one is useful."""
     if stopped is not None:
         return clusters_for(stopped, count)
     if doubtful is None or count < TELLING:
@@ -111,7 +111,7 @@ def _outcome(change: Totals, low: float | None, high: float | None, collapsed: i
 
 
 def clusters_for(step: Step, count: int) -> int | None:
-    """About how many documents would tell of a step, if it is what it seems to be.
+    """About how many documents would decide a step, if it is what it seems to be.
 
     None if so few were read that they do not say, or if it seems too close to a limit.
     """

@@ -9,11 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ropex.files.writing import atomically
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.sealed import read_rows, seal
 from ropex_eval.scores.verdict import Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SCHEMA = 3
 _VERDICTS_OF_DOUBLINGS = 2
@@ -153,7 +157,8 @@ class Results:
     """Everything that `results.json` holds.
 
     Attributes:
-        about: Model, data, protocol, versions and warnings.
+        about: Model, data, versions and warnings.
+        protocol: Lengths, definitions and their settings.
         strategies: Text form to what is known of a strategy: its frequencies and their hash.
         results: Perplexities, by strategy, definition and length.
         changes: Tax and gain, by strategy and length.
@@ -164,6 +169,7 @@ class Results:
     """
 
     about: dict[str, Any]
+    protocol: Protocol
     strategies: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: tuple[Result, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -173,13 +179,13 @@ class Results:
     retrieval: tuple[Retrieval, ...] = ()
 
     @classmethod
-    def load(cls, folder: Path) -> Results:
+    def load(cls, folder: Path | str) -> Self:
         """Read the results of a run.
 
         Raises:
             ValueError: The file is damaged or changed, or of another version of ropex.
         """
-        path = folder / "results.json"
+        path = Path(folder) / "results.json"
         content = _read(path)
         try:
             stated, schema = content.pop("sha256", None), content["schema"]
@@ -193,11 +199,13 @@ class Results:
                 raise ValueError(f"{path} was written by another version of ropex")
             about, strategies = content.pop("about"), content.pop("strategies")
             # Every run says what was measured on what.
-            about["model"] | about["data"] | about["protocol"] | about["versions"] | strategies
+            about["model"] | about["data"] | about["versions"] | strategies
+            protocol = Protocol.read(about["protocol"], about["data"]["tokens"])
+            about = {part: known for part, known in about.items() if part != "protocol"}
             if schema != SCHEMA and content.pop("verdicts", ()):
                 about["warnings"] = [*about.get("warnings", ()), _LEFT_OUT]
             parts = {name: read_rows(_ROWS[name], rows) for name, rows in content.items()}
-            return cls(about, strategies, **parts)
+            return cls(about, protocol, strategies, **parts)
         except (AttributeError, LookupError, TypeError, OverflowError) as error:
             raise ValueError(f"{path} {_DAMAGED} ({error})") from None
 
@@ -209,6 +217,20 @@ class Results:
                 table[row.strategy][row.length] = row
         return table
 
+    @property
+    def verdict(self) -> dict[str, Verdict]:
+        """Strategy to how far it is shown to hold; empty where there is nothing to compare with."""
+        return {each.strategy: each for each in self.verdicts}
+
+    def frame(self) -> Any:
+        """A pandas DataFrame, one row for every strategy, definition and length.
+
+        Columns are those of `results.csv`: the attributes of `Result`, and `hurt`.
+        """
+        import pandas
+
+        return pandas.DataFrame(self.flat(), columns=list(COLUMNS))
+
     def save(self, folder: Path) -> None:
         """Write `results.json` and `results.csv`, each complete or not at all."""
         write(folder / "results.json", self.to_json())
@@ -217,7 +239,8 @@ class Results:
     def to_json(self) -> str:
         """Everything, as a file holds it."""
         parts = {name: [json_safe(asdict(row)) for row in getattr(self, name)] for name in _ROWS}
-        content = {"schema": SCHEMA, "about": self.about, "strategies": self.strategies, **parts}
+        about = {**self.about, "protocol": self.protocol.stored}
+        content = {"schema": SCHEMA, "about": about, "strategies": self.strategies, **parts}
         return json.dumps({**content, "sha256": seal(content)}, indent=2) + "\n"
 
     def flat(self) -> list[dict[str, Any]]:
@@ -254,7 +277,7 @@ def clusters(about: Mapping[str, Any]) -> int | None:
 
 _LEFT_OUT = (
     "these numbers were written by an earlier version of ropex, whose verdicts rested on another "
-    "test and are left out; the same ropex eval again, or ropex rescore, draws them anew"
+    "test and are left out; ropex eval again, or ropex report --definitions, draws new ones"
 )
 _ROWS: dict[str, type[Any]] = {
     "results": Result,
@@ -274,6 +297,12 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} {_DAMAGED} ({error})") from None
+
+
+def require_run(folder: Path) -> None:
+    """Raise a FileNotFoundError unless a folder holds the results of a run."""
+    if not (folder / "results.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run of ropex eval (no results.json)")
 
 
 def write(path: Path, text: str) -> None:

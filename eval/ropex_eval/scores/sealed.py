@@ -1,4 +1,4 @@
-"""Frozen rows out of JSON that somebody may have changed, and the hash by which that is told."""
+"""Frozen rows out of JSON that somebody may have changed, and the hash that shows it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ def read_rows(kind: type[Row], rows: list[dict[str, Any]]) -> tuple[Row, ...]:
 
 
 def _value(key: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) is tuple:
-        return read_rows(get_args(hint)[0], value)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        kind = get_args(hint)[0]
+        if hasattr(kind, "__dataclass_fields__"):
+            return read_rows(kind, value)
+        return tuple(_value(key, each, kind) for each in value)
     kinds = get_args(hint) or (hint,)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if float in kinds and (number or value in ("inf", "-inf", "nan")):

@@ -46,7 +46,7 @@ class Verdict:
         safe_decided: Whether more text could not change that.
         useful: Longest safe context up to which it is shown to cost less; None if there is none.
         useful_decided: Whether more text could not change that.
-        clusters_needed: About how many documents would tell of the first length that is open; None
+        clusters_needed: About how many documents would decide the first length that is open; None
             if nothing is open, or that is too close to call.
         steps: The tests, in order of length.
         finite: Whether every loss is a number; if not, there is no verdict.

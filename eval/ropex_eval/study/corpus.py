@@ -15,11 +15,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ropex.files.writing import atomically
+from ropex.sizes import count as counted
 from ropex.texts.sources import read_texts
 from ropex.texts.tokens import encode
 from ropex_eval.scores.definitions import Text
 
 _CHARACTERS = 16  # of a text that are read for each token; few languages and tokenizers need more
+_UNKNOWN = 0.01  # share of unknown tokens from which on a text is not the model's
 _STRETCH = 8  # tokens: by chance no two texts share many of them
 _SKETCH = 256  # of the hashes of a document's stretches, which are enough to compare it by
 _PRIME = 0x5851F42D4C957F2D
@@ -105,6 +107,27 @@ class Corpus:
             if _alike(smallest[pair[0]], smallest[pair[1]])
         ]
 
+    def warnings(self, tokenizer: Any) -> tuple[str, ...]:
+        """What a reader of numbers on this text should know of it."""
+        found, share = [], self.share_of(tokenizer.unk_token_id)
+        if share > _UNKNOWN:
+            found.append(
+                f"{share:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know "
+                "this text, so its perplexities say little"
+            )
+        if self.repeated:
+            found.append(
+                f"{counted(self.repeated, 'document')} repeated others word for word and "
+                f"{'was' if self.repeated == 1 else 'were'} left out"
+            )
+        if alike := self.alike:
+            found.append(
+                f"some documents are nearly the same ({' and '.join(alike[0])}: "
+                f"{counted(len(alike), 'pair')} in all), yet count as independent: intervals and "
+                "verdicts are surer than they should be"
+            )
+        return tuple(found)
+
     def first(self, count: int) -> Corpus:
         """The first excerpts of these."""
         return replace(self, excerpts=self.excerpts[:count])
@@ -149,6 +172,13 @@ class Corpus:
         return digest.hexdigest()
 
 
+def imagined_corpus(length: int, bos: int | None, excerpts: int) -> Corpus:
+    """Excerpts of `length` tokens, BOS included, that nobody has: to count what they would take."""
+    _require_some(excerpts)
+    ids = torch.zeros(1, dtype=torch.long).expand(length - (bos is not None))
+    return Corpus("", (Excerpt("", 0, ids),) * excerpts, bos, 0)
+
+
 def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excerpts: int) -> Corpus:
     """Read a source and cut `excerpts` pieces of `length` tokens, BOS included, out of it.
 
@@ -166,6 +196,7 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
         FileNotFoundError: There is no such file or folder.
         ValueError: There is no text, or none is as long as an excerpt.
     """
+    _require_some(excerpts)
     size = length if bos is None else length - 1
     per_document: list[list[Excerpt]] = []
     longest, too_short, repeated = ("", 0), 0, 0
@@ -192,6 +223,11 @@ def load_corpus(source: str, tokenizer: Any, bos: int | None, length: int, excer
     rounds = max(map(len, per_document))
     ordered = [found[turn] for turn in range(rounds) for found in per_document if turn < len(found)]
     return Corpus(source, tuple(ordered[:excerpts]), bos, too_short, repeated)
+
+
+def _require_some(excerpts: int) -> None:
+    if excerpts < 1:
+        raise ValueError(f"--excerpts is {excerpts}, it must be at least 1")
 
 
 def _is_new(ids: Tensor, seen: set[bytes]) -> bool:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ropex.rope import Rope
 from ropex.strategies.base import Strategy
 from ropex_eval.scores.definitions import DEFINITIONS, Span, Text
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus
-from ropex_eval.study.protocol import Protocol
 
 Stretches = tuple[tuple[int, int], ...]
 """Positions of a pass, in ascending order: first, and one past the last, of each stretch."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ import transformers
 import ropex
 from ropex.files.untrusted import read_json
 from ropex.patching.handle import Patch
+from ropex.patching.plan import Planned
+from ropex.patching.record import fingerprint as hash_of_plans
 from ropex.rope import Rope
+from ropex.sizes import count, format_size
 from ropex.strategies.base import Strategy
 from ropex.strategies.frozen import Frozen
 from ropex.texts.tokens import require_embedded
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.passes import length_classes, shared_by, wanted
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.table import Keys
 
 
@@ -33,7 +36,7 @@ class Study:
 
     Attributes:
         model_id: What the user called the model.
-        folder: Its checkpoint.
+        folder: Its checkpoint; None for a live model, whose weights are those of `skeleton`.
         skeleton: The model, with or without its weights; they are not looked at.
         load: Loads the model, in the number type and on the device that are named here.
         corpus: The excerpts.
@@ -48,7 +51,7 @@ class Study:
     """
 
     model_id: str
-    folder: Path
+    folder: Path | None
     skeleton: Any
     load: Callable[[], Any]
     corpus: Corpus
@@ -70,13 +73,20 @@ class Study:
         return ropex.rope_of(self.skeleton, self.trained_length)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the model: of the files of a checkpoint, or of the weights of a live one."""
+        if self.folder is None:
+            return live_fingerprint(self.skeleton)
+        return checkpoint_fingerprint(self.folder)
+
+    @cached_property
     def about_model(self) -> dict[str, Any]:
         """The model, as results name it."""
         config = self.skeleton.config
         return {
             "id": self.model_id,
             "type": config.model_type,
-            "sha256": fingerprint(self.folder),
+            "sha256": self.fingerprint,
             "dtype": self.dtype,
             "device": self.device,
             "attention": config._attn_implementation,
@@ -88,7 +98,6 @@ class Study:
 
     def about(self, corpus: Corpus) -> dict[str, Any]:
         """What a reader needs to know to compute the same numbers on some of the excerpts."""
-        protocol = asdict(self.protocol)
         return {
             "model": self.about_model,
             "data": {
@@ -97,15 +106,28 @@ class Study:
                 "too_short": corpus.too_short,
                 "repeated": corpus.repeated,
                 "excerpts": len(corpus.excerpts),
-                "tokens": protocol.pop("excerpt"),
+                "tokens": self.protocol.excerpt,
                 "bos": corpus.bos,
                 "tokens_sha256": corpus.sha256,
                 "clusters": "documents" if len(corpus.documents) > 1 else "excerpts",
             },
-            "protocol": protocol,
             "versions": versions(),
             "command": self.command,
         }
+
+    @property
+    def summary(self) -> str:
+        """What is measured, on what, in two lines."""
+        corpus = self.corpus
+        reasons = ((corpus.too_short, "too short"), (corpus.repeated, "repeated"))
+        said = ", ".join(f"{number} {reason}" for number, reason in reasons if number)
+        return (
+            f"model  {self.model_id}: {self.skeleton.config.model_type}, trained at "
+            f"{format_size(self.rope.trained_length)} tokens, {self.dtype} on {self.device}\n"
+            f"text   {corpus.source}: {count(len(corpus.excerpts), 'excerpt')} of "
+            f"{format_size(self.protocol.excerpt)} tokens from "
+            f"{count(len(corpus.documents), 'document')}{f' ({said})' if said else ''}"
+        )
 
     @contextmanager
     def patched(self, model: Any, strategy: Strategy, at: int) -> Iterator[Patch]:
@@ -120,7 +142,7 @@ class Study:
             yield patch
 
     def keys(self, strategy: Strategy) -> Keys:
-        """What decides the numbers of a strategy besides the text, at the lengths of passes.
+        """What decides the numbers of a strategy, apart from the text, at the lengths of passes.
 
         Raises:
             ValueError: The strategy does not fit the model.
@@ -137,7 +159,7 @@ class Study:
 
     def _key(self, strategy: Strategy, at: int) -> str:
         with self.patched(self.skeleton, strategy, at) as patch:
-            plans = fingerprint_of_plans(patch)
+            plans = hash_of_plans(patch.planned, _decisive, torch.float64)
         decisive = {k: v for k, v in self.about_model.items() if k not in ("id", "trained_length")}
         content = json.dumps([decisive, versions(), plans], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -148,18 +170,15 @@ def versions() -> dict[str, str]:
     return {"transformers": transformers.__version__, "torch": torch.__version__}
 
 
-def fingerprint_of_plans(patch: Patch) -> str:
-    """Hash of all that a patch changes: every table, scale and query factor."""
-    digest = hashlib.sha256()
-    for each in patch.planned:
-        plan = each.plan
-        scales = (plan.attention_scale, plan.softmax_scale, plan.query_scale, each.kept)
-        digest.update(f"{each.site} {scales}".encode())
-        digest.update(plan.inv_freq.to(torch.float64).cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _decisive(each: Planned) -> str:
+    """All that a patch changes at a site, apart from its table."""
+    plan = each.plan
+    scales = (plan.attention_scale, plan.softmax_scale, plan.query_scale, each.kept)
+    mapped = "" if plan.positions is None else f" {plan.positions}"
+    return f"{each.site} {scales}{mapped}"
 
 
-def fingerprint(folder: Path) -> str:
+def checkpoint_fingerprint(folder: Path) -> str:
     """Hash of a checkpoint: what its config says, in any order, and every byte of its weights.
 
     All of them, since a fine-tuning may change the middle of a file alone; reading them a second
@@ -172,4 +191,24 @@ def fingerprint(folder: Path) -> str:
         with path.open("rb") as file:
             while block := file.read(2**22):
                 digest.update(block)
+    return digest.hexdigest()
+
+
+def live_fingerprint(model: Any) -> str:
+    """Hash of a live model: its config, every weight as it is now, and which adapters are on.
+
+    Raises:
+        ValueError: Some weights are not in memory, as accelerate offloads them.
+    """
+    config = {key: each for key, each in model.config.to_dict().items() if key != "_name_or_path"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, part in model.named_modules():
+        if hasattr(part, "disable_adapters"):  # a layer of peft
+            state = (part.disable_adapters, part.active_adapters, getattr(part, "scaling", None))
+            digest.update(f"{name} {state}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            raise ValueError(f"{name} is not in memory; give the folder of the model instead of it")
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Retrieval tasks that need no data: what a model finds in its context, by length and depth."""
+"""Retrieval tasks: what a model finds in its context, by length and depth."""
 
 from ropex_eval.tasks.context import Context, Question, Setting, Source
 from ropex_eval.tasks.registry import TASKS, Task, contexts, show

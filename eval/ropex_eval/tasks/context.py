@@ -1,4 +1,4 @@
-"""What a prompt is made of, and what is asked about it."""
+"""The parts of a prompt, and the questions about it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ropex_eval.tasks.pieces import Encoder, sentences
 
 @dataclass(frozen=True)
 class Source:
-    """What all prompts of a run are made of.
+    """The material of all prompts of a run.
 
     Attributes:
         encoder: Of the model's tokenizer; None if there is none.
         bos: Id in front of every prompt, or None.
         haystack: Ids of a text to hide things in; sentences are made up if it is None.
         vocabulary: Ids that random strings are drawn from.
-        text: What the haystack says, so that no answer is in it already.
+        text: The text of the haystack, so that no answer is taken from it.
     """
 
     encoder: Encoder | None
@@ -34,13 +34,13 @@ class Source:
     def of(
         cls, model: Any, tokenizer: Any, bos: int | None, haystack: Iterable[int] | None = None
     ) -> Source:
-        """Read the vocabulary off a model, and leave special tokens out of it.
+        """Take the vocabulary from a model, without special tokens.
 
         Args:
-            model: That is measured.
-            tokenizer: Of the model, or None.
+            model: The measured model.
+            tokenizer: Its tokenizer, or None.
             bos: Id in front of every prompt, or None.
-            haystack: Ids of a text of the user.
+            haystack: Ids of the user's text.
         """
         ids: int = model.get_input_embeddings().weight.shape[0]
         special = {bos}
@@ -54,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Setting:
-    """What one context is made of.
+    """The settings of one context.
 
     Attributes:
         source: Shared by all contexts of a run.
@@ -73,7 +73,7 @@ class Setting:
     seed: int
 
     def rng(self, purpose: object = "") -> random.Random:
-        """Random numbers that are the same in every process, and others for every purpose."""
+        """Random numbers, the same in every process and different for every purpose."""
         key = f"{self.seed}/{self.task}/{self.length}/{self.sample}/{purpose}"
         return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))
 
@@ -84,7 +84,7 @@ class Setting:
 
     @property
     def encode(self) -> Encoder:
-        """Text to ids.
+        """Encode a text.
 
         Raises:
             ValueError: There is no tokenizer.
@@ -94,7 +94,7 @@ class Setting:
         return self.source.encoder
 
     def room(self, taken: int, least: int = 0) -> int:
-        """Tokens that are left for filler.
+        """Number of tokens left for filler.
 
         Args:
             taken: Tokens of everything else.
@@ -111,7 +111,7 @@ class Setting:
         return self.length - taken
 
     def filler(self, tokens: int) -> Ids:
-        """So many tokens of the haystack, from another place for every sample.
+        """`tokens` tokens of the haystack, from a different place for every sample.
 
         Raises:
             ValueError: The user's text is shorter.
@@ -132,14 +132,14 @@ class Setting:
 class Asked:
     """A question and its answers, as text and as ids.
 
-    Several answers are given one after another, and each is asked for behind the right ones.
+    Several answers follow one another; each is asked for after the right ones before it.
 
     Attributes:
         text: The question.
         expected: The answers.
         ids: Of the question.
         answers: Ids of each answer.
-        comma: Ids of what stands between answers.
+        comma: Ids of the separator of answers.
     """
 
     text: str
@@ -150,7 +150,7 @@ class Asked:
 
     @classmethod
     def of(cls, encode: Encoder, text: str, *expected: str) -> Asked:
-        """Encode a question and its answers, which follow a blank."""
+        """Encode a question and its answers, each after a space."""
         ids, comma, *answers = encode.all([text, ",", *(f" {each}" for each in expected)])
         return cls(text, expected, ids, tuple(answers), comma)
 
@@ -171,13 +171,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about one depth of a context, or about all of it.
+    """A question about one depth of a context, or about all of it.
 
     Attributes:
         depth: From 0 to 1; None if the task has no places.
         text: The question.
         expected: Right answers.
-        branches: One for each of them.
+        branches: One for each right answer.
     """
 
     depth: float | None
@@ -219,7 +219,7 @@ class Context:
 
 
 def behind(setting: Setting, body: Ids, rest: int) -> Ids:
-    """A context that ends with `body`, after as much filler as leaves room for `rest` tokens."""
+    """A context that ends with `body`, after filler that leaves room for `rest` tokens."""
     room = setting.room(len(setting.start) + len(body) + rest)
     return setting.start + setting.filler(room) + body
 

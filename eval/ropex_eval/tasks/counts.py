@@ -11,9 +11,9 @@ from ropex_eval.measure.answers import Ids
 from ropex_eval.tasks.context import Asked, Context, Setting, about_all, behind
 from ropex_eval.tasks.pieces import code, distinct, word
 
-# RULER's numbers, where nothing else is said.
+# RULER's numbers, unless stated otherwise.
 _COMMON = 10  # words to find
-_TIMES = ((30, 3), (6, 1))  # how often these and others occur: from _LONG tokens on, and below
+_TIMES = ((30, 3), (6, 1))  # counts of these and of others: from _LONG tokens on, and below
 _LONG = 4096
 _OTHERS = 10  # at least: ours
 _TOKENS_PER_CODE = 50
@@ -23,7 +23,7 @@ _ZETA = math.pi**2 / 6  # of 2
 
 @dataclass(frozen=True)
 class _List:
-    """What a numbered list is written with.
+    """The words of a numbered list.
 
     Attributes:
         common: Words to find.
@@ -39,7 +39,7 @@ class _List:
 
     @classmethod
     def of(cls, setting: Setting) -> _List:
-        """Draw more than will fit."""
+        """Draw more words than will fit."""
         rng, encode = setting.rng("words"), setting.encode
         most = max(400, setting.length // 3)  # items: a number, a dot and a word each
         words = distinct(lambda: word(rng), _COMMON + most)
@@ -48,7 +48,7 @@ class _List:
         return cls(sorted(words[:_COMMON]), words[_COMMON:], ids, numbers)
 
     def sizes(self, often: int, seldom: int) -> list[int]:
-        """Tokens of the list with 0, 1, 2, ... other words, each word repeated so many times."""
+        """Tokens of the list with 0, 1, 2, ... other words, with their repetitions."""
         first = often * sum(len(self.ids[each]) for each in self.common)
         repeats = (seldom * len(self.ids[each]) for each in self.others)
         counted = [0, *accumulate(map(len, self.numbers))][often * _COMMON :: seldom]

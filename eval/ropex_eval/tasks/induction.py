@@ -1,18 +1,18 @@
-"""A random string that begins to come again: what follows is known from the first time."""
+"""A random string that begins to repeat: its first occurrence gives the continuation."""
 
 from __future__ import annotations
 
 from ropex_eval.measure.answers import Branch
 from ropex_eval.tasks.context import Context, Question, Setting
 
-_CUE = 8  # tokens that are given of the second copy; fewer might occur elsewhere by chance
+_CUE = 8  # tokens of the second copy that are given; fewer might occur elsewhere by chance
 _COPY = 24  # tokens that are asked for
 
 
 def induction(setting: Setting) -> Context:
-    """Random ids; a piece of them, at every depth, is begun again at the end.
+    """Random ids; a piece from every depth begins to repeat at the end.
 
-    The distance between the two copies goes from the whole length, at depth 0, to nothing. No
+    The distance between the two copies ranges from the whole length, at depth 0, to nothing. No
     language is needed, no tokenizer and no instruction: only attention to where the cue stood.
     """
     piece = _CUE + _COPY

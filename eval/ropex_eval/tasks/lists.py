@@ -33,7 +33,7 @@ def kv(setting: Setting) -> Context:
 
 
 def vt(setting: Setting) -> Context:
-    """Variables that are set to each other, scattered in a text; those with one value are asked."""
+    """Variables set to each other, scattered in a text; those with one value are asked for."""
     rng, encode, text = setting.rng(), setting.encode, setting.source.text
     (value,) = distinct(lambda: number(rng), 1, text)
     names = distinct(lambda: code(rng, 5).upper(), _HOPS + 1, text)

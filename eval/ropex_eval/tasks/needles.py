@@ -1,4 +1,4 @@
-"""Facts hidden in a text, and asked for at its end."""
+"""Facts hidden in a text and asked for at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AT_LEAST = 4  # facts in a context that has several; RULER's number
 
 
 def passkey(setting: Setting) -> Context:
-    """One number in a text; its own context for every depth, which share the text up to it."""
+    """One number in a text; one context for every depth, sharing the text up to it."""
 
     def draw(rng: random.Random) -> tuple[str, str, str]:
         (key,) = _numbers(setting, rng, 1)
@@ -24,7 +24,7 @@ def passkey(setting: Setting) -> Context:
 
 
 def niah(setting: Setting) -> Context:
-    """The number of one city in a text; its own context for every depth."""
+    """The number of one city in a text; one context for every depth."""
 
     def draw(rng: random.Random) -> tuple[str, str, str]:
         city, (value,) = rng.choice(CITIES), _numbers(setting, rng, 1)
@@ -49,7 +49,7 @@ def multikey(setting: Setting) -> Context:
 
 
 def multivalue(setting: Setting) -> Context:
-    """One city with several numbers, one at every depth; all are asked for, one after another."""
+    """One city with several numbers, one at every depth; all are asked for in turn."""
     depths, values = _several(setting)
     city = setting.rng("cities").choice(CITIES)
     facts = [f"\nOne of the numbers of {city} is {value}.\n" for value in values]

@@ -1,4 +1,4 @@
-"""Pieces of prompts: text to token ids, sentences that say nothing, names and numbers."""
+"""Pieces of prompts: text to token ids, filler sentences, names and numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from ropex.texts.tokens import require_embedded
 from ropex_eval.measure.answers import Ids
 
-# A tokenizer may treat the beginning of a text as that of a word. No piece is one, so each is
-# encoded behind this letter, whose ids are then taken off.
+# A tokenizer may treat the beginning of a text as that of a word. No piece begins a text, so each
+# is encoded after this letter, whose ids are then removed.
 _ANCHOR = "a"
 _BLOCK = 64  # sentences that are encoded at a time
 
@@ -47,8 +47,8 @@ class Encoder:
     """Turns pieces of text into the ids that they have inside a longer text.
 
     Args:
-        tokenizer: Of the model that is measured.
-        model: That is measured; without it, ids that it does not know are not noticed.
+        tokenizer: Of the measured model.
+        model: The measured model; without it, ids that it does not know are not detected.
     """
 
     def __init__(self, tokenizer: Any, model: Any = None) -> None:
@@ -60,7 +60,7 @@ class Encoder:
         return self.all([text])[0]
 
     def all(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of every piece, each as if it stood alone behind a word."""
+        """Ids of every piece, as if it followed a word."""
         size, found = len(self._lead), []
         for text, ids in zip(texts, self._encode([_ANCHOR + each for each in texts]), strict=True):
             whole = ids[:size] == self._lead  # not so if the tokenizer joins them

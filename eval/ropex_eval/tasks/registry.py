@@ -19,10 +19,10 @@ class Task:
     Attributes:
         name: In results and on the command line.
         help: One line.
-        build: Makes a context; the same for the same setting.
-        placed: Whether it is asked at depths; else once about the whole context.
-        by_token: Whether the score is the share of right tokens; else that of right answers.
-        needs_tokenizer: Whether it is made of text.
+        build: Makes a context; deterministic for a setting.
+        placed: Whether it is asked at depths; otherwise once about the whole context.
+        by_token: Whether the score is the share of right tokens; otherwise of right answers.
+        needs_tokenizer: Whether it consists of text.
     """
 
     name: str
@@ -68,11 +68,11 @@ def contexts(
 
     Args:
         task: One of `TASKS`.
-        source: What they are made of.
+        source: The material.
         lengths: Tokens of a prompt with its answer.
         depths: From 0 to 1; tasks without places ignore them.
         samples: Contexts of each length, at least 1.
-        seed: Of everything random.
+        seed: Of all random numbers.
 
     Raises:
         ValueError: An argument is out of range, or a length is too short for the task.

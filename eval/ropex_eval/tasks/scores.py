@@ -17,7 +17,7 @@ _Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Sample:
-    """How one question went.
+    """The score of one question.
 
     Attributes:
         task: Name of the task.
@@ -78,18 +78,18 @@ def measure_task(
     chunk: int = 2048,
     advance: Callable[[int], None] = lambda length: None,
 ) -> tuple[Sample, ...]:
-    """Ask everything of a task, on the model as it is patched now.
+    """Ask all questions of a task, with the model as it is patched now.
 
     Args:
         model: A causal language model; its rotation must not depend on the length of the text.
-        tokenizer: Of the model; None will do for `induction`.
+        tokenizer: Of the model; may be None for `induction`.
         task: One of `TASKS`.
         lengths: Tokens of a prompt with its answer.
         depths: From 0 to 1; tasks without places ignore them.
         samples: Contexts of each length.
-        seed: Of everything random.
+        seed: Of all random numbers.
         bos: Id in front of every prompt, or None.
-        haystack: Ids of a text to hide things in; sentences are made up if there is none.
+        haystack: Ids of a text to hide things in; without it, filler sentences are made up.
         chunk: Tokens that are read at a time.
         advance: Called with the length of each context when it is done.
 
@@ -97,7 +97,7 @@ def measure_task(
         ValueError: An argument is out of range, or a length is too short for the task.
     """
     source = Source.of(model, tokenizer, bos, haystack)
-    if lengths:  # the longer ones fit if the shortest does: nothing is measured in vain
+    if lengths:  # if the shortest fits, all do: nothing is measured in vain
         for _ in contexts(task, source, [min(lengths)], depths, samples, seed):
             pass
     scorer = AnswerScorer(model, chunk)
@@ -124,11 +124,11 @@ def ask(scorer: AnswerScorer, task: Task, context: Context) -> tuple[Sample, ...
 
 
 def cells(samples: Iterable[Sample], *, by_depth: bool = True) -> tuple[Cell, ...]:
-    """Samples put together, in the order in which they come.
+    """Aggregate samples, in their order.
 
     Args:
         samples: Of one or several tasks.
-        by_depth: Whether every depth has a cell of its own (a heatmap), or every length (a curve).
+        by_depth: One cell for each length and depth (a heatmap), or for each length (a curve).
     """
     groups: dict[tuple[str, int, float | None], list[Sample]] = {}
     for each in samples:
@@ -149,14 +149,14 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
     Unlike the usual standard error it has a width at 0 and at 1: 20 of 20 is 84 % to 100 %.
 
     Args:
-        successes: May be a sum of shares; the interval is then wider than it need be.
+        successes: May be a sum of shares; the interval is then wider than necessary.
         trials: How many there are.
 
     Raises:
         ValueError: There are no trials, or fewer than successes.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} of {trials} is no share; there must be at least one trial")
+        raise ValueError(f"{successes} of {trials} is not a share; at least one trial is needed")
     share, z2 = successes / trials, _Z * _Z
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     spread = math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))

@@ -26,7 +26,7 @@ class ByLength:
         clusters: What each excerpt is independent of; see `Corpus.clusters`.
         targets: Tokens of each excerpt that are scored at each length.
         tokens_sha256: Hash of the text; see `Corpus.sha256`.
-        trained_length: Tokens that the model was trained at before; None if nothing says so.
+        trained_length: Tokens that the model was trained at before; None if unknown.
     """
 
     lengths: tuple[int, ...]
@@ -38,7 +38,7 @@ class ByLength:
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> ByLength:
-        """What `line` was made of.
+        """The measurement that `line` was made from.
 
         Raises:
             ValueError: It is damaged.
@@ -57,7 +57,7 @@ class ByLength:
 
     @property
     def estimates(self) -> dict[int, Estimate]:
-        """Length to the mean, in nats a token, and how sure it is."""
+        """Length to the mean, in nats a token, with its standard error."""
         return {length: estimate(totals) for length, totals in self._totals().items()}
 
     @property
@@ -66,17 +66,17 @@ class ByLength:
         return {length: exp(each.mean) for length, each in self.estimates.items()}
 
     def change_from(self, before: ByLength) -> dict[int, Estimate]:
-        """What has changed on the same tokens since an earlier measurement.
+        """The change since an earlier measurement on the same tokens.
 
         Returns:
-            Length to the difference in nats a token, below 0 if the model is better now, and how
-            sure it is.
+            Length to the difference in nats a token, below 0 if the model is better now, with its
+            standard error.
 
         Raises:
-            ValueError: It was taken over other tokens.
+            ValueError: It was measured on different tokens.
         """
         if self.tokens != before.tokens:
-            raise ValueError("these were not taken over the same text, lengths and targets")
+            raise ValueError("these were not measured on the same text, lengths and targets")
         old = before._totals()
         return {n: estimate(totals.minus(old[n])) for n, totals in self._totals().items()}
 
@@ -95,7 +95,7 @@ class ByLength:
         return found
 
     def line(self, step: int, before: ByLength) -> dict[str, Any]:
-        """All of it, as a line of the file holds it; changes in percent, with 95 % intervals."""
+        """A line of the file; changes in percent, with 95 % intervals."""
         changes = self.change_from(before).values()
         return {
             "step": step,
@@ -122,7 +122,7 @@ class ByLength:
 
     @property
     def tokens(self) -> tuple[Any, ...]:
-        """What two measurements must share to be compared."""
+        """What must be equal in two measurements to compare them."""
         return self.lengths, self.targets, self.tokens_sha256
 
     def _totals(self) -> dict[int, Totals]:
@@ -147,11 +147,11 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path, last: int | None = None) -> list[dict[str, Any]]:
-    """The lines, up to a step if a training goes on from there; what came after it is lost."""
+    """The lines, up to a step if training resumes from there."""
     if not path.is_file():
         return []
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [line for line in lines if last is None or line["step"] <= last]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); move it away to start anew") from None
+        raise ValueError(f"{path} is damaged ({error}); move it away to start again") from None

@@ -1,4 +1,4 @@
-"""Perplexity by length while a model is trained: what it gains far out, and what it loses near."""
+"""Perplexity by length during training: gains at long lengths, losses at short ones."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ropex.texts.tokens import first_token, require_embedded
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, load_corpus
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.training.by_length import ByLength, read_lines, write_lines
 from ropex_eval.training.in_training import bare, local_nll, trained_length, undisturbed
 
 FILE = "perplexity-by-length.jsonl"
-"""In the output folder of a training: one line for each measurement."""
+"""In the output folder of a training run: one line for each measurement."""
 
 
 class PerplexityByLength(TrainerCallback):
-    """Measures local perplexity at several lengths during a training, and how it changes.
+    """Measures local perplexity at several lengths during training, and how it changes.
 
     The numbers are those of `ropex eval`, definition `local`, under the strategy that the model is
-    patched with. They are taken at the start, every few steps and at the end, told in one line,
-    logged, and kept in `perplexity-by-length.jsonl` in the output folder. A training that is
-    resumed goes on with that file and its start; one that begins anew begins it anew.
+    patched with. They are measured at the start, every few steps and at the end, printed in one
+    line, logged, and kept in `perplexity-by-length.jsonl` in the output folder. A resumed run
+    continues that file and keeps its start; a new run starts a new file.
 
-    transformers tells no callback of the others, and those that report to TensorBoard or Weights &
-    Biases come before those of `callbacks=[...]`: what is added to a log then reaches none of them.
-    `attach` makes them known; without it, numbers go into the log history and the file alone.
+    In transformers, callbacks do not know each other, and those that report to TensorBoard or
+    Weights & Biases run before those of `callbacks=[...]`, so they miss what is added to a log.
+    `attach` connects them; without it, numbers go only into the log history and the file.
 
-    The model is left as it was: its modes, gradients, rotary tables and random numbers, so that a
-    training has the same losses and weights with this as without. Every process reads every
-    excerpt, through the whole model's forward where its weights are split (FSDP). With `bf16` or
-    `fp16` in the arguments it computes in that, as the training does; else in the number type of
-    the weights, or under the autocast around it. In a loop of your own, `log(watch(model))`.
+    The model keeps its modes, gradients, rotary tables and random state, so losses and weights are
+    the same with and without this. Every process reads every excerpt, through the whole model's
+    forward pass where its weights are split (FSDP). With `bf16` or `fp16` in the arguments it
+    computes in that dtype, as the training does; otherwise in the dtype of the weights, or under
+    the surrounding autocast. In your own loop, call `log(watch(model))`.
 
     Args:
         tokenizer: Of the model.
-        data: A source of `texts.sources.read_texts`, or a corpus, of which all excerpts are read.
+        data: A source for `texts.sources.read_texts`, or a corpus, of which all excerpts are read.
         lengths: Tokens of context, BOS included.
         trained_length: Tokens that the model was trained at before, where its config does not say.
-        excerpts: How many to read of a source, each of the longest length.
-        every: Steps from one measurement to the next; None measures where a checkpoint is saved.
+        excerpts: Number of excerpts from a source, each of the longest length.
+        every: Steps between measurements; None measures when a checkpoint is saved.
         targets: Tokens that are scored; 64, or half of a shortest length below 128, if None.
         batch: Excerpts of the longest length that are read side by side.
         bos: The token in front: `auto` for the tokenizer's own, `none`, or a token.
         tell: Called with each line, on the first process.
 
     Attributes:
-        start: The measurement that changes are taken from; None before the first one.
+        start: The measurement that changes refer to; None before the first one.
 
     Raises:
-        ValueError: These do not go together.
+        ValueError: The arguments do not fit together.
 
     Example:
         >>> PerplexityByLength(tokenizer, lengths=(256, 1024), every=100).attach(trainer)
@@ -87,7 +87,7 @@ class PerplexityByLength(TrainerCallback):
         self.start: ByLength | None = None
         self._lines: list[dict[str, Any]] = []
         self._last: int | None = None  # the step of the last measurement
-        self._others: Any = None  # what calls all callbacks
+        self._others: Any = None  # the handler that calls all callbacks
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -105,7 +105,7 @@ class PerplexityByLength(TrainerCallback):
             trainer.add_callback(self)
 
     def measure(self, model: Any) -> ByLength:
-        """Measure a model as it is now, wrapped for a training or not.
+        """Measure a model as it is now, wrapped for training or not.
 
         Args:
             model: A causal language model with rotary embeddings, patched or not. If its weights
@@ -125,13 +125,13 @@ class PerplexityByLength(TrainerCallback):
         return ByLength(protocol.lengths, means, clusters, targets, corpus.sha256, trained)
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """Measure a model, and give what to log; changes are from `start`, or the first call."""
+        """Measure a model and return what to log; changes are since `start`, or the first call."""
         now = self.measure(model)
         self.start = self.start or now
         return now.numbers(self.start)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure before the first step; a training that is resumed keeps its own start."""
+        """Measure before the first step; a resumed run keeps its start."""
         path = Path(args.output_dir) / FILE
         self._lines = read_lines(path, state.global_step) if state.global_step else []
         now = self.measured(args, kwargs["model"])
@@ -139,22 +139,22 @@ class PerplexityByLength(TrainerCallback):
         self._keep(args, state, control, now)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure every few steps, if it goes by steps."""
+        """Measure every few steps, if `every` is given."""
         if self.every and state.global_step % self.every == 0:
             self._watch(args, state, control, kwargs["model"])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure what was saved, unless it goes by steps."""
+        """Measure what was saved, unless `every` is given."""
         if not self.every:
             self._watch(args, state, control, kwargs["model"])
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure after the last step, while those that report still listen."""
+        """Measure after the last step, before loggers close."""
         if control.should_training_stop:
             self._watch(args, state, control, kwargs["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure where an epoch was the last without having known, unless other weights are in."""
+        """Measure if the last epoch ended early, unless the best checkpoint was loaded."""
         if not args.load_best_model_at_end:
             self._watch(args, state, control, kwargs["model"])
 
@@ -163,13 +163,13 @@ class PerplexityByLength(TrainerCallback):
             self._keep(args, state, control, self.measured(args, model))
 
     def measured(self, args: Any, model: Any) -> ByLength:
-        """Measure a model in the number type that a training with these arguments computes in."""
+        """Measure a model in the dtype that training with these arguments computes in."""
         dtype = torch.bfloat16 if args.bf16 else torch.float16
         with torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16):
             return self.measure(model)
 
     def _keep(self, args: Any, state: Any, control: Any, now: ByLength) -> None:
-        """Write, tell and log, unless the file has had this step before the training went on."""
+        """Write, print and log, unless a resumed run has this step in its file already."""
         assert self.start is not None  # on_train_begin
         self._last = step = state.global_step
         if any(line["step"] == step for line in self._lines):
@@ -181,7 +181,7 @@ class PerplexityByLength(TrainerCallback):
         self._log(args, state, control, now.numbers(self.start))
 
     def _log(self, args: Any, state: Any, control: Any, logs: dict[str, float]) -> None:
-        """As `Trainer.log` does, which others extend with what they have gathered for the loss."""
+        """Log as `Trainer.log` does; subclasses add values there that are gathered for the loss."""
         logs = logs if state.epoch is None else {**logs, "epoch": state.epoch}
         state.log_history.append({**logs, "step": state.global_step})
         if self._others is not None:
@@ -197,11 +197,11 @@ class PerplexityByLength(TrainerCallback):
 
 
 def _start(line: dict[str, Any], now: ByLength, path: Path) -> ByLength:
-    """The measurement that the first line holds, on the tokens of this one."""
+    """The measurement of the first line, which must be on the same tokens as `now`."""
     start = ByLength.of_line(line)
     if start.tokens != now.tokens:
         raise ValueError(
-            f"{path} was measured on another text, or at other lengths or targets; give the same, "
-            "or move it away to start anew"
+            f"{path} was measured on a different text, or at different lengths or targets; give "
+            "the same, or move it away to start again"
         )
     return start

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import fsdp
 
+from ropex.model.modes import in_mode
 from ropex.model.rotary import main_site, sites
 from ropex.model.sites.base import Site
+from ropex.model.trained_length import stated_length
 from ropex.patching.stack import stack
 from ropex.rope import Rope
 from ropex.sizes import format_size
@@ -20,13 +22,13 @@ from ropex.strategies.registry import strategy
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.reader import Reader
 from ropex_eval.scores.definitions import DEFINITIONS
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.passes import batches, passes, rows
-from ropex_eval.study.protocol import Protocol
 
 
 def bare(model: Any) -> Any:
-    """A model without what wraps it for a training; one whose weights are split stays whole."""
+    """A model without its wrappers for training; unless its weights are split."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while isinstance(model, wrappers) or "_orig_mod" in getattr(model, "_modules", ()):
         model = model.module if isinstance(model, wrappers) else model._orig_mod
@@ -38,7 +40,7 @@ def bare(model: Any) -> Any:
 
 
 def _is_split(model: nn.Module) -> bool:
-    """Whether a forward of the whole model gathers its weights, and no other."""
+    """Whether only a forward pass of the whole model gathers its weights."""
     kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
     return any(isinstance(module, kinds) for module in model.modules())
 
@@ -46,20 +48,17 @@ def _is_split(model: nn.Module) -> bool:
 @contextmanager
 def undisturbed(model: Any) -> Iterator[tuple[Site, ...]]:
     """Its rotary tables; the model is in evaluation mode, and as it was at the end of the block."""
-    modes = [(module, module.training) for module in model.modules()]
     found = sites(model)
     modules = list({id(site.module): site.module for site in found}.values())
     kept = [(module, vars(module).copy(), _buffers(module)) for module in modules]
     cards = {p.device for p in model.parameters() if p.device.type in ("cuda", "xpu")}
     kind = next(iter(cards)).type if cards else "cpu"
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(list(cards), device_type=kind):
+        random = torch.random.fork_rng(list(cards), device_type=kind)
+        with in_mode(model, training=False), torch.no_grad(), random:
             yield found
     finally:
         torch.clear_autocast_cache()  # in some torch, casts made without a graph stay without
-        for module, training in modes:
-            module.training = training
         for module, attributes, buffers in kept:
             vars(module).clear()
             vars(module).update(attributes)
@@ -70,7 +69,7 @@ def undisturbed(model: Any) -> Iterator[tuple[Site, ...]]:
 
 
 def _buffers(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Tables that a module owns, and what is in them: some are replaced, some written over."""
+    """Tables that a module owns, and their contents: some are replaced, some overwritten."""
     return {name: (each, each.clone()) for name, each in module.named_buffers(recurse=False)}
 
 
@@ -84,8 +83,8 @@ def local_nll(
 ) -> dict[int, list[float]]:
     """Length to the mean NLL of the targets of each excerpt.
 
-    One pass of the longest length serves all, unless the model rotates by length: then each has
-    passes of its own, of just that length.
+    One pass of the longest length serves all, unless the rotation depends on the length: then each
+    length has its own passes.
     """
     _check_rows(found, protocol.lengths[-1])
     scorer = _Whole(model) if _is_split(model) else Scorer(model)
@@ -122,20 +121,20 @@ def _read_targets(
 
 
 def _is_by_length(found: tuple[Site, ...]) -> bool:
-    """Whether the model rotates by length, of itself or by a patch."""
+    """Whether the rotation depends on the length, by the model itself or by a patch."""
     if any(applied.by_length for applied in stack(found)):
         return True
     return any(site.rope(2).by_length for site in found)
 
 
 def trained_length(found: tuple[Site, ...]) -> int | None:
-    """Tokens that the model was trained at, before it was patched."""
+    """Tokens that the model was trained at, before it was patched; None if nothing says."""
     first = next((applied.handle for applied in stack(found)), None)
-    return first.rope.trained_length if first else main_site(found).said_length()
+    return first.state.rope.trained_length if first else stated_length(main_site(found))
 
 
 def _check_rows(found: tuple[Site, ...], longest: int) -> None:
-    """Raise a ValueError where the model's own table ends before a text does."""
+    """Raise a ValueError if the model's own table ends before a text does."""
     said = main_site(found).said_length()
     if any(site.ends for site in found) and said is not None and said < longest:
         raise ValueError(
@@ -146,10 +145,10 @@ def _check_rows(found: tuple[Site, ...], longest: int) -> None:
 
 
 class _Whole(Scorer):
-    """Scores by the forward of the whole model alone, which gathers weights that are split."""
+    """Scores by the forward pass of the whole model, which gathers split weights."""
 
     def __init__(self, model: Any) -> None:
-        # Not that of Scorer, which tries parts of the model by themselves.
+        # Not that of Scorer, which calls parts of the model separately.
         self.model, self.device = model, model.get_input_embeddings().weight.device
         self.head_alone, self.feed_forward, self._finish = False, [], None
         self.chunkable = self._chunks_are_exact()

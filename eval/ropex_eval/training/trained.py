@@ -1,4 +1,4 @@
-"""Training runs side by side: perplexity by length before and after, and what short texts pay."""
+"""Training runs side by side: perplexity by length before and after, and the cost at short ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Watch:
 
 
 class _Untouched(TrainerCallback):
-    """Measures the model as it was, where the trainer has put it, before its first step."""
+    """Measures the untouched model on the trainer's device, before the first step."""
 
     def __init__(self, path: Path, measure: PerplexityByLength, patch: Patch) -> None:
         self.path, self.measure, self.patch = path, measure, patch
@@ -81,19 +81,18 @@ class _Untouched(TrainerCallback):
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage of a run has done to perplexity.
+    """How a stage of a run has changed perplexity.
 
     Attributes:
         strategy: Its text.
-        measured: What was measured, by the number of steps before it; 0 is under the strategy,
-            before any training of this stage.
+        measured: Measurements by step; 0 is under the strategy, before this stage is trained.
     """
 
     strategy: str
     measured: dict[int, ByLength]
 
     def at(self, steps: Sequence[int]) -> dict[int, ByLength]:
-        """What was measured after some numbers of steps; the first and the last if none is given.
+        """The measurements at some steps; the first and the last by default.
 
         Raises:
             ValueError: Nothing was measured there.
@@ -113,9 +112,9 @@ class Trained:
     """A run of a recipe.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         untouched: The model as it was, without any strategy.
-        stages: What each did.
+        stages: Its stages.
     """
 
     name: str
@@ -150,7 +149,7 @@ def table(runs: Sequence[Trained], steps: Sequence[int] = (), *, as_markdown: bo
     Args:
         runs: The runs.
         steps: After which steps of each stage; the first and the last measurement if empty.
-        as_markdown: A table of GitHub's Markdown, and not one for a terminal.
+        as_markdown: In GitHub's Markdown instead of for a terminal.
 
     Raises:
         ValueError: They were not measured on the same tokens, or not at these steps.
@@ -158,7 +157,7 @@ def table(runs: Sequence[Trained], steps: Sequence[int] = (), *, as_markdown: bo
     first = runs[0].untouched
     for run in runs:
         if run.untouched.tokens != first.tokens:
-            raise ValueError(f"{run.name} and {runs[0].name} were measured on other texts")
+            raise ValueError(f"{run.name} and {runs[0].name} were measured on different texts")
     tax = _tax_length(first)
     rows = [["", *map(format_size, first.lengths), f"at {format_size(tax)}, against none"]]
     rows.append(["none", *_cells(first), "--"])
@@ -174,7 +173,7 @@ def table(runs: Sequence[Trained], steps: Sequence[int] = (), *, as_markdown: bo
 
 
 def _tax_length(found: ByLength) -> int:
-    """The longest measured length within the trained one, else the shortest."""
+    """The longest measured length within the trained one, or else the shortest."""
     within = [n for n in found.lengths if found.trained_length and n <= found.trained_length]
     return within[-1] if within else found.lengths[0]
 

@@ -1,4 +1,4 @@
-"""What a patch needs of a place where a model computes its rotary embedding."""
+"""The interface between a patch and a place where a model computes its rotary embedding."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ropex.errors import wrong_type
+from ropex.model.options import Options
+from ropex.model.sites.hooks import Tables
+from ropex.model.tables import Native, TableAt, close
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
 from ropex.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from ropex.model.options import Options
-    from ropex.model.realise import Native
-    from ropex.model.sites.hooks import Tables
-    from ropex.model.tables import TableAt
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,9 @@ class Site(ABC):
         owner: The module whose config describes it.
         latent: Attention modules whose logits are scaled by the same config entry.
         layer: What holds the module: attention, where each layer has a table of its own.
+        origin: The config that knows from which file the model came; None if from none.
+        lengths: Where the config says the trained length, first what is believed most.
+        in_weights: Whether the table is saved with the weights.
     """
 
     name: str
@@ -40,6 +40,9 @@ class Site(ABC):
     owner: Any
     latent: tuple[Any, ...] = field(default=(), kw_only=True)
     layer: Any = field(default=None, kw_only=True)
+    origin: Any = field(default=None, kw_only=True)
+    lengths: ClassVar[tuple[str, ...]] = ("max_position_embeddings",)
+    in_weights: ClassVar[bool] = False
 
     @property
     def config(self) -> Any:
@@ -60,23 +63,13 @@ class Site(ABC):
         """What it was trained with.
 
         Raises:
-            UnsupportedModel: It is no table that a strategy can start from.
+            UnsupportedModel: A strategy cannot start from it.
             ValueError: The config does not say the base or the trained length.
         """
 
     @property
-    def lengths(self) -> tuple[str, ...]:
-        """Where its config says the trained length, first what is believed most."""
-        return ("max_position_embeddings",)
-
-    @property
-    def in_weights(self) -> bool:
-        """Whether the table is saved with the weights."""
-        return False
-
-    @property
     def any_position(self) -> bool:
-        """Whether tokens may stand at positions of the caller's choice, as far apart as may be."""
+        """Whether tokens may stand at any positions of the caller's choice, however far apart."""
         return False
 
     @property
@@ -90,7 +83,7 @@ class Site(ABC):
         return False
 
     def probe(self, count: int) -> dict[str, Tensor]:
-        """What the model wants besides `count` tokens, to be run on made-up ones."""
+        """Inputs that the model needs besides `count` made-up tokens."""
         return {}
 
     def said_length(self) -> int | None:
@@ -104,23 +97,17 @@ class Site(ABC):
 
     @abstractmethod
     def realise(self, strategy: Strategy, rope: Rope) -> Native:
-        """The table of a strategy, and the config entry that stands for it."""
+        """The table of a strategy, and the config entry that represents it."""
 
     @abstractmethod
     def write(
-        self,
-        native: Native,
-        strategy: Strategy,
-        rope: Rope,
-        homes: tuple[Any, ...],
-        undo: ExitStack,
+        self, native: Native, lengths: tuple[int, int], homes: tuple[Any, ...], undo: ExitStack
     ) -> bool:
-        """Put what stands for `native` where the model is saved.
+        """Put what represents `native` where the model is saved.
 
         Args:
             native: Its table.
-            strategy: The strategy.
-            rope: What the table was trained with.
+            lengths: Tokens that the model was trained at, and that it is to reach.
             homes: The configs that are saved with the model and describe this table.
             undo: Where the way back is written, of all but configs.
 
@@ -142,14 +129,14 @@ class Site(ABC):
             undo: Where the way back is written.
 
         Returns:
-            What rotates un-rotated keys; None where they cannot stay so.
+            What rotates un-rotated keys; None where keys cannot stay un-rotated.
 
         Raises:
             UnsupportedModel: It cannot compute so.
         """
 
     def fill_later(self, rope: Rope, undo: ExitStack) -> None:
-        """Leave what it was trained with behind, where a model had no tables yet (meta device)."""
+        """Leave the trained table behind where a model had none yet (meta device)."""
         return
 
     def same(self, other: Site, *, tables: bool) -> bool:
@@ -167,25 +154,18 @@ class Site(ABC):
 
     def holds(self, plan: Plan, length: int) -> bool:
         """Whether it computes as planned for sequences of `length` tokens."""
-        from ropex.model.realise import close
-
         live = self.live(length)
         return live.dtype == torch.float32 and close(live, plan.inv_freq)
 
 
-def checked_length(config: Any, said: int | None, trained_length: int | None) -> int:
+def checked_length(said: int | None, trained_length: int | None) -> int:
     """The trained length: as given, or as the config says.
 
     Raises:
-        ValueError: Neither says it, or it is below 2 or beyond `LONGEST`.
-        TypeError: It is no whole number.
+        ValueError: It is below 2 or beyond `LONGEST`.
+        TypeError: It is not a whole number.
     """
     length = said if trained_length is None else trained_length
-    if length is None:
-        raise ValueError(
-            f"the config of {config.model_type} does not say the trained length "
-            "(max_position_embeddings); give it as trained_length"
-        )
     if not isinstance(length, Integral) or isinstance(length, bool):
         raise wrong_type("trained_length", length, "a whole number of tokens, or None")
     if not 2 <= length <= LONGEST:

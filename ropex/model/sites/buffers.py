@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropex.config.entry import reach, read_entries, read_entry, scaling_of, switch_of, write_entry
+from ropex.config.entry import reach, read_entries, read_entry, scaling_of, switch_of
 from ropex.config.notations import is_nested
+from ropex.config.write import write_entry
 from ropex.model.attributes import set_attribute
 from ropex.model.options import Options
-from ropex.model.realise import Native, realise
+from ropex.model.realise import realise
 from ropex.model.sites.base import Site, checked_length
 from ropex.model.sites.exact import ExactTables, layout_of
 from ropex.model.sites.hooks import FixedTable, LengthTable, Rotation, Tables, protected
 from ropex.model.sites.slots import FunctionSlot, Slot
-from ropex.model.tables import TableAt
+from ropex.model.tables import Native, TableAt
+from ropex.model.trained_length import require_length
 from ropex.rope import Lists, Plan, Rope
 from ropex.strategies.base import Strategy
 
@@ -63,7 +65,8 @@ class BufferSite(Site):
     def rope(self, trained_length: int | None = None) -> Rope:
         """What it was trained with; see `Site.rope`."""
         entry, lists = self.entry(), self.lists()
-        length = checked_length(self.config, self.said_length(), trained_length)
+        require_length(self, trained_length)
+        length = checked_length(self.said_length(), trained_length)
         start = Plan(self.frequencies().double(), self.slot.scale(self.module))
         if lists is not None:
             start = lists.at(length)
@@ -80,8 +83,8 @@ class BufferSite(Site):
     def lists(self) -> Lists | None:
         """The two lists by which the model itself switches; None if it does not.
 
-        Equal ones are how any static vector is carried, and a patch leaves a module that does not
-        go by those of its config.
+        Equal lists are how a static table is carried, and a patched module does not use the lists
+        of its config.
         """
         if not self._switches():
             return None
@@ -94,7 +97,7 @@ class BufferSite(Site):
         return Lists(switch, Plan(short.double(), low), Plan(long.double(), high))
 
     def _switches(self) -> bool:
-        """Whether the module goes by the two lists of its config, if it goes by the length."""
+        """Whether the module switches between the two lists of its config."""
         entry = self.entry()
         unequal = entry.get("short_factor") != entry.get("long_factor")
         return unequal and self.slot.rope_type(self.module) == "longrope"
@@ -104,24 +107,18 @@ class BufferSite(Site):
         return scaling_of(self.entry())
 
     def realise(self, strategy: Strategy, rope: Rope) -> Native:
-        """The table of a strategy, and the config entry that stands for it."""
+        """The table of a strategy, and the config entry that represents it."""
         return realise(self, strategy, rope)
 
     def write(
-        self,
-        native: Native,
-        strategy: Strategy,
-        rope: Rope,
-        homes: tuple[Any, ...],
-        undo: ExitStack,
+        self, native: Native, lengths: tuple[int, int], homes: tuple[Any, ...], undo: ExitStack
     ) -> bool:
         """Write the entry into the config that the module reads, and those that are saved."""
         if native.entry is None:
             self.slot.settle(self.config, native)
             return False
         for config in {id(c): c for c in (self.config, *homes)}.values():
-            target = strategy.target_length(rope)
-            write_entry(config, native.entry, rope.trained_length, target, self.layer_type)
+            write_entry(config, native.entry, *lengths, self.layer_type)
         return bool(homes)
 
     def install(
@@ -210,7 +207,7 @@ class BufferSite(Site):
 
 
 def found_in(name: str, module: nn.Module, owner: nn.Module) -> tuple[BufferSite, ...]:
-    """The tables of a module; none if it has none, or none that ropex can patch exactly."""
+    """The tables of a module; empty if ropex can patch none of them exactly."""
     return tuple(BufferSite(name, module, owner, slot) for slot in _slots(module))
 
 
@@ -244,7 +241,7 @@ def _slots(module: Any) -> tuple[Slot, ...]:
 
 
 def _follows(module: Any, slot: Slot) -> bool:
-    """Whether what a module returns follows what a slot puts; PhiMoE's ignores its buffer."""
+    """Whether the output of a module depends on what a slot puts; PhiMoE's ignores its buffer."""
     table = slot.table(module)
     if table.ndim != 1:
         return False

@@ -5,7 +5,7 @@ A patch does not touch such tables. It answers in their place, from the planned 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,81 +17,11 @@ from torch import Tensor
 from ropex.errors import UnsupportedModel
 from ropex.model.attributes import set_attribute
 from ropex.model.options import Options
-from ropex.model.realise import Native, outside_config
 from ropex.model.sites.base import Site, checked_length
-from ropex.model.tables import Rows
+from ropex.model.tables import Native, Rows, outside_config
+from ropex.model.trained_length import require_length
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Strategy
-
-
-class Layout(ABC):
-    """How tables of one kind are asked for, and what they look like."""
-
-    attribute = "forward"  # what a patch answers in the place of
-    lengths: tuple[str, ...] = ("max_position_embeddings",)  # where configs say the trained length
-    base = 10000.0
-    told_length = True  # whether a call says how long the sequence is
-    any_position = False  # whether tokens may stand as far apart as may be
-    ends = False  # whether the model's own table has a last row
-    in_weights = False  # whether the table is saved with the weights
-    kept: tuple[str, ...] = ()  # where an owner keeps what the module has answered
-
-    @abstractmethod
-    def fits(self, module: Any, model: Any) -> bool:
-        """Whether a module of `model` has tables of this kind, by what it holds and is called."""
-
-    @abstractmethod
-    def frequencies(self, module: Any, config: Any) -> Tensor:
-        """What the model was trained with, `(dim // 2,)`, float64."""
-
-    @abstractmethod
-    def answer(self, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns, from planned rows."""
-
-    @abstractmethod
-    def first_angles(self, module: Any, length: int) -> Tensor:
-        """Live phases at position 1 for a sequence of `length` tokens, `(dim // 2,)`."""
-
-    def probe(self, count: int) -> dict[str, Tensor]:
-        """What a model wants besides `count` tokens, to be run on made-up ones."""
-        return {}
-
-    def check(self, module: Any, owner: Any) -> None:
-        """Raise an UnsupportedModel if a model has lost more than its tables."""
-        return
-
-    def base_of(self, module: Any, config: Any) -> float:
-        """The constant whose powers are the frequencies."""
-        return float(getattr(module, "base", self.base))
-
-    def stretch(self, module: Any, config: Any) -> float:
-        """What positions are divided by, so that the config's length is reached so many times."""
-        return 1.0
-
-    def by_length(self, module: Any, config: Any) -> bool:
-        """Whether the model itself changes its frequencies with the length."""
-        return False
-
-    def damaged(self, module: Any, config: Any) -> bool:
-        """Whether the tables are not what the model was trained with."""
-        return False
-
-    def fill(self, module: Any, rope: Rope) -> None:
-        """Give a module on the meta device the rows that it was trained with."""
-        return
-
-    def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
-        """Let a module answer by `answer`."""
-        set_attribute(module, self.attribute, partial(answer, module), undo)
-
-    def earlier(self, module: Any) -> Answer | None:
-        """What an earlier patch answers with."""
-        given = getattr(vars(module).get(self.attribute), "func", None)
-        return given if isinstance(given, Answer) else None
-
-    def write(self, site: Site, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
-        """Keep the table where the model is saved; whether that says all of it."""
-        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,128 +29,150 @@ class Answer:
     """Stands in for a method of a module; it holds no module, so that models can be copied.
 
     Attributes:
-        layout: How the module is asked.
+        kind: How the module is asked.
         rows: What it answers with.
         own: The module's own rows, where `rows` only continue them.
     """
 
-    layout: Layout
+    kind: type[ComputedSite]
     rows: Rows
     own: Tensor | None = None
 
     def __call__(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """What the method returns."""
-        return self.layout.answer(self, module, *args, **kwargs)
+        return self.kind.answer(self, module, *args, **kwargs)
 
 
-@dataclass(frozen=True)
 class ComputedSite(Site):
-    """A module whose rotary table is of one of the layouts.
+    """A module with tables of one layout: how they are asked for, and what they look like."""
 
-    Attributes:
-        layout: Which.
-    """
+    attribute = "forward"  # what a patch answers in the place of
+    base = 10000.0
+    given_length = True  # whether a call says how long the sequence is
+    has_last_row = False  # whether the model's own table ends
+    kept: tuple[str, ...] = ()  # where an owner keeps what the module has answered
 
-    layout: Layout
+    @classmethod
+    @abstractmethod
+    def fits(cls, module: Any, model: Any) -> bool:
+        """Whether a module of `model` has tables of this kind, by what it holds and is called."""
 
-    @property
-    def lengths(self) -> tuple[str, ...]:
-        """Where its config says the trained length, first what is believed most."""
-        return self.layout.lengths
+    @classmethod
+    @abstractmethod
+    def answer(cls, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns, from planned rows."""
 
-    @property
-    def any_position(self) -> bool:
-        """Whether tokens may stand at positions of the caller's choice."""
-        return self.layout.any_position
+    @abstractmethod
+    def frequencies(self) -> Tensor:
+        """What the model was trained with, `(dim // 2,)`, float64."""
+
+    @abstractmethod
+    def first_angles(self, length: int) -> Tensor:
+        """Live phases at position 1 for a sequence of `length` tokens, `(dim // 2,)`."""
+
+    def check(self) -> None:
+        """Raise an UnsupportedModel if the model has lost more than its tables."""
+        return
+
+    def base_of(self) -> float:
+        """The constant whose powers are the frequencies."""
+        return float(getattr(self.module, "base", self.base))
+
+    def stretch(self) -> float:
+        """What positions are divided by, so that the config's length is reached so many times."""
+        return 1.0
+
+    def by_length(self) -> bool:
+        """Whether the model itself changes its frequencies with the length."""
+        return False
+
+    def lost(self) -> bool:
+        """Whether the tables are not what the model was trained with."""
+        return False
+
+    def attach(self, answer: Answer, undo: ExitStack) -> None:
+        """Let the module answer by `answer`."""
+        set_attribute(self.module, self.attribute, partial(answer, self.module), undo)
+
+    def earlier(self) -> Answer | None:
+        """What an earlier patch answers with."""
+        given = getattr(vars(self.module).get(self.attribute), "func", None)
+        return given if isinstance(given, Answer) else None
+
+    def save(self, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
+        """Keep the table where the model is saved; whether that says all of it."""
+        return False
 
     @property
     def ends(self) -> bool:
         """Whether the model's own table has a last row."""
-        return self.layout.ends and self.layout.earlier(self.module) is None
-
-    @property
-    def in_weights(self) -> bool:
-        """Whether the table is saved with the weights."""
-        return self.layout.in_weights
-
-    def said_length(self) -> int | None:
-        """Tokens that it is made for by its config, its own scaling included."""
-        said = super().said_length()
-        return said and round(said * self.layout.stretch(self.module, self.config))
-
-    def scaled_by(self) -> str | None:
-        """How the checkpoint itself was scaled, in words; None if it was not."""
-        if self.layout.earlier(self.module) is not None:
-            return None
-        if self.layout.by_length(self.module, self.config):
-            return "dynamic"
-        factor = self.layout.stretch(self.module, self.config)
-        return None if factor == 1 else f"linear, factor {factor:g}"
+        return self.has_last_row and self.earlier() is None
 
     @property
     def damaged(self) -> bool:
         """Whether the live tables are not what the model was trained with."""
-        return self.layout.earlier(self.module) is None and self.layout.damaged(
-            self.module, self.config
-        )
+        return self.earlier() is None and self.lost()
+
+    def said_length(self) -> int | None:
+        """Tokens that it is made for by its config, its own scaling included."""
+        said = super().said_length()
+        return said and round(said * self.stretch())
+
+    def scaled_by(self) -> str | None:
+        """How the checkpoint itself was scaled, in words; None if it was not."""
+        if self.earlier() is not None:
+            return None
+        if self.by_length():
+            return "dynamic"
+        factor = self.stretch()
+        return None if factor == 1 else f"linear, factor {factor:g}"
 
     def rope(self, trained_length: int | None = None) -> Rope:
         """What it was trained with, or was given by an earlier patch; see `Site.rope`."""
-        earlier = self.layout.earlier(self.module)
+        earlier = self.earlier()
         said = self.said_length() if earlier is None else earlier.rows.target
-        length = checked_length(self.config, said, trained_length)
+        if earlier is None:
+            require_length(self, trained_length)
+        length = checked_length(said, trained_length)
         if earlier is not None:
             inv_freq, scale = earlier.rows.table_at(torch.tensor(length))
         else:
-            inv_freq, scale = self.layout.frequencies(self.module, self.config), 1.0
-        base = self.layout.base_of(self.module, self.config)
-        by_length = earlier is None and self.layout.by_length(self.module, self.config)
+            inv_freq, scale = self.frequencies(), 1.0
+        base = self.base_of()
+        by_length = earlier is None and self.by_length()
         return Rope(2 * len(inv_freq), base, length, inv_freq, float(scale), by_length)
 
     def realise(self, strategy: Strategy, rope: Rope) -> Native:
         """The planned table, which no config entry says."""
-        if strategy.class_on(rope) != "static" and not self.layout.told_length:
+        if strategy.class_on(rope) != "static" and not self.given_length:
             raise UnsupportedModel(
-                f"{self.config.model_type}: {self.name} is not told the length of a sequence, "
-                f"which {strategy} goes by; fix it (dynamic:length=32k)"
+                f"{self.config.model_type}: {self.name} is not called with the length of a "
+                f"sequence, on which {strategy} depends; fix it (dynamic:length=32k)"
             )
         native = outside_config(strategy, rope)
         plan = strategy.plan(rope)
         return replace(native, rows=Rows.of(strategy, rope, plan, strategy.target_length(rope)))
-
-    def fill_later(self, rope: Rope, undo: ExitStack) -> None:
-        """Leave rows behind where there were none; see `Site.fill_later`."""
-        self.layout.fill(self.module, rope)
 
     def install(
         self, native: Native, exact_at: Any, options: Options, length: int, undo: ExitStack
     ) -> None:
         """Answer in the place of the module; see `Site.install`."""
         assert native.rows is not None  # `realise` saw to it
-        self.layout.attach(self.module, Answer(self.layout, native.rows), undo)
-        for name in self.layout.kept:
+        self.attach(Answer(type(self), native.rows), undo)
+        for name in self.kept:
             if name in vars(self.owner):
                 set_attribute(self.owner, name, None, undo)
 
     def write(
-        self,
-        native: Native,
-        strategy: Strategy,
-        rope: Rope,
-        homes: tuple[Any, ...],
-        undo: ExitStack,
+        self, native: Native, lengths: tuple[int, int], homes: tuple[Any, ...], undo: ExitStack
     ) -> bool:
         """Keep the table where the model is saved; see `Site.write`."""
         assert native.rows is not None  # `realise` saw to it
-        return self.layout.write(self, Answer(self.layout, native.rows), homes, undo)
-
-    def probe(self, count: int) -> dict[str, Tensor]:
-        """What the model wants besides `count` tokens."""
-        return self.layout.probe(count)
+        return self.save(Answer(type(self), native.rows), homes, undo)
 
     def live(self, length: int) -> Tensor:
         """The phases at position 1 that the module now answers with, on the CPU."""
-        return self.layout.first_angles(self.module, length).detach().cpu()
+        return self.first_angles(length).detach().cpu()
 
     def holds(self, plan: Plan, length: int) -> bool:
         """Whether they are the planned frequencies, to the accuracy of the tables."""
@@ -247,7 +199,7 @@ def trusted(live: Any, formula: Tensor) -> Tensor:
 
 
 def base_of(live: Any) -> float | None:
-    """The base whose powers whole frequencies are; None if they are lost, rounded or otherwise."""
+    """The base of unrounded frequencies; None if they are lost, rounded, or not its powers."""
     whole = isinstance(live, Tensor) and live.dtype in (torch.float32, torch.float64)
     if not whole or live.is_meta or live.ndim != 1 or len(live) < 2:
         return None

@@ -1,6 +1,6 @@
 """Tables of models that bring code of their own: Baichuan, InternLM, ChatGLM and Qwen 1.
 
-They are told by what a module holds and how it is called, since their classes have many names.
+They are recognised by what a module holds and how it is called; their classes have many names.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from ropex.errors import UnsupportedModel
-from ropex.model.sites.computed import Answer, Layout, angles, base_of, powers, trusted
+from ropex.model.sites.computed import Answer, ComputedSite, angles, base_of, powers, trusted
 from ropex.model.sites.hooks import by_row
 
 
-class Divides(Layout):
+class Divides(ComputedSite):
     """Tables of a module that may divide positions by its `scaling_factor`."""
 
-    def stretch(self, module: Any, config: Any) -> float:
+    def stretch(self) -> float:
         """The factor, if the config's scaling is of type linear."""
-        linear = _own_type(config) == "linear"
-        return float(getattr(module, "scaling_factor", 1.0)) if linear else 1.0
+        linear = _own_type(self.config) == "linear"
+        return float(getattr(self.module, "scaling_factor", 1.0)) if linear else 1.0
 
 
 class RowsBySize(Divides):
@@ -33,44 +33,46 @@ class RowsBySize(Divides):
 
     kept = ("cos", "sin")  # Baichuan, in training
 
-    def fits(self, module: Any, model: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any, model: Any) -> bool:
         """Whether the module caches cos and sin, and is asked for a number of rows."""
         return isinstance(_held(module, "cos_cached"), Tensor) and _asked_by(module, "seq_len")
 
-    def base_of(self, module: Any, config: Any) -> float:
+    def base_of(self) -> float:
         """The module's own, the config's, or the 10000 of the first releases."""
-        settings = getattr(config, "rotary", None) or {}
-        said = getattr(module, "base", settings.get("base"))
-        return float(said or base_of(_held(module, "inv_freq")) or self.base)
+        settings = getattr(self.config, "rotary", None) or {}
+        said = getattr(self.module, "base", settings.get("base"))
+        return float(said or base_of(_held(self.module, "inv_freq")) or self.base)
 
-    def frequencies(self, module: Any, config: Any) -> Tensor:
+    def frequencies(self) -> Tensor:
         """The powers of the base, divided by the factor of a module that scales positions."""
-        formula = powers(self.base_of(module, config), _held(module, "cos_cached").shape[-1])
-        if self.by_length(module, config):  # some overwrite the buffer as they grow
+        formula = powers(self.base_of(), _held(self.module, "cos_cached").shape[-1])
+        if self.by_length():  # some overwrite the buffer as they grow
             return formula
-        return trusted(_held(module, "inv_freq"), formula) / self.stretch(module, config)
+        return trusted(_held(self.module, "inv_freq"), formula) / self.stretch()
 
-    def by_length(self, module: Any, config: Any) -> bool:
+    def by_length(self) -> bool:
         """Whether the module is of a class that rebuilds its tables by a dynamic base."""
-        return hasattr(module, "scaling_factor") and _own_type(config) != "linear"
+        return hasattr(self.module, "scaling_factor") and _own_type(self.config) != "linear"
 
-    def damaged(self, module: Any, config: Any) -> bool:
+    def lost(self) -> bool:
         """Whether the cached rows are not those of the frequencies (transformers 5, loading)."""
-        cached = _held(module, "cos_cached")
+        cached = _held(self.module, "cos_cached")
         if cached.is_meta:
             return True
-        known = self.frequencies(module, config).repeat(2)
-        if self.by_length(module, config):  # no base slows down the first pair
+        known = self.frequencies().repeat(2)
+        if self.by_length():  # no base slows down the first pair
             known = known[:1]
         for name, function in (("cos_cached", torch.cos), ("sin_cached", torch.sin)):
-            table = _held(module, name)
+            table = _held(self.module, name)
             row = table.reshape(-1, table.shape[-1])[1].double().cpu()[: len(known)]
             if not torch.allclose(row, function(known), atol=1e-2):
                 return True
         return False
 
+    @classmethod
     def answer(
-        self, given: Answer, module: Any, x: Tensor, seq_len: Any = None, **unused: Any
+        cls, given: Answer, module: Any, x: Tensor, seq_len: Any = None, **unused: Any
     ) -> tuple[Tensor, Tensor]:
         """Cos and sin in the shape of the cached ones."""
         cached = _held(module, "cos_cached")
@@ -80,11 +82,12 @@ class RowsBySize(Divides):
         cos, sin = (t[None, None] if cached.ndim == 4 else t for t in made)
         return cos, sin
 
-    def first_angles(self, module: Any, length: int) -> Tensor:
+    def first_angles(self, length: int) -> Tensor:
         """Phases at position 1."""
-        device = _held(module, "inv_freq").device
+        device = _held(self.module, "inv_freq").device
         x = torch.zeros(1, 1, 1, 1, device="cpu" if device.type == "meta" else device)
-        cos, sin = (table.reshape(-1, table.shape[-1])[1] for table in module(x, seq_len=length))
+        tables = self.module(x, seq_len=length)
+        cos, sin = (table.reshape(-1, table.shape[-1])[1] for table in tables)
         return _half_angles(cos, sin)
 
 
@@ -93,27 +96,29 @@ class RowsByPosition(Divides):
 
     any_position = True
 
-    def fits(self, module: Any, model: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any, model: Any) -> bool:
         """Whether the module has positions and a factor, and nothing that transformers' have."""
         ours = hasattr(module, "inv_freq") and hasattr(module, "scaling_factor")
         return ours and not hasattr(module, "config") and _asked_by(module, "x", "position_ids")
 
-    def frequencies(self, module: Any, config: Any) -> Tensor:
+    def frequencies(self) -> Tensor:
         """The powers of the base; the buffer of a dynamic one is overwritten as it grows."""
-        formula = powers(module.base, module.dim)
-        live = None if self.by_length(module, config) else module.inv_freq
-        return trusted(live, formula) / self.stretch(module, config)
+        formula = powers(self.module.base, self.module.dim)
+        live = None if self.by_length() else self.module.inv_freq
+        return trusted(live, formula) / self.stretch()
 
-    def by_length(self, module: Any, config: Any) -> bool:
+    def by_length(self) -> bool:
         """Whether the module enlarges its base as sequences grow."""
-        return _own_type(config) == "dynamic"
+        return _own_type(self.config) == "dynamic"
 
-    def damaged(self, module: Any, config: Any) -> bool:
+    def lost(self) -> bool:
         """Whether the buffer is not the powers of the base (transformers 5, loading)."""
-        live = module.inv_freq
+        live = self.module.inv_freq
         return not live.is_meta and not abs(float(live[0]) - 1) < 1e-2  # NaN is neither
 
-    def answer(self, given: Answer, module: Any, x: Tensor, position_ids: Tensor) -> Any:
+    @classmethod
+    def answer(cls, given: Answer, module: Any, x: Tensor, position_ids: Tensor) -> Any:
         """Cos and sin, `(batch, length, dim)`, of the length that each row reaches."""
         parts = []
         rows = by_row(position_ids, None) if given.rows.by_length else [(position_ids, None)]
@@ -123,25 +128,26 @@ class RowsByPosition(Divides):
         cos, sin = (torch.cat(each) for each in zip(*parts, strict=True))
         return cos, sin
 
-    def first_angles(self, module: Any, length: int) -> Tensor:
+    def first_angles(self, length: int) -> Tensor:
         """Phases at position 1 of a sequence of `length` tokens."""
-        x = torch.zeros(1, 1, 1, device=module.inv_freq.device)
-        cos, sin = module(x, torch.tensor([[1, length - 1]], device=x.device))
+        x = torch.zeros(1, 1, 1, device=self.module.inv_freq.device)
+        cos, sin = self.module(x, torch.tensor([[1, length - 1]], device=x.device))
         return _half_angles(cos[0, 0], sin[0, 0])
 
 
-class RowsOnDemand(Layout):
+class RowsOnDemand(ComputedSite):
     """The same for half a head, `(rows, 1, dim)`, made at the first call (ChatGLM)."""
 
     lengths = ("max_sequence_length",)
 
-    def fits(self, module: Any, model: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any, model: Any) -> bool:
         """Whether the module makes such rows in the precision of its buffer."""
         return hasattr(module, "inv_freq") and _asked_by(module, "x", "seq_dim", "seq_len")
 
-    def frequencies(self, module: Any, config: Any) -> Tensor:
+    def frequencies(self) -> Tensor:
         """The powers of 10000, rounded to half precision as the model was trained with them."""
-        return powers(self.base, 2 * len(module.inv_freq)).float().half().double()
+        return powers(self.base, 2 * len(self.module.inv_freq)).float().half().double()
 
     def probe(self, count: int) -> dict[str, Tensor]:
         """Both streams of positions, and a mask that is true where a token is hidden."""
@@ -152,22 +158,23 @@ class RowsOnDemand(Layout):
             "attention_mask": hidden,
         }
 
+    @classmethod
     def answer(
-        self, given: Answer, module: Any, x: Tensor, seq_dim: int = 1, seq_len: Any = None
+        cls, given: Answer, module: Any, x: Tensor, seq_dim: int = 1, seq_len: Any = None
     ) -> tuple[Tensor, Tensor]:
         """Cos and sin of the longer of both streams of positions."""
         tables = given.rows.cos_sin(int(x.shape[seq_dim] if seq_len is None else seq_len), x.device)
         cos, sin = (_halves(t)[:, None].to(module.inv_freq.dtype) for t in tables)
         return cos, sin
 
-    def first_angles(self, module: Any, length: int) -> Tensor:
+    def first_angles(self, length: int) -> Tensor:
         """Phases at position 1."""
-        x = torch.zeros(1, 1, 1, 1, device=module.inv_freq.device)
-        cos, sin = (table[1, 0] for table in module(x, seq_len=length))
+        x = torch.zeros(1, 1, 1, 1, device=self.module.inv_freq.device)
+        cos, sin = (table[1, 0] for table in self.module(x, seq_len=length))
         return _half_angles(cos, sin)
 
 
-class PairRows(Layout):
+class PairRows(ComputedSite):
     """Cos and sin side by side, `(rows, pairs, 2)`, as many as the config's length (ChatGLM 2, 3).
 
     `rope_ratio` divides positions in ChatGLM 2, and multiplies the base in 3; which of them is seen
@@ -175,40 +182,42 @@ class PairRows(Layout):
     """
 
     lengths = ("seq_length",)
-    told_length = False
+    given_length = False
 
-    def fits(self, module: Any, model: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any, model: Any) -> bool:
         """Whether the module makes rows from a number of them and an offset."""
         return _makes_rows(module) and not _asked_by(module, "ntk_alpha")
 
-    def base_of(self, module: Any, config: Any) -> float:
+    def base_of(self) -> float:
         """10000, times the ratio if it multiplies the base."""
-        return self.base if self._divides(module) else self.base * _ratio(module)
+        return self.base if self._divides() else self.base * _ratio(self.module)
 
-    def frequencies(self, module: Any, config: Any) -> Tensor:
+    def frequencies(self) -> Tensor:
         """The powers of the base, divided by the ratio if it divides positions."""
-        divisor = _ratio(module) if self._divides(module) else 1.0
-        return powers(self.base_of(module, config), module.dim) / divisor
+        divisor = _ratio(self.module) if self._divides() else 1.0
+        return powers(self.base_of(), self.module.dim) / divisor
 
-    def answer(self, given: Answer, module: Any, max_seq_len: int, offset: int = 0) -> Tensor:
+    @classmethod
+    def answer(cls, given: Answer, module: Any, max_seq_len: int, offset: int = 0) -> Tensor:
         """Rows up to the target length, in the precision of the module."""
         cos, sin = given.rows.cos_sin(max(max_seq_len, given.rows.target), module.inv_freq.device)
         return torch.stack([cos, sin], dim=-1).to(module.inv_freq.dtype)
 
-    def first_angles(self, module: Any, length: int) -> Tensor:
+    def first_angles(self, length: int) -> Tensor:
         """Phases at position 1."""
-        row = module(2)[1]
+        row = self.module(2)[1]
         return angles(row[:, 0], row[:, 1])
 
-    def _divides(self, module: Any) -> bool:
+    def _divides(self) -> bool:
         """Whether the first pair, which no base slows down, is slower than 1."""
-        if _ratio(module) == 1 or module.inv_freq.is_meta:
+        if _ratio(self.module) == 1 or self.module.inv_freq.is_meta:
             return False
-        row = type(module).forward(module, 2)[1, 0].float()
+        row = type(self.module).forward(self.module, 2)[1, 0].float()
         return float(torch.atan2(row[1], row[0])) < 0.9
 
 
-class RowsByAlpha(Layout):
+class RowsByAlpha(ComputedSite):
     """A list of cos and sin, `(1, rows, 1, dim)`, for an NTK factor of the caller's (Qwen 1).
 
     A patch takes the place of that factor. The model's own log-n scaling of queries stays on.
@@ -216,45 +225,47 @@ class RowsByAlpha(Layout):
 
     lengths = ("seq_length",)
 
-    def fits(self, module: Any, model: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any, model: Any) -> bool:
         """Whether the module is asked for rows with a factor."""
         return _makes_rows(module) and _asked_by(module, "ntk_alpha")
 
-    def check(self, module: Any, owner: Any) -> None:
+    def check(self) -> None:
         """Refuse a model that transformers 5 has loaded, of which other tensors are lost as well.
 
         Raises:
             UnsupportedModel: It has.
         """
-        for each in owner.modules():
+        for each in self.owner.modules():
             factors = getattr(each, "logn_tensor", None)
             if factors is None or factors.is_meta:
                 continue
             if float(factors.flatten()[0]) != 1:
                 raise UnsupportedModel(
-                    f"{owner.config.model_type}: this transformers made up weights of attention "
+                    f"{self.config.model_type}: this transformers made up weights of attention "
                     "while loading (c_proj, logn_tensor); load it with "
                     "ropex.checkpoints.remote_code.load_remote"
                 )
 
-    def frequencies(self, module: Any, config: Any) -> Tensor:
-        """The powers of the base; the buffer is made anew in each call."""
-        return powers(self.base_of(module, config), module.dim)
+    def frequencies(self) -> Tensor:
+        """The powers of the base; the buffer is rebuilt in each call."""
+        return powers(self.base_of(), self.module.dim)
 
-    def by_length(self, module: Any, config: Any) -> bool:
+    def by_length(self) -> bool:
         """Whether the model uses its own dynamic NTK."""
-        return bool(getattr(config, "use_dynamic_ntk", False))
+        return bool(getattr(self.config, "use_dynamic_ntk", False))
 
+    @classmethod
     def answer(
-        self, given: Answer, module: Any, max_seq_len: int, offset: int = 0, ntk_alpha: float = 1.0
+        cls, given: Answer, module: Any, max_seq_len: int, offset: int = 0, ntk_alpha: float = 1.0
     ) -> list[Tensor]:
         """Cos and sin, float32, whatever factor the caller has for them."""
         tables = given.rows.cos_sin(int(max_seq_len), module.inv_freq.device)
         return [_halves(t)[None, :, None] for t in tables]
 
-    def first_angles(self, module: Any, length: int) -> Tensor:
+    def first_angles(self, length: int) -> Tensor:
         """Phases at position 1."""
-        cos, sin = (table[0, 1, 0] for table in module(length))
+        cos, sin = (table[0, 1, 0] for table in self.module(length))
         return _half_angles(cos, sin)
 
 

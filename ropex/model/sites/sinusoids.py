@@ -14,37 +14,38 @@ import torch
 from torch import Tensor, nn
 
 from ropex.model.attributes import set_attribute
-from ropex.model.sites.base import Site
-from ropex.model.sites.computed import Answer, Layout, angles, powers, trusted
+from ropex.model.sites.computed import Answer, ComputedSite, angles, powers, trusted
 from ropex.model.sites.slots import row_lengths
 from ropex.rope import Rope
 
 
-class PositionBuffer(Layout):
+class PositionBuffer(ComputedSite):
     """A buffer of rows on each attention, indexed by `position_ids` (GPT-J, CodeGen)."""
 
-    ends = True
+    has_last_row = True
 
-    def fits(self, module: Any, model: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any, model: Any) -> bool:
         """Whether the module holds such a buffer."""
         buffer = getattr(module, "embed_positions", None)
         return isinstance(buffer, Tensor) and buffer.ndim == 2 and hasattr(module, "rotary_dim")
 
-    def frequencies(self, module: Any, config: Any) -> Tensor:
+    def frequencies(self) -> Tensor:
         """The powers of 10000, which the buffer was made of."""
-        rows = module.embed_positions
+        rows = self.module.embed_positions
         formula = powers(self.base, rows.shape[1])
         return formula if rows.is_meta else trusted(_row_angles(rows), formula)
 
-    def fill(self, module: Any, rope: Rope) -> None:
+    def fill_later(self, rope: Rope, undo: ExitStack) -> None:
         """Give a module on the meta device the rows that it was trained with."""
-        live = module.embed_positions
+        live = self.module.embed_positions
         if live.is_meta:
             phases = torch.outer(torch.arange(len(live)).double(), rope.inv_freq)
             rows = torch.cat([phases.sin(), phases.cos()], dim=-1)
-            module.embed_positions = (rows * rope.attention_scale).to(live.dtype)
+            self.module.embed_positions = (rows * rope.attention_scale).to(live.dtype)
 
-    def answer(self, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
+    @classmethod
+    def answer(cls, given: Answer, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Pre-hook of the attention: a buffer as long as the call's positions ask for.
 
         Raises:
@@ -60,9 +61,10 @@ class PositionBuffer(Layout):
                 "lengths, by which the strategy goes; run them one by one, or fix the length "
                 "(dynamic:length=32k)"
             )
-        self.put(given, module, longest)
+        cls.put(given, module, longest)
 
-    def put(self, given: Answer, module: Any, reach: int) -> None:
+    @classmethod
+    def put(cls, given: Answer, module: Any, reach: int) -> None:
         """Let the module hold rows for a sequence of `reach` tokens."""
         rows, live = given.rows, module.embed_positions
         held = getattr(live, "ropex_reach", 0)
@@ -72,34 +74,34 @@ class PositionBuffer(Layout):
         table.ropex_reach = len(table)  # type: ignore[attr-defined]
         module.embed_positions = table
 
-    def first_angles(self, module: Any, length: int) -> Tensor:
+    def first_angles(self, length: int) -> Tensor:
         """Phases at position 1 in the buffer for a sequence of `length` tokens."""
-        answer = vars(module).get("ropex_answer")
-        hooks = module._forward_pre_hooks.values()
+        answer = vars(self.module).get("ropex_answer")
+        hooks = self.module._forward_pre_hooks.values()
         if answer is not None and any(isinstance(hook, _BeforeCall) for hook in hooks):
-            self.put(answer, module, length)
-        return _row_angles(module.embed_positions)
+            self.put(answer, self.module, length)
+        return _row_angles(self.module.embed_positions)
 
-    def write(self, site: Site, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
+    def save(self, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
         """Nothing; only a table that goes on as it began needs not be said."""
         return answer.rows.unchanged
 
-    def earlier(self, module: Any) -> Answer | None:
+    def earlier(self) -> Answer | None:
         """What an earlier patch answers with."""
-        found: Answer | None = vars(module).get("ropex_answer")
+        found: Answer | None = vars(self.module).get("ropex_answer")
         return found
 
-    def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
+    def attach(self, answer: Answer, undo: ExitStack) -> None:
         """Put rows into the buffer before each call."""
         if answer.rows.unchanged:
-            answer = replace(answer, own=module.embed_positions)
+            answer = replace(answer, own=self.module.embed_positions)
         undo.callback(
-            module.register_forward_pre_hook(_BeforeCall(answer), with_kwargs=True).remove
+            self.module.register_forward_pre_hook(_BeforeCall(answer), with_kwargs=True).remove
         )
-        set_attribute(module, "ropex_answer", answer, undo)
-        set_attribute(module, "embed_positions", module.embed_positions.clone(), undo)
+        set_attribute(self.module, "ropex_answer", answer, undo)
+        set_attribute(self.module, "embed_positions", self.module.embed_positions.clone(), undo)
         # Code that was compiled before reads the buffer, and notices no new hook.
-        self.put(answer, module, len(module.embed_positions))
+        self.put(answer, self.module, len(self.module.embed_positions))
 
 
 class _BeforeCall:
@@ -110,13 +112,14 @@ class _BeforeCall:
         self.answer(module, *args, **kwargs)
 
 
-class PositionEmbedding(Layout):
+class PositionEmbedding(ComputedSite):
     """An embedding whose weight is the table, one row a position (RoFormer)."""
 
-    ends = True
+    has_last_row = True
     in_weights = True
 
-    def fits(self, module: Any, model: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any, model: Any) -> bool:
         """Whether the module is such an embedding, and attention rotates by it (Marian adds it)."""
         if not isinstance(module, nn.Embedding):
             return False
@@ -124,15 +127,16 @@ class PositionEmbedding(Layout):
             return False
         return any(hasattr(m, "apply_rotary_position_embeddings") for m in model.modules())
 
-    def frequencies(self, module: Any, config: Any) -> Tensor:
+    def frequencies(self) -> Tensor:
         """The powers of 10000, which the weight was made of."""
-        formula, weight = powers(self.base, module.weight.shape[1]), module.weight
+        formula, weight = powers(self.base, self.module.weight.shape[1]), self.module.weight
         if weight.is_meta or hasattr(weight, "full_tensor"):  # elsewhere, or in shards
             return formula
         return trusted(_row_angles(weight), formula)
 
+    @classmethod
     def answer(
-        self,
+        cls,
         given: Answer,
         module: Any,
         input_ids_shape: Any,
@@ -147,29 +151,28 @@ class PositionEmbedding(Layout):
         table = _table(given, int(position_ids.max()) + 1, _device(module), weight.dtype)
         return table[position_ids]
 
-    def attach(self, module: Any, answer: Answer, undo: ExitStack) -> None:
+    def attach(self, answer: Answer, undo: ExitStack) -> None:
         """Answer in the place of the embedding."""
         if answer.rows.unchanged:
-            answer = replace(answer, own=module.weight.detach())
-        super().attach(module, answer, undo)
+            answer = replace(answer, own=self.module.weight.detach())
+        super().attach(answer, undo)
 
-    def first_angles(self, module: Any, length: int) -> Tensor:
+    def first_angles(self, length: int) -> Tensor:
         """Phases at position 1 of a sequence of `length` tokens."""
-        row: Tensor = module((1, length if self.earlier(module) else 2))[1]
+        row: Tensor = self.module((1, length if self.earlier() else 2))[1]
         return _row_angles(torch.stack([row, row]))
 
-    def write(self, site: Site, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
+    def save(self, answer: Answer, homes: tuple[Any, ...], undo: ExitStack) -> bool:
         """A weight as long as the target, and a config that says so."""
-        rows, module = answer.rows, site.module
+        rows, weight = answer.rows, self.module.weight
         if rows.unchanged:
             return True
-        if rows.by_length or module.weight.is_meta or hasattr(module.weight, "full_tensor"):
+        if rows.by_length or weight.is_meta or hasattr(weight, "full_tensor"):
             return False
-        weight = module.weight
         table = _table(answer, rows.target, weight.device, weight.dtype)[: rows.target]
-        set_attribute(module, "weight", nn.Parameter(table, requires_grad=False), undo)
-        set_attribute(module, "num_embeddings", rows.target, undo)
-        for config in (site.config, *homes):
+        set_attribute(self.module, "weight", nn.Parameter(table, requires_grad=False), undo)
+        set_attribute(self.module, "num_embeddings", rows.target, undo)
+        for config in (self.config, *homes):
             config.max_position_embeddings = rows.target
         return bool(homes)
 

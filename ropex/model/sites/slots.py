@@ -1,23 +1,21 @@
-"""Where a rotary module keeps one table of frequencies, and how it is asked for it."""
+"""Where a rotary module keeps a table of frequencies, and how the module is called."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ropex.config.entry import read_entries, read_entry
 from ropex.config.notations import each_entry, version_5
-
-if TYPE_CHECKING:
-    from ropex.model.realise import Native
+from ropex.model.tables import Native
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One `inv_freq` of a rotary module; several, if layers of different types rotate otherwise.
+    """One `inv_freq` of a rotary module, which has several if types of layers rotate differently.
 
     A slot holds no module, so that hooks which hold slots can be copied along with a model.
 
@@ -143,8 +141,8 @@ class FunctionSlot(Slot):
 
     def at(self, module: Any, length: int) -> tuple[Tensor, float]:
         """What the function gives, and the factor beside its list."""
-        entry, told = read_entry(module.config), {} if self.by_positions else {"seq_len": length}
-        table: Tensor = module.rope_init_fn(module.config, device=None, **told)[0]
+        entry, given = read_entry(module.config), {} if self.by_positions else {"seq_len": length}
+        table: Tensor = module.rope_init_fn(module.config, device=None, **given)[0]
         if entry["rope_type"] == "default":
             return table, self.scale(module)
         long = length > entry["original_max_position_embeddings"]

@@ -10,12 +10,12 @@ from ropex.train.recipes.recipe import Lora
 
 
 def with_adapters(model: Any, lora: Lora, checkpointed: bool) -> Any:
-    """A PEFT model that trains adapters, and in full what LongLoRA (arXiv:2309.12307) adds to them.
+    """A PEFT model that trains adapters, and the parts that LongLoRA (2309.12307) trains in full.
 
     Args:
         model: A causal language model.
         lora: What to train.
-        checkpointed: Whether activations are computed again; inputs then need a gradient.
+        checkpointed: Whether activations are recomputed; inputs then need a gradient.
 
     Raises:
         ValueError: peft is not installed, or the model has no such matrix.
@@ -35,7 +35,7 @@ def with_adapters(model: Any, lora: Lora, checkpointed: bool) -> Any:
         )
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
         modules_to_save=_in_full(model, lora) or None,
@@ -45,7 +45,7 @@ def with_adapters(model: Any, lora: Lora, checkpointed: bool) -> Any:
         model.enable_input_require_grads()
     adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():
-        if parameter.requires_grad:  # small steps are lost in the rounding of bfloat16
+        if parameter.requires_grad:  # small steps would be lost to rounding in bfloat16
             parameter.data = parameter.data.float()
     return adapted
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, a lock, and folders that appear whole."""
+"""The folder of a run: its recipe, a lock, and subfolders that appear complete."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from ropex.train.recipes.whole import is_changed
 
 RECIPE, FINAL, ADAPTER = "recipe.yaml", "final", "adapter"
 _WRITTEN = ("recipe.*", "log.*", "untouched.*", "rows/*", "stage-*/perplexity-by-length.*")
-"""What `ropex.files.writing.atomically` writes here."""
+"""Files that `ropex.files.writing.atomically` writes here."""
 
 
 @contextmanager
 def claimed(recipe: Recipe, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Have the folder of a run for a recipe, and for this run alone, in the block.
+    """Hold the folder of a run for a recipe, exclusively, in the block.
 
     Args:
-        recipe: What is run; written into the folder.
+        recipe: The recipe; written into the folder.
         out: The folder.
-        tell: Called with what a killed run has left there, which is removed.
+        tell: Called with a line for every leftover of a killed run, which is removed.
 
     Raises:
-        FileExistsError: It is of a different recipe, holds something else, or a run is at work.
+        FileExistsError: It belongs to a different recipe, holds something else, or is in use.
     """
     content = json.loads(json.dumps(asdict(recipe)))
-    if not (out / LOCK).exists():  # nobody is at work; what is refused then touches no file
+    if not (out / LOCK).exists():  # not in use; a refusal then touches no file
         _check(content, out)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        _check(content, out)  # somebody may have been quicker
+        _check(content, out)  # another process may have been quicker
         _clear(out, tell)
         with atomically(out / RECIPE) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -65,17 +65,17 @@ def _check(content: dict[str, Any], out: Path) -> None:
 
 
 def _clear(out: Path, tell: Callable[[str], None]) -> None:
-    """Remove what a run that was killed has left half written, and rows that were damaged."""
+    """Remove half-written files of a killed run, and damaged rows."""
     for path in half_written(out, _WRITTEN):
         path.unlink()
         tell(f"{path} was half written when a run was killed, and is removed")
     for path in filter(is_changed, out.glob("rows/*.arrow")):
         path.unlink()
-        tell(f"{path} is not what was written; its rows are cut from the texts again")
+        tell(f"{path} is damaged; its rows are cut from the texts again")
 
 
 def recipe_of(out: Path) -> dict[str, Any]:
-    """What `claimed` wrote.
+    """The recipe that `claimed` wrote.
 
     Raises:
         FileNotFoundError: There is none.
@@ -94,7 +94,7 @@ def recipe_of(out: Path) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder, which appears complete or not at all.
+    """Write a folder that appears complete or not at all.
 
     Raises:
         OSError: It could not be written.
@@ -108,6 +108,6 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def not_written(path: Path, error: Exception) -> OSError:
-    """What to raise of a full disk, whose own error names no file."""
+    """The error for a full disk, whose own error names no file."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return OSError(f"{path} could not be written ({reason})")

@@ -1,4 +1,4 @@
-"""What a person sees of a training, and the file that keeps it."""
+"""The log of a training run: lines for people, and a file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FILE = "log.jsonl"
 
 
 class Log(TrainerCallback):
-    """Tells loss, learning rate and speed in one line, and keeps them in a file.
+    """Prints loss, learning rate and speed in one line, and writes them to a file.
 
     Args:
-        path: The file, with one line of JSON for each; a run that goes on adds to it.
+        path: The file, one line of JSON each time; a resumed run appends to it.
         stage: Number of the stage.
         tokens: Of one step, over all processes.
         tell: Called with each line, on the first process.
@@ -31,7 +31,7 @@ class Log(TrainerCallback):
         self._began, self._first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock, and forget what a run that goes on will do again."""
+        """Start the clock, and drop lines of steps that a resumed run repeats."""
         self._began, self._first = time.perf_counter(), state.global_step
         if state.is_world_process_zero and self.path.is_file():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -41,12 +41,12 @@ class Log(TrainerCallback):
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Have the last step logged, whatever the steps between."""
+        """Log the last step too."""
         if state.global_step == state.max_steps:
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write and tell what is logged of a step."""
+        """Write and print the line of a step."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
         done = state.global_step - self._first
@@ -73,7 +73,7 @@ class Log(TrainerCallback):
 
 
 def _place(line: str) -> tuple[int, int] | None:
-    """Stage and step of a line; None of one that a killed run has half written."""
+    """Stage and step of a line; None if a killed run left it half written."""
     try:
         content = json.loads(line)
         return int(content["stage"]), int(content["step"])

@@ -1,4 +1,4 @@
-"""What a recipe would do, and the memory that it takes, before any of it."""
+"""What a recipe would do, and the memory that it would take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ropex.checkpoints.find import find, load_skeleton, load_tokenizer
+from ropex.checkpoints.find import find
+from ropex.checkpoints.loading import load_skeleton, load_tokenizer
 from ropex.model.shape import Shape
 from ropex.patching.handle import Patch
 from ropex.sizes import format_size, gib
@@ -26,15 +27,15 @@ _DEVICES = 8  # of the line about FSDP
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, if one holds the whole model, when the last layer begins to learn.
+    """Bytes on one device that holds the whole model, at the start of the backward pass.
 
     Attributes:
-        weights: Of the model, and of copies in which it computes under autocast.
-        gradients: Of what is trained.
-        optimizer: Two numbers for each weight that is trained, by AdamW.
+        weights: Of the model, and of the copies that autocast computes with.
+        gradients: Of the trained weights.
+        optimizer: AdamW's two numbers for each trained weight.
         activations: Kept in all layers, of the rows that are read at a time.
         logits: Of the same rows, or of a few of their tokens, with gradients.
-        layer: Of one that is computed again, when the logits are gone; 0 if none is.
+        layer: Of one recomputed layer, after the logits are freed; 0 without recomputation.
     """
 
     weights: int
@@ -46,13 +47,13 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All that is there at once."""
+        """The peak."""
         return self._shared + self.activations + max(self.logits, self.layer)
 
     def on_each(self, devices: int) -> int:
-        """Bytes on each of several devices that have a part of every weight (FSDP, ZeRO-3).
+        """Bytes on each of several devices that shard the weights (FSDP, ZeRO-3).
 
-        The layer whose weights are gathered to compute with them is not in it.
+        The layer whose weights are gathered to compute is not included.
         """
         return self.total - self._shared + -(-self._shared // devices)
 
@@ -71,11 +72,11 @@ class Memory:
 def memory_of(recipe: Recipe, stage: Stage, model: Any) -> Memory:
     """Memory of a stage by formula, for layers like those of Llama.
 
-    Experts, dropout of adapters, and what frameworks and fragmentation add are not in it.
+    Experts, dropout of adapters, frameworks and fragmentation are not included.
 
     Args:
-        recipe: What holds for all stages.
-        stage: What is read at a time.
+        recipe: Settings of all stages.
+        stage: Settings of this stage.
         model: The model as it is trained, with its adapters; no weight is read.
     """
     training, shape = stage.training, Shape.of(model, getattr(torch, recipe.dtype))
@@ -94,19 +95,19 @@ def memory_of(recipe: Recipe, stage: Stage, model: Any) -> Memory:
 def _layer(recipe: Recipe, stage: Stage, shape: Shape) -> tuple[int, int]:
     """Bytes of a token in one layer: what is kept for the backward pass, and gradients in it."""
     size = 2 if recipe.autocast else shape.bytes
-    # Two norms keep their input in float32 and the normalized one, and matrices what they read;
-    # under autocast, each of the five that read a norm has a copy of its own.
+    # Two norms keep their input in float32 and the normalized one, and matrices their input;
+    # under autocast, each of the five that read a norm keeps its own copy.
     norms = 2 * (4 + shape.bytes) + (5 if _casts(recipe) else 2) * size
     # Queries, keys, values and output; shifted ones have a key for each head, and two outputs.
-    # What keeps documents apart is a mask over pairs of tokens, and a key for each head as well.
+    # Packed documents need a mask over pairs of tokens, and a key for each head as well.
     shifted, masked = stage.training.shifted_attention is not None, _masked(recipe, stage)
     keys = shape.attention if shifted or masked else shape.keys
     attention = 2 * (shape.attention + keys) + shifted * shape.attention + masked * stage.window
-    # Of scores, if they are held, the softmax in float32 and what it is cast to.
+    # Of scores, if they are materialised, the softmax in float32 and its cast.
     scores = shape.heads * stage.window * (4 + size % 4)
     # Gate, its activation, the other half, and their product unless the next matrix is frozen.
     inner = (4 if recipe.lora is None else 3) * shape.inner
-    # An adapter computes in float32, and keeps what it reads if that was cast or dropped out.
+    # An adapter computes in float32, and keeps its input if that was cast or dropped out.
     cast = recipe.lora is not None and (size < 4 or recipe.lora.dropout > 0)
     adapters = 4 * len(recipe.lora.targets) * shape.hidden if recipe.lora and cast else 0
     kept = norms * shape.hidden + (attention + inner) * size + scores + adapters
@@ -158,9 +159,9 @@ def plan(recipe: Recipe) -> str:
     check_reporters(recipe.report_to, installed=False)
     folder = find(recipe.model)
     model = load_skeleton(folder, trust_remote_code=recipe.trust_remote_code)
-    model.tie_weights()  # which a skeleton forgets
+    model.tie_weights()  # a skeleton loses it
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.trust_remote_code)
-    with suppress(ImportError):  # what is not installed here may be where it is trained
+    with suppress(ImportError):  # may be installed where it is trained
         model.set_attn_implementation(recipe.attention)
     weights = sum(weight.numel() for weight in model.parameters())
     if recipe.lora is not None:
@@ -186,7 +187,7 @@ def _stage(number: int, stage: Stage, handle: Patch, cutter: Cutter) -> list[str
     training, length = stage.training, stage.window
     tokens = training.batch * length
     reach = format_size(handle.target_length)
-    drawn = f", at positions that {stage.positions.sampler} draws" if stage.positions else ""
+    drawn = f", at positions drawn by {stage.positions.sampler}" if stage.positions else ""
     texts = ", ".join(source.text for source in stage.data.sources)
     return [
         f"stage {number}   {stage.strategy}: trained at {format_size(handle.rope.trained_length)}"

@@ -1,4 +1,4 @@
-"""Rows of a stage on disk, so that a run that goes on reads no text again."""
+"""Rows of a stage on disk, so that a resumed run does not read the texts again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ropex.train.recipes.recipe import Source, Stage
 from ropex.train.recipes.rows import Cutter, MixedRows, Row, StreamedRows, turns
 from ropex.train.recipes.whole import seal_file
 
-_SPARE = 4  # rows cut of local texts for each one that is needed, so that they come from all over
+_SPARE = 4  # times as many rows as needed are cut from local texts, so that they come from all over
 
 
 def rows_of(stage: Stage, cutter: Cutter, folder: Path, seed: int) -> MixedRows | StreamedRows:
     """The rows of a stage in the order of training.
 
     Args:
-        stage: What to read, and how often.
+        stage: What to read, and for how many steps.
         cutter: Cuts documents.
         folder: Where rows are kept, in files of the Arrow format.
         seed: Of their order.
@@ -45,8 +45,8 @@ def rows_of(stage: Stage, cutter: Cutter, folder: Path, seed: int) -> MixedRows 
 def _pool(cutter: Cutter, source: Source, needed: int, folder: Path) -> Any:
     """Rows of a source as a `datasets.Dataset` that stays on disk.
 
-    The first process of a machine writes them, which may take hours, and the others wait for the
-    file: no collective waits that long.
+    The first process of a machine writes them, which may take hours. The others wait for the file,
+    since no collective waits that long.
     """
     from datasets import Dataset
 

@@ -1,4 +1,4 @@
-"""Find recipes, and read them with what a command line changes."""
+"""Find recipes, and read them with changes from the command line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _shipped(name: str, paths: list[Path]) -> Path:
 
 
 def about(path: Path) -> str:
-    """The first line of the comment that a recipe begins with."""
+    """The first line of the comment at the top of a recipe."""
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip()
 
@@ -63,13 +63,13 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """A recipe, with changes such as `training.steps=50`.
 
     Raises:
-        ValueError: The file is no YAML, or what it says is no recipe; the message names the key.
+        ValueError: The file is not YAML or not a recipe; the message names the key.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read") from None
-    except (yaml.YAMLError, ValueError) as error:  # no text in UTF-8, endless digits
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, too many digits
         raise ValueError(f"{path} is no YAML ({cut(' '.join(str(error).split()))})") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds no keys and values, so it is no recipe")
@@ -106,7 +106,7 @@ def _change(raw: dict[str, Any], change: str) -> None:
 
 
 def _read(change: str, text: str) -> Any:
-    if text.startswith("@"):  # a strategy out of a file; YAML has no such values
+    if text.startswith("@"):  # a strategy from a file; @ is not valid YAML
         return text
     try:
         return yaml.safe_load(text)
@@ -115,20 +115,20 @@ def _read(change: str, text: str) -> Any:
 
 
 def _with_stages(raw: dict[str, Any]) -> dict[str, Any]:
-    """The same with every stage in full: what it does not say is that of the whole recipe."""
+    """The same with every stage in full: missing keys are those of the whole recipe."""
     common = {key: raw[key] for key in _OF_A_STAGE if key in raw}
     rest = {key: value for key, value in raw.items() if key not in _OF_A_STAGE}
     stages = raw.get("stages", [{}])
     if not isinstance(stages, list):
         raise ValueError(f"stages is {shown(stages)}; it must be a list")
     rest["stages"] = [_merged(common, stage, f"stages.{i}") for i, stage in enumerate(stages)]
-    if "stages" not in raw:  # messages then speak of keys that are there
+    if "stages" not in raw:  # so that messages name keys that are there
         build(Stage, rest["stages"][0])
     return rest
 
 
 def _merged(common: Any, own: Any, place: str) -> Any:
-    """Mappings, the second over the first, key by key; other values replace."""
+    """Merge mappings key by key, the second over the first; other values are replaced."""
     if not isinstance(own, dict):
         raise ValueError(f"{place} is {shown(own)}; it must be keys and values")
     merged = copy.deepcopy(common)

@@ -14,15 +14,15 @@ _ROWS = 100_000_000  # that a run can put in order
 
 @dataclass(frozen=True)
 class Source:
-    """Texts of one kind.
+    """A source of texts.
 
     Attributes:
-        text: As `texts.sources.read_texts` takes it; of a data set, the split `train` unless given.
-        share: Of the rows, against the shares of other sources.
-        layout: `split` cuts each document into rows, and leaves out what is shorter than one;
-            `join` puts documents one after the other and cuts that, as most papers do; `pack` puts
-            several into a row, with positions of their own, so that none sees another.
-        longest: Tokens of a document that are read at most in one piece, where they are packed.
+        text: As for `texts.sources.read_texts`; the split of a data set defaults to `train`.
+        share: Of the rows, relative to the shares of other sources.
+        layout: `split` cuts each document into rows, and drops documents shorter than a row;
+            `join` concatenates documents and cuts the result, as most papers do; `pack` puts
+            several into a row, with separate positions, so that they do not see each other.
+        longest: Largest piece of a packed document, in tokens.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Source:
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.longest is not None:
-            _check(self.layout == "pack", "longest is for the layout pack alone")
+            _check(self.layout == "pack", "longest is only for layout: pack")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Data:
     Attributes:
         length: Tokens of a row, the token in front included.
         sources: The texts; rows are drawn from them by their shares.
-        streaming: Read texts as training goes, in their own order, and keep none on disk.
-        bos: `auto` for the tokenizer's, `none`, or a token, which starts each piece.
+        streaming: Read texts while training, in their own order, and keep none on disk.
+        bos: The token in front of each piece: `auto` for the tokenizer's, `none`, or a token.
     """
 
     length: Tokens
@@ -64,12 +64,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions that are drawn, so that a short row stands for a long text.
+    """Drawn positions, so that a short row stands for a long text.
 
     Attributes:
         sampler: `pose`, `cream` or `random`.
         window: Tokens that the model reads at once.
-        target: Positions to cover; those that the strategy is meant to reach unless given.
+        target: Positions to cover; by default the target length of the strategy.
     """
 
     sampler: Literal["pose", "cream", "random"]
@@ -89,16 +89,16 @@ class Training:
         batch: Rows of an update, over all processes.
         micro_batch: Rows that one process reads at a time.
         learning_rate: After the warmup.
-        schedule: Of the learning rate afterwards.
-        warmup: Steps in which it rises.
+        schedule: Of the learning rate after the warmup.
+        warmup: Steps in which the learning rate rises.
         weight_decay: Of AdamW.
         beta2: Of AdamW.
         max_grad_norm: Gradients are scaled down to this norm; 0 to leave them.
-        gradient_checkpointing: Compute activations again instead of keeping them.
+        gradient_checkpointing: Recompute activations instead of keeping them.
         chunked_loss: Compute logits a few rows at a time.
-        shifted_attention: LongLoRA's, in so many groups; None for full attention.
+        shifted_attention: Groups of LongLoRA's attention; None for full attention.
         save_every: Steps between checkpoints.
-        keep: Checkpoints that are kept, of each stage; 2 or more, as one may be half written.
+        keep: Checkpoints kept for each stage; 2 or more, as one may be half written.
         log_every: Steps between lines of the log.
     """
 
@@ -141,8 +141,8 @@ class Lora:
         rank: Of an adapter.
         alpha: Its scale, times the rank.
         dropout: Of its input.
-        targets: Matrices that have one.
-        also: Parts that are trained in full: `embeddings` and `norms`, as LongLoRA found it needs.
+        targets: Matrices with an adapter.
+        also: Parts that are trained in full: `embeddings` and `norms`, which LongLoRA needs.
     """
 
     rank: Annotated[int, Bounds(least=1, most=65_536)] = 8
@@ -164,7 +164,7 @@ class Evaluate:
         data: As for `ropex eval`.
         lengths: Tokens.
         excerpts: How many are read.
-        every: Steps between; None for the start and the end alone.
+        every: Steps between measurements; None for the start and the end only.
     """
 
     lengths: tuple[Tokens, ...]
@@ -182,7 +182,7 @@ class Stage:
     """One strategy, trained for some steps, from the weights that the stage before left.
 
     Attributes:
-        strategy: Its text; it starts from the model as it was before the first stage.
+        strategy: Its text; it applies to the model as it was before the first stage.
         data: What is read.
         training: How long and how fast.
         positions: Positions that are drawn; None for those of the rows.
@@ -224,11 +224,11 @@ class Recipe:
         model: A folder, a hub id, or `demo`.
         stages: One after the other.
         lora: Adapters; None to train all weights.
-        evaluate: What is measured meanwhile.
+        evaluate: What is measured during training.
         trained_length: Tokens that the model was trained at, where its config does not say.
-        dtype: Of the weights; `bfloat16` for those that adapters stand beside, since a weight that
-            is trained loses steps below a 256th of itself to rounding.
-        autocast: Compute in bfloat16, whatever the weights are.
+        dtype: Of the weights; `bfloat16` only for frozen weights beside adapters, since a trained
+            weight loses steps below 1/256 of itself to rounding.
+        autocast: Compute in bfloat16, whatever the dtype.
         attention: Of transformers, such as `sdpa` or `flash_attention_2`.
         optimizer: As transformers calls it.
         seed: Of the order of rows, of drawn positions and of dropout.

@@ -23,9 +23,9 @@ class Cutter:
 
     Attributes:
         tokenizer: Of the model.
-        front: Ids in front of each piece of a document: the tokenizer's BOS, or none.
+        front: Ids in front of each piece of a document, such as BOS.
         length: Tokens of a row.
-        require: Refuses ids that the model does not know.
+        require: Raises on ids that the model does not know.
     """
 
     tokenizer: Any
@@ -35,7 +35,7 @@ class Cutter:
 
     @classmethod
     def of(cls, data: Data, tokenizer: Any, model: Any, name: str) -> Cutter:
-        """What cuts rows for a stage; `name` is what messages call the model."""
+        """The cutter of a stage; messages call the model `name`."""
         bos = first_token(tokenizer, usual_front(tokenizer, data.bos), name)
         front = () if bos is None else (bos,)
         return cls(
@@ -47,7 +47,7 @@ class Cutter:
 
         Raises:
             FileNotFoundError: There is no such text.
-            ValueError: It has no row, or it is no text.
+            ValueError: It has no row, or is not text.
         """
         lengths: list[int] = []
         documents = self._documents(source, lengths)
@@ -67,7 +67,7 @@ class Cutter:
             )
 
     def _documents(self, source: Source, lengths: list[int]) -> Iterator[list[int]]:
-        """Token ids of each document; how many it has is noted in `lengths`."""
+        """Token ids of each document; appends its length to `lengths`."""
         for _, text in read_texts(source.text, split="train"):
             ids = encode(self.tokenizer, text)
             self.require(ids)
@@ -91,7 +91,7 @@ class Cutter:
             row = row[len(ends) * self.length :]
 
     def _packed(self, documents: Iterable[list[int]], longest: int) -> Iterator[Row]:
-        """Rows full of pieces; what is left of a document at the end of a row starts the next."""
+        """Rows full of pieces; the rest of a document at the end of a row starts the next row."""
         row: list[int] = []
         lengths: list[int] = []
         for ids in documents:
@@ -108,21 +108,21 @@ class Cutter:
 
 
 def turns(sources: tuple[Source, ...], count: int, seed: int) -> list[int]:
-    """From which source each of `count` rows comes, by their shares."""
+    """The source of each of `count` rows, by their shares."""
     shares = [source.share for source in sources]
     return random.Random(seed).choices(range(len(sources)), shares, k=count)
 
 
 class MixedRows(Dataset[Row]):
-    """Rows of several sources in the order of training; each source is gone through in turn.
+    """Rows of several sources in the order of training.
 
     Args:
         pools: The rows of each source.
-        chosen: From which source each row comes.
-        seed: Of the order of a source's rows, which is another one each time it is gone through.
+        chosen: The source of each row.
+        seed: Of the order of a source's rows, which differs in every epoch.
 
     Attributes:
-        rounds: How often each source is gone through.
+        rounds: Epochs of each source.
     """
 
     def __init__(self, pools: list[Any], chosen: list[int], seed: int) -> None:
@@ -140,14 +140,14 @@ class MixedRows(Dataset[Row]):
 
 
 def _shuffled(size: int, seed: str) -> Iterator[int]:
-    """Numbers below `size`, each once, then again in another order, without end."""
+    """Numbers below `size`, each once, then again in a different order, endlessly."""
     rng = random.Random(seed)
     while True:
         yield from rng.sample(range(size), size)
 
 
 class StreamedRows(IterableDataset[Row]):
-    """Rows that are cut while training goes on, each source from its beginning and over again.
+    """Rows that are cut while training; a source that ends starts again.
 
     Args:
         cutter: Cuts documents.

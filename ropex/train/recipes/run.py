@@ -1,4 +1,4 @@
-"""Run a recipe, stage by stage; what is done is not done again."""
+"""Run a recipe, stage by stage; finished work is not repeated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 
-from ropex.checkpoints.find import find, load_model, load_tokenizer
+from ropex.checkpoints.find import find
 from ropex.checkpoints.load_save import save
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.patching.handle import Patch
 from ropex.train.guard import RopeGuard
 from ropex.train.ranks import by_first
@@ -35,26 +36,26 @@ from ropex.train.recipes.trainer import (
 from ropex.train.recipes.whole import last_whole
 
 _MANY = 4
-"""Times that a text is read, from which on it is said."""
+"""Report a text that is read at least this many times."""
 
 _PRECISION = "ACCELERATE_MIXED_PRECISION"
-"""By which accelerate and transformers tell each other what to compute in."""
+"""The variable by which accelerate and transformers agree on a dtype."""
 
 
 class Watch(Protocol):
-    """Who looks on while a recipe runs."""
+    """An observer of a run."""
 
     def __call__(self, trainer: Trainer, stage: int, patch: Patch) -> None:
-        """A stage is about to be trained, under a patch; stages count from 1."""
+        """Called before a stage is trained under a patch; stages count from 1."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe at work.
+    """A running recipe.
 
     Attributes:
-        recipe: What to do.
-        out: Where everything goes.
+        recipe: The recipe.
+        out: The folder of the run.
         model: The model, with adapters if the recipe has some.
         tokenizer: Of the model.
         watch: Who looks on.
@@ -69,7 +70,7 @@ class Run:
     tell: Callable[[str], None]
 
     def stages(self) -> None:
-        """Train every stage that is not trained yet, and write the last one's model."""
+        """Train every stage that is not trained yet, and write the model of the last."""
         for number, stage in enumerate(self.recipe.stages, start=1):
             given = (self.recipe.trained_length, self.recipe.autocast)
             with prepared(self.model, stage, *given) as handle:
@@ -81,7 +82,7 @@ class Run:
     def _trainer(self, number: int, stage: Stage, handle: Patch) -> RecipeTrainer:
         recipe, seed = self.recipe, self.recipe.seed + number
         cutter = Cutter.of(stage.data, self.tokenizer, self.model, recipe.model)
-        if handle.in_config:  # engines take the smaller of both limits
+        if handle.in_config:  # engines use the smaller of both limits
             limit = max(self.tokenizer.model_max_length, handle.target_length)
             self.tokenizer.model_max_length = limit
         rows = rows_of(stage, cutter, self.out / "rows", seed)
@@ -106,7 +107,7 @@ class Run:
                 self.tell(f"{source.text} is short: each row is read {times:.1f} times")
 
     def _train(self, number: int, stage: Stage, trainer: RecipeTrainer, handle: Patch) -> None:
-        """Train a stage, go on with it, or load what it has left."""
+        """Train a stage, resume it, or load its result."""
         last = by_first(lambda: last_whole(self.out / f"stage-{number}", self.tell))
         if last is not None and last.name == f"checkpoint-{stage.training.steps}":
             trainer._load_from_checkpoint(str(last))
@@ -127,7 +128,7 @@ class Run:
                 f"no config says all of {handle.strategy}: ropex.load applies it to {FINAL}, and "
                 "other loaders do not"
             )
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process has a part
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # every process has a part
             folder = self.out / (FINAL if self.recipe.lora is None else ADAPTER)
             try:
                 trainer.save_model(str(folder))
@@ -137,7 +138,7 @@ class Run:
             model = self.model
             if self.recipe.lora is not None:
                 write_folder(self.out / ADAPTER, lambda folder: save(self.model, folder))
-                model = model.float().merge_and_unload()  # what is added to a weight may be small
+                model = model.float().merge_and_unload()  # small updates would be lost to rounding
             write_folder(self.out / FINAL, lambda folder: self._write(model, folder))
         state.wait_for_everyone()
 
@@ -152,10 +153,10 @@ def train(
     watch: Watch | None = None,
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Run a recipe, or go on where it was left.
+    """Run a recipe, or resume it.
 
     Args:
-        recipe: What to do.
+        recipe: The recipe.
         out: Folder for checkpoints, rows, logs and the final model.
         watch: Who looks on.
         tell: Called with lines for a person.
@@ -163,13 +164,13 @@ def train(
     Raises:
         FileExistsError: The folder holds the run of a different recipe, or a run is at work there.
         FileNotFoundError: A model or a text is not there.
-        OSError: A checkpoint could not be written; the ones before are whole.
-        ValueError: No checkpoint is whole, the recipe does not fit the model or the texts, or the
-            loss is no number.
+        OSError: A checkpoint could not be written; earlier ones are complete.
+        ValueError: No checkpoint is complete, the recipe does not fit the model or the texts, or
+            the loss is not a number.
     """
     with ExitStack() as undo:
         undo.enter_context(_own_precision(recipe))
-        PartialState(cpu=not accelerated())  # which lets processes find each other
+        PartialState(cpu=not accelerated())  # lets processes find each other
         by_first(lambda: undo.enter_context(claimed(recipe, out, tell)))
         _run(recipe, out, watch, tell)
 
@@ -184,7 +185,7 @@ def _run(recipe: Recipe, out: Path, watch: Watch | None, tell: Callable[[str], N
         model.set_attn_implementation(recipe.attention)
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
-        raise ValueError(f"attention: {reason}; give attention: eager, or another") from None
+        raise ValueError(f"attention: {reason}; give another, such as attention: eager") from None
     if recipe.lora is not None:
         set_seed(recipe.seed)  # adapters begin at random
         checkpointed = any(stage.training.gradient_checkpointing for stage in recipe.stages)
@@ -194,10 +195,10 @@ def _run(recipe: Recipe, out: Path, watch: Watch | None, tell: Callable[[str], N
 
 @contextmanager
 def _own_precision(recipe: Recipe) -> Iterator[None]:
-    """Compute as the recipe says, and leave nothing of that behind (as transformers 4 does).
+    """Set the compute dtype of the recipe, and restore it (transformers 4 does not).
 
     Raises:
-        ValueError: accelerate was told otherwise.
+        ValueError: accelerate was started with a different one.
     """
     given = os.environ.get(_PRECISION)
     if given not in (None, "no", "bf16" if recipe.autocast else None):

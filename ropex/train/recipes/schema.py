@@ -1,4 +1,4 @@
-"""Make frozen values of what a YAML file holds, and refuse what is no part of them."""
+"""Turn the content of a YAML file into frozen values, and refuse unknown keys."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _LONGEST_SHOWN = 60
 
 Value = TypeVar("Value")
 Size = NewType("Size", int)
-"""A number of tokens, which may be written as `32k`."""
+"""A number of tokens, such as `32k`."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Numbers that a key may have; `Annotated[int, Bounds(least=1)]`.
+    """Bounds of a number: `Annotated[int, Bounds(least=1)]`.
 
     Attributes:
         least: The smallest.
-        above: What they are above.
+        above: Exclusive lower bound.
         most: The largest.
-        below: What they are below; by default every one is finite.
+        below: Exclusive upper bound; by default infinity.
     """
 
     least: float = -math.inf
@@ -36,7 +36,7 @@ class Bounds:
     below: float = math.inf
 
     def hold(self, number: float) -> bool:
-        """Whether they allow a number; never one that is none."""
+        """Whether a number is allowed; NaN never is."""
         return self.least <= number <= self.most and self.above < number < self.below
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Bounds:
 
 
 def check_numbers(values: Any) -> None:
-    """See to it that the numbers of a dataclass are within their bounds.
+    """Check that the numbers of a dataclass are within their bounds.
 
     Raises:
         ValueError: One is not.
@@ -71,7 +71,7 @@ def build(kind: type[Value], given: Any, place: str = "") -> Value:
 
     Args:
         kind: The dataclass.
-        given: What a YAML file says.
+        given: The content of a YAML file.
         place: Keys that lead to it, for messages.
 
     Raises:
@@ -102,7 +102,7 @@ def convert(wanted: Any, value: Any, place: str) -> Any:
     """A value of the wanted type.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not of that type.
     """
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
@@ -123,7 +123,7 @@ def convert(wanted: Any, value: Any, place: str) -> Any:
 
 
 def _plain(wanted: Any, value: Any, place: str) -> Any:
-    """Text, a number or a truth value; YAML takes `2e-5` for text, and people do not."""
+    """Text, a number or a boolean; YAML takes `2e-5` for text, which people mean as a number."""
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     if wanted is Size and isinstance(value, str):
         try:
@@ -143,14 +143,14 @@ def _plain(wanted: Any, value: Any, place: str) -> Any:
 
 
 def _sound(value: Any) -> bool:
-    """Whether a value is neither an absurd number nor a text that no file can hold."""
+    """Whether a value is neither an absurdly large number nor text that UTF-8 cannot encode."""
     if isinstance(value, str):
         return not any("\ud800" <= letter <= "\udfff" for letter in value)
     return not isinstance(value, int) or abs(value) <= _LARGEST
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """A value for a message, truncated if long."""
     try:
         return cut(repr(value))
     except ValueError:  # an integer of thousands of digits
@@ -165,7 +165,7 @@ def cut(text: str) -> str:
 def _unknown(place: str, key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {_list(known)}"
-    return f"{place} is no key of a recipe; {hint}"
+    return f"{place} is not a key of a recipe; {hint}"
 
 
 def _list(names: Sequence[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a model and its batches are while a stage runs."""
+"""The model and its batches while a stage runs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ropex.train.recipes.trainer import sharing_a_row
 def prepared(
     model: Any, stage: Stage, trained_length: int | None, autocast: bool = False
 ) -> Iterator[Patch]:
-    """The model under the strategy of a stage, with what the stage computes otherwise.
+    """The model under the strategy of a stage, with the stage's changes to how it computes.
 
     Args:
         model: Of the recipe, with its adapters.
-        stage: What is trained.
+        stage: The stage.
         trained_length: Tokens that the model was trained at, where its config does not say.
-        autocast: Whether it computes in bfloat16 whatever its weights are.
+        autocast: Whether it computes in bfloat16, whatever its dtype.
 
     Raises:
-        ValueError: The strategy or what else the stage asks for does not fit the model.
+        ValueError: The strategy or a setting of the stage does not fit the model.
     """
     with changed(model, stage, trained_length, autocast) as handle:
         rows = stage.training.micro_batch
@@ -41,7 +41,7 @@ def prepared(
         if not apart:
             raise ValueError(
                 "this model lets packed documents see each other; give layout: split, or "
-                "training.micro_batch=1, or another attention"
+                "training.micro_batch=1, or a different attention"
             )
         yield handle
 
@@ -50,10 +50,10 @@ def prepared(
 def changed(
     model: Any, stage: Stage, trained_length: int | None, autocast: bool = False
 ) -> Iterator[Patch]:
-    """The same for a model that may lack its weights, and so cannot be tried on tokens.
+    """The same for a model that may lack its weights, and so cannot be run.
 
     Raises:
-        ValueError: The strategy or what else the stage asks for does not fit the model.
+        ValueError: The strategy or a setting of the stage does not fit the model.
     """
     strategy = read_strategy(stage.strategy)
     if sharing_a_row() > 1:
@@ -64,29 +64,29 @@ def changed(
         if stage.training.shifted_attention is not None:
             undo.enter_context(shift_attention(model, stage.training.shifted_attention))
         if stage.training.chunked_loss:
-            with _computing(model, autocast):  # it is tried
+            with _computing(model, autocast):  # it is run
                 chunked = chunk_loss(model)
             undo.enter_context(chunked)
         yield handle
 
 
 def _computing(model: Any, autocast: bool) -> Any:
-    """The number type that the model computes in while it is trained."""
+    """The context in which the model computes while it is trained."""
     kind = next(model.parameters()).device.type
     return torch.autocast("cpu" if kind == "meta" else kind, torch.bfloat16, enabled=autocast)
 
 
 def check_shared(stage: Stage, strategy: Strategy) -> None:
-    """See to it that processes which share a row agree on what it is.
+    """Check that processes which share a row see the same row.
 
     Raises:
         ValueError: They would not.
     """
     if strategy.length_class != "static":
         raise ValueError(
-            f"{strategy} goes by the length of a text, and processes that share one (context or "
-            f"sequence parallelism) see different lengths; fix it, as in "
-            f"{strategy.name}:length=32k, or share no rows"
+            f"{strategy} depends on the length of a text, and processes that share one (context or "
+            f"sequence parallelism) see different lengths; fix it, as in {strategy.fixed(2**15)}, "
+            "or share no rows"
         )
     if stage.data.packed or stage.training.shifted_attention:
         raise ValueError(
@@ -96,7 +96,7 @@ def check_shared(stage: Stage, strategy: Strategy) -> None:
 
 
 def collator_of(stage: Stage, handle: Patch, seed: int) -> Any:
-    """What makes batches of the rows of a stage."""
+    """The collator of a stage."""
     if stage.positions is not None:
         given = stage.positions
         target = given.target or handle.target_length

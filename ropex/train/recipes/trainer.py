@@ -1,4 +1,4 @@
-"""A `Trainer` that leaves nothing half written, and what stops it."""
+"""A `Trainer` that leaves nothing half written, and the checks that stop it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ropex.train.recipes.whole import newest, seal
 
 
 class RecipeTrainer(Trainer):
-    """`transformers.Trainer`, with rows in the order that they are given in."""
+    """`transformers.Trainer`, with rows in the given order."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -43,7 +43,7 @@ class RecipeTrainer(Trainer):
         """As transformers does it.
 
         Raises:
-            ValueError: What it takes is not installed.
+            ValueError: A package that it needs is not installed.
         """
         try:
             return super().create_optimizer(*args, **kwargs)
@@ -54,7 +54,7 @@ class RecipeTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(*args, **kwargs)
-            self.accelerator.wait_for_everyone()  # each has written its part
+            self.accelerator.wait_for_everyone()  # every process has written its part
             if self.args.should_save:
                 seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -62,7 +62,7 @@ class RecipeTrainer(Trainer):
             raise OSError(f"{not_written(folder, error)}{_kept(folder.parent)}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The model with its `ropex.json`, even where no config can say its strategy."""
+        """The model with its `ropex.json`, even if no config can hold its strategy."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save(self.accelerator.unwrap_model(self.model), folder, state_dict=state_dict)
@@ -73,36 +73,36 @@ class RecipeTrainer(Trainer):
 
 
 class FiniteGradients(TrainerCallback):
-    """Stops a run before a step that would make the weights no numbers."""
+    """Stops a run before a step that would make weights NaN or infinite."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at all gradients; a loss that is no number has such ones too.
+        """Check all gradients; a loss that is not a number has such gradients too.
 
         Raises:
-            ValueError: Some are no numbers, in this process or in another one.
+            ValueError: Some gradient is not a number, in any process.
         """
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
         finite = bool(torch.isfinite(get_total_norm(parts)))  # one number leaves the device
         if agreed(None if finite else "not finite"):
             raise ValueError(
-                f"the loss or its gradient is no number at step {state.global_step + 1}; lower "
+                f"the loss or its gradient is not a number at step {state.global_step + 1}; lower "
                 f"training.learning_rate or raise training.warmup{_kept(Path(args.output_dir))}"
             )
 
 
 def _kept(folder: Path) -> str:
-    """What is left after a failure, in words."""
+    """What is kept after a failure, in words."""
     last = newest(folder)
-    return f"; {last} is kept, and the same command goes on from there" if last else ""
+    return f"; {last} is kept, and the same command resumes from it" if last else ""
 
 
 def check_reporters(names: tuple[str, ...], *, installed: bool = True) -> None:
-    """See to it that transformers can report to these.
+    """Check that transformers can report to these.
 
     Args:
         names: Of a recipe.
-        installed: Whether they must be installed, too.
+        installed: Whether they must be installed.
 
     Raises:
         ValueError: It cannot.
@@ -117,7 +117,7 @@ def check_reporters(names: tuple[str, ...], *, installed: bool = True) -> None:
 
 
 def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
-    """What transformers calls the numbers of a recipe.
+    """The numbers of a recipe as transformers' arguments.
 
     Raises:
         ValueError: The rows of a step cannot be shared evenly by the processes.
@@ -148,7 +148,7 @@ def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArgument
         save_steps=training.save_every,
         save_total_limit=training.keep,
         logging_steps=min(training.log_every, training.steps),
-        logging_nan_inf_filter=False,  # a loss that is no number stops the run
+        logging_nan_inf_filter=False,  # a loss that is not a number stops the run
         remove_unused_columns=False,  # collators read `index` and `lengths`
         dataloader_pin_memory=not cpu,
         use_cpu=cpu,
@@ -159,16 +159,16 @@ def arguments_of(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArgument
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:
-    """Whether activations are computed again, by the names of transformers 5, or else of 4."""
+    """Arguments for recomputing activations, in transformers 5 or 4."""
     known = TrainingArguments.__dataclass_fields__
     name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)
-    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true":  # FSDP does it then
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true":  # FSDP does it
         return {}
     return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
 
 
 def sharing_a_row() -> int:
-    """How many processes have a part of each row: by context or sequence parallelism."""
+    """Number of processes that share a row, by context or sequence parallelism."""
     sizes = ("PARALLELISM_CONFIG_CP_SIZE", "PARALLELISM_CONFIG_SP_SIZE")
     return math.prod(int(os.environ.get(name, "1")) for name in sizes)
 

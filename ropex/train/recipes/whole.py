@@ -1,4 +1,4 @@
-"""Checkpoints of a training, which are whole as their checksums say, or are not continued."""
+"""Checkpoints of a training run; only those with correct checksums are resumed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 from ropex.files.writing import atomically
 
 SUMS = "ropex-checksums.json"
-"""In a checkpoint that was written to its end: size and SHA-256 of every other file."""
+"""In a completely written checkpoint: size and SHA-256 of every other file."""
 
-_OLD = "ropex-whole"  # in its place in earlier versions, and empty
+_OLD = "ropex-whole"  # the empty file that earlier versions wrote instead
 _BLOCK = 2**22
 
 
 def seal(folder: Path) -> None:
-    """Say of a checkpoint that all of it is there, once each process has written its part."""
+    """Mark a checkpoint as complete, after every process has written its part."""
     names = [path.relative_to(folder).as_posix() for path in _files(folder)]
     content = {"files": dict(zip(names, _each(_about, folder, names), strict=True))}
     with atomically(folder / SUMS) as temporary:
@@ -30,14 +30,14 @@ def seal(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether a checkpoint was written to its end; some file may be damaged since."""
+    """Whether a checkpoint was written completely; a file may be damaged since."""
     return any((folder / name).is_file() for name in (SUMS, _OLD))
 
 
 def fault_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint that was written to its end, in words; None if it is whole.
+    """What is wrong with a completely written checkpoint, in words; None if nothing is.
 
-    Every byte is read, unless a file has another size already.
+    Every byte is read, unless the size of a file already differs.
     """
     if not (folder / SUMS).is_file():
         return _fault_without_sums(folder)
@@ -60,13 +60,13 @@ def fault_of(folder: Path) -> str | None:
 
 
 def seal_file(path: Path, at: Path) -> None:
-    """Write the checksum of a file that is to be at a place, beside that place."""
+    """Write the checksum of a file, beside the place where the file will be."""
     with atomically(_sum_of(at)) as temporary:
         temporary.write_text(json.dumps(_about(path)) + "\n", encoding="utf-8")
 
 
 def is_changed(path: Path) -> bool:
-    """Whether a file is not what was written; one of an earlier version has no checksum."""
+    """Whether a file differs from its checksum; files of earlier versions have none."""
     try:
         wanted = json.loads(_sum_of(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -81,17 +81,17 @@ def _sum_of(path: Path) -> Path:
 
 
 def last_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The checkpoint of a stage to go on from; None if none was written to its end.
+    """The checkpoint of a stage to resume from; None if none was written completely.
 
-    Damaged ones after it are put aside, where no later one takes their place; what was being
-    written when a run was killed is removed.
+    Damaged ones after it are renamed, so that no later one takes their place; a half-written one is
+    removed.
 
     Args:
         folder: Of the stage.
-        tell: Called with each sentence that the user should read.
+        tell: Called with sentences for the user.
 
     Raises:
-        ValueError: Some were written to their end, and each of them is damaged.
+        ValueError: Some were written completely, and all of these are damaged.
     """
     damaged: list[tuple[Path, str]] = []
     for path in _checkpoints(folder):
@@ -104,21 +104,21 @@ def last_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
             if not (path / SUMS).is_file():
                 tell(
                     f"{path} is of an earlier version of ropex and has no checksums; training "
-                    "continues from it, as every file that this needs is there"
+                    "continues from it, as all files that this needs are there"
                 )
             return path
         damaged.append((path, fault))
     if damaged:
         told = "; ".join(f"{path} is damaged ({fault})" for path, fault in damaged)
         raise ValueError(
-            f"{told}; no whole checkpoint is left in {folder}: restore a file, or remove the "
-            "folder to train the stage anew"
+            f"{told}; no complete checkpoint is left in {folder}: restore a file, or remove "
+            "the folder to train the stage again"
         )
     return None
 
 
 def newest(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end."""
+    """The last checkpoint that was written completely."""
     return next(filter(is_sealed, _checkpoints(folder)), None)
 
 
@@ -149,7 +149,7 @@ def _files(folder: Path) -> list[Path]:
 def _each(
     function: Callable[[Path], dict[str, Any]], folder: Path, names: list[str]
 ) -> Iterator[dict[str, Any]]:
-    with ThreadPoolExecutor() as pool:  # hashing needs no interpreter lock
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         yield from pool.map(function, [folder / name for name in names])
 
 
@@ -169,7 +169,7 @@ _NEEDED = {
     "rng_state.pth": ("rng_state*.pth",),
     "model.safetensors": ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*"),
 }
-"""What going on takes, by its usual name, and what FSDP and DeepSpeed have in its place."""
+"""Files that resuming needs, by their usual names and by those of FSDP and DeepSpeed."""
 
 
 def _fault_without_sums(folder: Path) -> str | None:

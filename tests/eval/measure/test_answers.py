@@ -14,7 +14,8 @@ from torch import Tensor
 
 import ropex
 from ropex_eval.measure.answers import Answer, AnswerScorer, Branch, Ids, _grade
-from tests.support.tiny_eval import TRAINED, tiny_causal
+from tests.support.models import TRAINED, tiny_causal
+from tests.support.rounding import LOSS
 
 # Every kind of attention that cuts itself short does so far below the lengths used here.
 WINDOW: dict[str, Any] = {"sliding_window": 8}
@@ -62,7 +63,7 @@ def assert_plain(model: Any, answers: tuple[Answer, ...], trunk: Ids = TRUNK) ->
     for answer, branch in zip(answers, BRANCHES, strict=True):
         own, ranks = plain(model, trunk, branch)
         given = torch.tensor(answer.logprobs, dtype=torch.float64)
-        torch.testing.assert_close(given, own, rtol=1e-6, atol=1e-5)  # float32 at -40 is coarse
+        torch.testing.assert_close(given, own, rtol=1e-6, atol=LOSS)  # float32 at -40 is coarse
         assert answer.ranks == tuple(ranks)
 
 
@@ -122,7 +123,7 @@ def test_order_of_branches_is_kept(causal: Any) -> None:
     forth, back = scorer.score(TRUNK, BRANCHES), scorer.score(TRUNK, BRANCHES[::-1])
     for left, right in zip(forth, back[::-1], strict=True):
         assert left.ranks == right.ranks
-        assert left.logprobs == pytest.approx(right.logprobs, abs=1e-5)
+        assert left.logprobs == pytest.approx(right.logprobs, abs=LOSS)
 
 
 def test_no_branches_no_answers(causal: Any) -> None:

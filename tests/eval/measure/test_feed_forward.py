@@ -12,7 +12,8 @@ from ropex.families.tiny import tiny_model
 from ropex_eval.measure import losses as nll
 from ropex_eval.measure.feed_forward import feed_forward, in_rows
 from ropex_eval.measure.losses import Scorer
-from tests.eval.measure.test_nll import LONG, TWO, rows_per_call, scores_of
+from tests.support.rounding import LOSS
+from tests.support.scoring import LONG, TWO, rows_per_call, scores_of
 from tests.support.tiny_eval import plain_nll
 
 
@@ -50,7 +51,7 @@ def test_long_texts_are_read_with_feed_forward_parts_by_rows(
     scores = scores_of(scorer)
     assert used == [2]
     plain = torch.stack([plain_nll(causal, row) for row in TWO])
-    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=LOSS)
 
 
 class Neighbours(nn.Module):

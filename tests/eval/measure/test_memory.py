@@ -19,20 +19,14 @@ from ropex_eval.measure.feed_forward import ROWS
 from ropex_eval.measure.losses import BYTES_PER_LOGIT, ROWS_BYTES, Scorer
 from ropex_eval.measure.memory import Shape, chunk_for, is_out_of_memory, parse_bytes
 from ropex_eval.measure.reader import Reader
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.passes import Pass
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, corpus_of, start, study_of, tiny_causal
+from tests.support.models import tiny_causal
+from tests.support.rounding import LOSS
+from tests.support.tiny_eval import Watch, corpus_of, start
 
 LONG = Protocol.of((48, 1100), 4, ("local", "fixed"))
-
-
-@pytest.fixture
-def make(tmp_path: Path, checkpoint: Path, causal: Any) -> Callable[..., Study]:
-    def study(protocol: Protocol, **settings: Any) -> Study:
-        return study_of(tmp_path, checkpoint, causal, protocol, **settings)
-
-    return study
 
 
 # Sizes.
@@ -189,7 +183,7 @@ def test_memory_that_runs_out_costs_time_and_changes_no_number(
         f"out of memory: texts are read {size} tokens at a time from here on" for size in told
     ]
     for row, expected in zip(results.results, whole.results, strict=True):
-        assert row.nll == pytest.approx(expected.nll, abs=1e-5)
+        assert row.nll == pytest.approx(expected.nll, abs=LOSS)
 
 
 def test_short_texts_are_read_one_by_one_where_they_do_not_fit_together(
@@ -238,7 +232,7 @@ def test_limit_is_kept_by_reading_pieces(
     limit = shape.held() + shape.peak(1100, 512)
     pieces = Reader(scorer, limit).read([each], [each.ids(corpus)])
     assert seen == [(1, 1100), (1, 512)]
-    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=LOSS)
     with pytest.raises(MemoryError, match=r"1100 tokens take .* in pieces of 256"):
         Reader(scorer, shape.held()).read([each], [each.ids(corpus)])
 

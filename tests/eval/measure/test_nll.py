@@ -16,56 +16,20 @@ from ropex.strategies.frozen import Frozen
 from ropex_eval.measure import losses as nll
 from ropex_eval.measure.feed_forward import feed_forward, in_rows
 from ropex_eval.measure.losses import Scorer
-from tests.support.tiny_eval import (
-    BY_LENGTH,
-    LENGTHS,
-    STATIC,
-    plain_nll,
-    tiny_causal,
-    tiny_tokenizer,
-    words,
+from tests.support.models import tiny_causal
+from tests.support.rounding import LOSS
+from tests.support.scoring import (
+    ALL,
+    IDS,
+    LONG,
+    SOME,
+    TWO,
+    chosen,
+    rows_per_call,
+    scores_of,
+    sequence,
 )
-
-LONG = LENGTHS[-1]
-ALL = ((0, LONG - 1),)
-SOME = ((0, 1), (7, 20), (30, 31), (60, LONG - 1))
-
-
-def sequence(length: int = LONG, seed: int = 0) -> Tensor:
-    text = words(length - 1, seed)
-    return torch.tensor([0, *tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]])
-
-
-IDS = sequence()
-TWO = torch.stack([IDS, sequence(seed=5)])
-
-
-def goals_of(ids: Tensor) -> Tensor:
-    """The token after each; what follows the last is not known, and never scored here."""
-    return torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
-
-
-def scores_of(
-    scorer: Scorer, ids: Tensor = TWO, rows: Any = ALL, chunk: int | None = None
-) -> Tensor:
-    return scorer.nll(ids, goals_of(ids), rows, chunk)
-
-
-def chosen(scores: Tensor, rows: Any) -> Tensor:
-    return torch.cat([scores[first:last] for first, last in rows])
-
-
-def rows_per_call(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that the rows of each later call of `module` are added to."""
-    seen: list[int] = []
-    forward = module.forward
-
-    def counted(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(hidden.shape[-2])
-        return forward(hidden, *args, **kwargs)
-
-    monkeypatch.setattr(module, "forward", counted)
-    return seen
+from tests.support.tiny_eval import BY_LENGTH, STATIC, plain_nll
 
 
 @pytest.mark.parametrize("text", [*STATIC, *BY_LENGTH])
@@ -79,7 +43,7 @@ def test_scores_are_those_of_a_plain_forward_pass(
         plain = torch.stack([plain_nll(causal, row) for row in ids])
     assert scores.shape == (2, length - 1)
     assert (scores.dtype, scores.device.type) == (torch.float32, "cpu")
-    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.double(), plain, rtol=0, atol=LOSS)
 
 
 @pytest.mark.parametrize("text", BY_LENGTH)
@@ -93,7 +57,7 @@ def test_strategy_held_at_a_length_reads_pieces_as_the_live_one_reads_the_whole(
     with ropex.patch(causal, Frozen(ropex.strategy(text), at)):
         held = [scores_of(scorer, ids, ((0, at - 1),), chunk) for chunk in (None, 7)]
     for scores in held:
-        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores.double(), plain, rtol=0, atol=LOSS)
 
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
@@ -148,7 +112,7 @@ def test_every_way_to_read_gives_the_scores_of_a_plain_forward_pass(
         found["own head"] = (scores_of(scorer), whole)
         found["own head, in pieces"] = (scores_of(scorer, rows=SOME, chunk=11), some)
     for way, (scores, expected) in found.items():
-        assert float((scores.double() - expected).abs().max()) < 1e-5, way
+        assert float((scores.double() - expected).abs().max()) < LOSS, way
 
 
 def test_head_that_is_more_than_is_known_is_used_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +123,7 @@ def test_head_that_is_more_than_is_known_is_used_whole(monkeypatch: pytest.Monke
     plain = torch.stack([plain_nll(model, row) for row in TWO])
     for chunk in (None, 20):
         torch.testing.assert_close(
-            scores_of(scorer, chunk=chunk).double(), plain, rtol=0, atol=1e-5
+            scores_of(scorer, chunk=chunk).double(), plain, rtol=0, atol=LOSS
         )
 
 
@@ -172,13 +136,13 @@ def test_cap_that_hardly_shows_in_most_logits_is_not_overlooked() -> None:
     plain = torch.stack([plain_nll(model, row) for row in TWO])
     assert (free - plain).abs().max() > 0.1
     scores = scores_of(Scorer(model)).double()
-    torch.testing.assert_close(scores, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, plain, rtol=0, atol=LOSS)
 
 
 def test_score_of_the_last_token_read_is_that_of_the_token_after_it(scorer: Scorer) -> None:
     goals = IDS[None, 1:]
     scores = scorer.nll(IDS[None, :-1], goals, ((LONG - 3, LONG - 1),))
-    torch.testing.assert_close(scores, scores_of(scorer, IDS[None])[:, -2:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, scores_of(scorer, IDS[None])[:, -2:], rtol=0, atol=LOSS)
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
@@ -205,7 +169,7 @@ def test_logits_are_made_a_few_rows_at_a_time_and_only_of_what_is_scored(
     assert sum(seen) == last - first
     assert max(seen) == min(size, last - first)
     plain = plain_nll(causal, IDS)[first:last]
-    torch.testing.assert_close(scores[0].double(), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores[0].double(), plain, rtol=0, atol=LOSS)
 
 
 def test_logits_never_take_more_than_the_budget_or_the_hidden_states(
@@ -226,7 +190,7 @@ def test_scores_of_a_half_precision_model_are_summed_in_float32() -> None:
     scores = scores_of(scorer, IDS[None])
     assert scorer.head_alone
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores[0].double(), plain_nll(model, IDS), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores[0].double(), plain_nll(model, IDS), rtol=0, atol=LOSS)
 
 
 def test_scoring_needs_no_gradient_and_keeps_nothing(scorer: Scorer) -> None:

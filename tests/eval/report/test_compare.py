@@ -13,19 +13,13 @@ import torch
 
 import ropex
 from ropex_eval.running.archive import Archive, common, difference
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.statistics import Estimate
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
+from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.rounding import LOSS
 from tests.support.shell import Shell
-from tests.support.tiny_eval import (
-    plain_nll,
-    save_checkpoint,
-    start,
-    study_of,
-    tiny_causal,
-    tree,
-    words,
-)
+from tests.support.tiny_eval import plain_nll, start, study_of, tree, words
 
 STRATEGIES = ("none", "yarn:4", "dynamic")
 MEASURED = Protocol.of((8, 24, 48), 4)
@@ -97,8 +91,8 @@ def test_difference_of_two_models_is_that_of_plain_forward_passes(
 ) -> None:
     found = compared(place.folder / "left", place.folder / "right", text, name, length)
     first, second = paired(place, text, name, length)
-    assert found.mean == pytest.approx((first + second) / 2, abs=1e-5)
-    assert found.se == pytest.approx(abs(first - second) / 2, abs=1e-5)  # of two documents
+    assert found.mean == pytest.approx((first + second) / 2, abs=LOSS)
+    assert found.se == pytest.approx(abs(first - second) / 2, abs=LOSS)  # of two documents
     assert found.interval[1] == pytest.approx(found.mean + T_OF_ONE * (found.se or 0), rel=1e-3)
     assert found.clusters == 2
     back = compared(place.folder / "right", place.folder / "left", text, name, length)
@@ -136,7 +130,7 @@ def test_runs_are_compared_on_the_excerpts_that_both_have(place: Place) -> None:
         found = compared(*pair, "yarn:4", "local", 24)
         first, second = paired(place, "yarn:4", "local", 24, (1, 2))
         sign = 1 if pair[1] == right else -1
-        assert found.mean == pytest.approx(sign * (first + second) / 2, abs=1e-5)
+        assert found.mean == pytest.approx(sign * (first + second) / 2, abs=LOSS)
         assert found.weight == 2 * 4
     for run in common(Archive.open(place.folder / "left"), Archive.open(right)):
         about = run.rescore().about["data"]
@@ -152,7 +146,7 @@ def test_text_that_comes_twice_counts_twice(place: Place) -> None:
         runs.append(place.run(index, f"twice{index}", "none", corpus=corpus))
     found = compared(runs[0], runs[1], "none", "local", 24)
     first, second = paired(place, "none", "local", 24, (0, 1))
-    assert found.mean == pytest.approx((2 * first + second) / 3, abs=1e-5)
+    assert found.mean == pytest.approx((2 * first + second) / 3, abs=LOSS)
     assert (found.clusters, found.weight) == (3, 12)
     for pair in ((runs[0], place.folder / "right"), (place.folder / "left", runs[1])):
         assert compared(*pair, "none", "local", 24).weight == 8  # those that both have
@@ -173,7 +167,7 @@ def test_runs_are_compared_at_the_lengths_and_by_the_definitions_that_both_have(
     assert "linear" not in told
     found = compared(place.folder / "left", place.folder / "lengths", "yarn:4", "local", 24)
     assert found.mean == pytest.approx(
-        statistics.fmean(paired(place, "yarn:4", "local", 24)), abs=1e-5
+        statistics.fmean(paired(place, "yarn:4", "local", 24)), abs=LOSS
     )
 
 
@@ -199,7 +193,7 @@ def test_compare_prints_percent_of_perplexity_and_writes_a_page(place: Place, sh
 def other_text(place: Place, folder: Path) -> Path:
     (folder / "a.txt").write_text(words(400, seed=9), encoding="utf-8")
     from ropex_eval.study.corpus import load_corpus
-    from tests.support.tiny_eval import tiny_tokenizer
+    from tests.support.models import tiny_tokenizer
 
     corpus = load_corpus(str(folder / "a.txt"), tiny_tokenizer(), 0, 48, 3)
     return place.run(1, "other-text", "none", corpus=corpus)
@@ -223,7 +217,7 @@ def no_bos(place: Place, folder: Path) -> Path:
 
 def longer_excerpts(place: Place, folder: Path) -> Path:
     protocol = Protocol.of((8, 24, 48), 4, excerpt=96)
-    study = study_of(place.folder, place.studies[1].folder, place.studies[1].load(), protocol)
+    study = study_of(place.folder, place.folder / "m1", place.studies[1].load(), protocol)
     start(study, place.folder / "longer", "none")
     return place.folder / "longer"
 

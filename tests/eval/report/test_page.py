@@ -22,8 +22,10 @@ from ropex.sizes import format_size
 from ropex_eval.report import page
 from ropex_eval.report.page import words
 from ropex_eval.report.page.data import embed
+from ropex_eval.report.page.origin import origins
 from ropex_eval.scores.results import Results
 from tests.support.made_up import (
+    EMPTY,
     EXPLANATIONS,
     HOSTILE,
     LENGTHS,
@@ -37,7 +39,6 @@ from tests.support.made_up import (
 )
 
 VOID = {"br", "input", "meta"}
-EMPTY = Results({"model": {}, "data": {}})
 CASES = {
     "six": made_up(),
     "many": made_up(TWELVE, range(2048, 40 * 2048 + 1, 2048)),
@@ -171,9 +172,9 @@ def test_every_other_number_is_in_a_table() -> None:
 def test_everything_known_of_the_run_is_told_and_how_numbers_are_computed() -> None:
     results = CASES["six"]
     text = Reader(render(results)).text
-    for part in ("model", "data", "protocol", "versions"):
-        for value in results.about[part].values():
-            told = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    for part in origins(results).values():
+        for value in part.values():
+            told = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             assert told in text or value in (None, False)
     assert results.about["command"] in text
     assert results.about["warnings"][0] in text
@@ -188,8 +189,8 @@ def test_verdict_comes_first_in_words() -> None:
         "dynamic has the lowest fixed perplexity: 5.82 (none: 7820). It is shown to be safe up to"
         in text
     )
-    assert "Still open: 1 of 6 verdicts; about 40 documents would tell." in text
-    assert "about 40 documents would tell (12 read)" in text
+    assert "Still open: 1 of 6 verdicts; about 40 documents would decide." in text
+    assert "about 40 documents would decide (12 read)" in text
 
 
 def test_headline_definitions_come_first() -> None:

@@ -13,6 +13,7 @@ from ropex_eval.report import page, tables
 from ropex_eval.scores.results import Results
 from tests.support.browser import Browser, find_browser
 from tests.support.made_up import (
+    EMPTY,
     EXPLANATIONS,
     HOSTILE,
     LENGTHS,
@@ -81,7 +82,7 @@ def reading(browser: Browser, kind: str = "perplexity") -> list[str]:
         made_up(("none",), (4096,), ("fixed",), retrieval=False),
         made_up(intervals=False),
         made_up(TWELVE, range(2048, 40 * 2048 + 1, 2048)),
-        Results({"model": {}, "data": {}}),
+        EMPTY,
     ],
     ids=["six", "ruined", "one", "no intervals", "many", "empty"],
 )

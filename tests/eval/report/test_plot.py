@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from ropex_eval.report.plot import plot
 from ropex_eval.scores.definitions import DEFINITIONS, HEADLINE
 from ropex_eval.scores.results import Results
-from tests.support.tiny_eval import TRAINED, results_of
+from tests.support.models import TRAINED
+from tests.support.tiny_eval import results_of
 
 
 @pytest.mark.parametrize(

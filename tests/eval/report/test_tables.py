@@ -16,7 +16,7 @@ import pytest
 from ropex_eval.report import tables
 from ropex_eval.report.terminal import format_perplexity
 from ropex_eval.scores.results import Result, Results
-from tests.support.made_up import LENGTHS, SIX, made_up, ruined
+from tests.support.made_up import EMPTY, LENGTHS, SIX, made_up, ruined
 
 RESULTS = made_up()
 AWKWARD = [["a|b", "1_000 %"], ["50% & \\more_", "$5 #1 {x} ~ ^"], ["[one]*", "<b>\n`x`"]]
@@ -28,7 +28,7 @@ def small(*numbers: tuple[float, float | None]) -> Results:
         Result("yarn:4", "local", length, nll, math.exp(nll), se, None, None, 64)
         for length, (nll, se) in enumerate(numbers, 1)
     )
-    return Results({"model": {}, "data": {}}, {"yarn:4": {}}, rows)
+    return replace(EMPTY, strategies={"yarn:4": {}}, results=rows)
 
 
 def test_markdown_has_strategies_down_and_lengths_across() -> None:
@@ -136,7 +136,6 @@ def test_what_is_not_there_is_refused() -> None:
 
 
 def test_run_without_numbers_has_no_tables() -> None:
-    empty = Results({"model": {}, "data": {}})
-    assert tables.render(empty, "markdown") == ""
-    assert tables.render(empty, "csv") == "definition,strategy\n"
-    assert tables.definitions(empty) == ()
+    assert tables.render(EMPTY, "markdown") == ""
+    assert tables.render(EMPTY, "csv") == "definition,strategy\n"
+    assert tables.definitions(EMPTY) == ()

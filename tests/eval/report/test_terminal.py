@@ -73,7 +73,7 @@ def test_verdict_says_how_far_each_is_shown_to_hold_and_which_is_best() -> None:
     assert lines[6:] == [
         "hurt: share of documents that lose more than 0.05 nats a token",
         "no verdict, as losses are NaN or infinite: linear:4",
-        "open: yarn:4 at 64 (about 41 documents would tell); ntk:4 at 32 (too close to call)",
+        "open: yarn:4 at 64 (about 41 documents would decide); ntk:4 at 32 (too close to call)",
         "best at 64: yarn:4, by 0.600 ± 0.200 nats a token before none (the same tokens)",
     ]
     assert max(map(len, lines)) <= 100
@@ -82,7 +82,7 @@ def test_verdict_says_how_far_each_is_shown_to_hold_and_which_is_best() -> None:
 @pytest.mark.parametrize(
     ("documents", "told"),
     [
-        (2, "open: a at 64 (too few documents to say how many would tell)"),
+        (2, "open: a at 64 (too few documents to say how many would decide)"),
         (28, "open: a at 64 (too close to call)"),
     ],
 )
@@ -109,7 +109,7 @@ def test_few_documents_grant_nothing_and_that_is_told(documents: int, told: str)
         (Winner(64, "a", "b", -0.01, None, None, None), "best at 64: a, before b"),
         (
             Winner(64, "a", "b", -0.0004, 0.0001, -0.0006, -0.0002),
-            "best at 64: a and b, which are alike there",
+            "best at 64: a and b, which are equal there",
         ),
         (Winner(32, "a", "b", -0.01, None, None, None), ""),  # not at the longest length
     ],

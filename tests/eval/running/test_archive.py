@@ -17,12 +17,14 @@ import pytest
 
 from ropex_eval.report.terminal import format_perplexity
 from ropex_eval.running.archive import Archive
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import NotMeasured
+from tests.support.models import save_checkpoint
+from tests.support.rounding import LOSS
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, start, strict_json, study_of, tree
+from tests.support.tiny_eval import start, strict_json, study_of, tree
 
 STRATEGIES = ("none", "yarn:4", "dynamic")
 NAMES = ("local", "fixed", "prefix", "sliding", "longppl")
@@ -66,7 +68,7 @@ def flat(content: Any, name: str = "", rounded: bool = False) -> dict[str, Any]:
         items = content.items() if isinstance(content, dict) else enumerate(content)
         return {k: v for n, each in items for k, v in flat(each, f"{name}/{n}", rounded).items()}
     inexact = rounded and isinstance(content, float)
-    return {name: pytest.approx(content, rel=1e-4, abs=1e-5) if inexact else content}
+    return {name: pytest.approx(content, rel=1e-4, abs=LOSS) if inexact else content}
 
 
 def results_of(run: Path) -> str:
@@ -118,7 +120,7 @@ def test_prefixes_of_what_was_read_serve_lengths_that_were_not_asked_for(
     rescored = Archive.open(tmp_path / "run").rescore(names, lengths, 5)
     fresh = place.fresh(tmp_path / "fresh", Protocol.of(lengths, 5, names, None, 48), *texts)
     pairs = zip(rescored.results, fresh.results, strict=True)
-    assert all(a.nll == pytest.approx(b.nll, abs=1e-5) for a, b in pairs)
+    assert all(a.nll == pytest.approx(b.nll, abs=LOSS) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,8 @@ def no_text(folder: Path) -> None:
 
 
 def nothing_finished(folder: Path) -> None:
-    Results(Results.load(folder).about).save(folder)
+    run = Results.load(folder)
+    Results(run.about, run.protocol).save(folder)
 
 
 def cut_text(folder: Path) -> None:
@@ -216,7 +219,7 @@ def deep(folder: Path) -> None:
 
 
 UNREADABLE: dict[Callable[[Path], None], str] = {
-    no_run: "holds no results.json, so it is not a run's folder",
+    no_run: "holds no run of ropex eval",
     no_text: "nothing is finished in",
     nothing_finished: "nothing is finished in",
     cut_text: "excerpts.safetensors is damaged",
@@ -231,7 +234,7 @@ UNREADABLE: dict[Callable[[Path], None], str] = {
 }
 
 
-@pytest.mark.parametrize("verb", ["report", "rescore", "compare"])
+@pytest.mark.parametrize("verb", ["report", "compare"])
 @pytest.mark.parametrize("damage", UNREADABLE)
 def test_folder_that_cannot_be_read_is_one_line(
     place: Place, copy: Path, shell: Shell, damage: Callable[[Path], None], verb: str
@@ -247,7 +250,7 @@ def test_damaged_table_is_told_where_it_is_needed_and_the_run_mends_it(
     whole = tree(copy)
     for path in (copy / "nll").iterdir():
         path.write_bytes(path.read_bytes()[:-4] + b"wild")
-    assert "does not hold what that takes" in shell.refused("rescore", "copy")
+    assert "does not hold what that takes" in shell.refused("report", "copy", "--lengths", "48")
     shell.done("report", "copy")  # the results themselves are whole
     place.fresh(copy, MEASURED)
     assert tree(copy).items() >= whole.items()
@@ -268,16 +271,15 @@ def test_report_is_written_again_and_prints_the_tables(
 
 
 @pytest.mark.parametrize(
-    "verb",
-    [("report",), ("rescore", "--definitions", ",".join(NAMES))],
-    ids=lambda verb: verb[0],
+    "other",
+    [(), ("--definitions", ",".join(NAMES))],
 )
 def test_tables_are_printed_in_every_format(
-    copy: Path, shell: Shell, verb: tuple[str, ...]
+    copy: Path, shell: Shell, other: tuple[str, ...]
 ) -> None:
     results = Results.load(copy)
     told = {
-        form: shell.done(*verb, "copy", "--format", form)
+        form: shell.done("report", "copy", *other, "--format", form)
         for form in ("text", "markdown", "latex", "csv", "json")
     }
     assert told["json"] == results.to_json()
@@ -295,12 +297,12 @@ def test_tables_are_printed_in_every_format(
     assert re.search(rf"\n *yarn:4 .*{perplexity}", told["text"])
 
 
-def test_rescore_prints_what_was_asked_for_and_writes_nothing(
+def test_report_of_other_numbers_prints_what_was_asked_for_and_writes_nothing(
     place: Place, copy: Path, shell: Shell
 ) -> None:
     before = tree(copy)
     asked = ("--definitions", "sliding,prefix", "--lengths", 48)
-    printed = strict_json(shell.done("rescore", "copy", *asked, "--format", "json"))
+    printed = strict_json(shell.done("report", "copy", *asked, "--format", "json"))
     wanted = Archive.open(place.run).rescore(("sliding", "prefix"), (48,))
     assert printed == strict_json(wanted.to_json())
     assert tree(copy) == before
@@ -316,13 +318,14 @@ def test_rescore_prints_what_was_asked_for_and_writes_nothing(
         (("--lengths", "200"), "do not hold the longest length, 200"),
         (("--lengths", "1"), "lengths must be at least 2"),
         (("--format", "wild"), "invalid choice: 'wild'"),
+        (("--lengths", "48", "--open"), "--open shows the page of what was measured"),
         (("--definitions", "longppl", "--evaluator", "ntk:2"), "evaluator ntk:2 was not measured"),
     ],
 )
-def test_what_cannot_be_rescored_is_one_line(
+def test_other_numbers_that_cannot_be_had_are_one_line(
     copy: Path, shell: Shell, asked: tuple[str, ...], message: str
 ) -> None:
-    assert message in shell.refused("rescore", "copy", *asked)
+    assert message in shell.refused("report", "copy", *asked)
 
 
 def test_text_that_was_written_before_a_run_was_killed_is_cut_to_its_results(

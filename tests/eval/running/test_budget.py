@@ -16,19 +16,11 @@ import ropex
 from ropex_eval.measure import memory
 from ropex_eval.measure.reader import Reader
 from ropex_eval.running import work
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
 from ropex_eval.study.passes import passes
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, break_reading, start, strict_json, study_of, tree
-
-
-@pytest.fixture
-def make(tmp_path: Path, checkpoint: Path, causal: Any) -> Callable[..., Study]:
-    def study(protocol: Protocol, **settings: Any) -> Study:
-        return study_of(tmp_path, checkpoint, causal, protocol, **settings)
-
-    return study
+from tests.support.tiny_eval import Watch, break_reading, start, strict_json, tree
 
 
 @pytest.fixture

@@ -19,28 +19,19 @@ from ropex_eval.measure.losses import Scorer
 from ropex_eval.running.check import Finding, described
 from ropex_eval.study import corpus, store
 from ropex_eval.study.study import Study
+from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, tree, words
+from tests.support.tiny_eval import tree, words
 
 STRATEGIES = ("none", "yarn:4", "dynamic", "dynamic:2+logn")
-ASKED = ("check", "tiny", "--length", 72, "--data", "book.txt")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("check") / "tiny")
+ASKED = ("eval", "tiny", "--check", "--lengths", "36,72", "--data", "book.txt")
 
 
 @pytest.fixture
-def shell(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Shell:
-    (tmp_path / "tiny").symlink_to(checkpoint)
-    (tmp_path / "book.txt").write_text(words(400), encoding="utf-8")
-    return Shell.at(tmp_path, capsys, monkeypatch)
+def shell(checkpoint: Path, shell: Shell) -> Shell:
+    (shell.folder / "tiny").symlink_to(checkpoint)
+    (shell.folder / "book.txt").write_text(words(400), encoding="utf-8")
+    return shell
 
 
 def findings(told: str) -> dict[str, bool]:
@@ -87,7 +78,7 @@ def test_right_harness_passes_in_shorter_number_types(shell: Shell, dtype: str) 
             parameter.mul_(0.2 if parameter.ndim == 2 else 1)
     quiet.save_pretrained(shell.folder / "quiet")
     tiny_tokenizer().save_pretrained(shell.folder / "quiet")
-    asked = ("check", "quiet", *ASKED[2:])
+    asked = ("eval", "quiet", *ASKED[2:])
     assert all(findings(shell.done(*asked, "-s", "yarn:4", "--dtype", dtype)).values())
 
 
@@ -99,8 +90,11 @@ def test_model_without_bos_is_checked_on_request(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--length", "31"), "--length is 31, it must be from 32 to 8192"),
-        (("--length", "1k"), "the longest text, book.txt, has 400 tokens"),
+        (("--lengths", "31"), "texts of 31 tokens cannot be checked, only of 32 to 8192"),
+        (("--lengths", "1k"), "the longest text, book.txt, has 400 tokens"),
+        (("--tasks", "kv"), "--tasks: a check is of what is read alone"),
+        (("--max-memory", "1GiB"), "--max-memory: a check is of what is read alone"),
+        (("-o", "out"), "--out: a check is of what is read alone, and keeps nothing; leave it out"),
         (("-s", "yran"), "unknown strategy 'yran'"),
         (("--bos", "wild"), "the tokenizer of tiny has no token 'wild'"),
     ],

@@ -14,37 +14,21 @@ from matplotlib.figure import Figure
 
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.scores.results import Results
+from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import (
-    corpus_of,
-    save_checkpoint,
-    strict_json,
-    tiny_causal,
-    tiny_tokenizer,
-    tree,
-)
+from tests.support.tiny_eval import corpus_of, strict_json, tree
 
 TASKS = ("--tasks", "induction", "--depths", "0,1", "--samples", 1)
 RUN = ("eval", "tiny", "--data", "texts", "--excerpts", 2, "--lengths", "70,80", "-s", "yarn:4",
        *TASKS)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("faults") / "tiny")
-
-
 @pytest.fixture
-def shell(
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Shell:
+def shell(checkpoint: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
     monkeypatch.setattr("sys.argv", ["ropex", "eval"])
-    (tmp_path / "tiny").symlink_to(checkpoint)
-    corpus_of(tmp_path / "texts", 100)
-    return Shell.at(tmp_path, capsys, monkeypatch)
+    (shell.folder / "tiny").symlink_to(checkpoint)
+    corpus_of(shell.folder / "texts", 100)
+    return shell
 
 
 class Disk:
@@ -123,7 +107,7 @@ def test_folder_that_cannot_be_made_is_told_before_the_weights_are_loaded(
 ) -> None:
     (shell.folder / "book").write_text("a file", encoding="utf-8")
     monkeypatch.setattr(
-        "ropex.checkpoints.find.load_model", lambda *args, **given: pytest.fail("loaded")
+        "ropex.checkpoints.loading.load_model", lambda *args, **given: pytest.fail("loaded")
     )
     assert shell.refused(*RUN, "-o", name) == "ropex: error: book is a file; give a folder\n"
 
@@ -146,7 +130,7 @@ def test_evaluator_that_is_not_measured_is_told_before_any_work(shell: Shell) ->
     assert "longppl goes by linear:4, which is not measured; add -s linear:4" in told
     assert "unknown strategy 'lineal'" in shell.refused(*asked, "--evaluator", "lineal:4")
     shell.done(*asked, "--evaluator", "yarn:factor=4")  # yarn:4, as it is measured
-    assert Results.load(shell.folder / "out").about["protocol"]["evaluator"] == "yarn:4"
+    assert Results.load(shell.folder / "out").protocol.evaluator == "yarn:4"
 
 
 # Numbers that are none.
@@ -176,11 +160,11 @@ def test_weights_that_are_no_numbers_give_warnings_and_files_that_can_be_read(
     assert any("some losses are not finite" in text for text in results.about["warnings"])
     assert all(0 <= row.accuracy <= 1 for row in results.retrieval)
     shell.done(*arguments, "-o", "out")
-    for verb in (("report", "out"), ("rescore", "out"), ("compare", "out", "out", "-o", "page")):
+    for verb in (("report", "out"), ("compare", "out", "out", "-o", "page")):
         shell.done(*verb)
     for form in ("markdown", "latex", "csv"):
         shell.done("report", "out", "--format", form)
-    strict_json(shell.done("rescore", "out", "--format", "json"))
+    strict_json(shell.done("report", "out", "--definitions", "local", "--format", "json"))
     assert "none" in told
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 import warnings
@@ -16,11 +15,12 @@ import pytest
 
 from ropex.cli import main
 from ropex_eval.scores.results import Results
-from tests.support.tiny_eval import save_checkpoint, tree, words
+from tests.support.models import save_checkpoint
+from tests.support.processes import Begun, begin
+from tests.support.tiny_eval import tree, words
 
-ROOT = Path(__file__).resolve().parents[3]
 KILLS = int(os.environ.get("ROPEX_KILLS", "2"))
-"""How often a run is killed; each costs a start of Python."""
+"""How often a run is killed."""
 STARTS = int(os.environ.get("ROPEX_STARTS", "2"))
 """How often two runs are started at once, on one model and on two."""
 
@@ -79,19 +79,6 @@ Path(f"{name}.json").write_text(json.dumps(found))
 """
 
 
-def begin(folder: Path, *start: str) -> subprocess.Popen[str]:
-    """Start `ropex eval` in a folder."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
-    return subprocess.Popen(
-        [sys.executable, *(start or ("-m", "ropex")), *ARGUMENTS],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def complete(folder: Path) -> None:
     """Run the same command in this process, to its end."""
     with pytest.MonkeyPatch.context() as patched:
@@ -101,10 +88,10 @@ def complete(folder: Path) -> None:
         assert main(ARGUMENTS) == 0
 
 
-def end(process: subprocess.Popen[str]) -> str:
+def end(process: Begun) -> str:
     """Wait for a process that must succeed, and return what it printed."""
-    out, err = process.communicate(timeout=120 + 10 * STARTS)
-    assert process.returncode == 0, err
+    status, out, err = process.end()
+    assert status == 0, err
     return out
 
 
@@ -142,12 +129,11 @@ def whole(place: Path) -> Path:
 
 def kill_once_written(folder: Path, files: int, delay: float) -> None:
     """Kill a run some time after it has so many files, or let it end if it is faster."""
-    process = begin(folder)
-    while process.poll() is None and len(list(folder.glob("out/nll/*.safetensors"))) < files:
+    process = begin(folder, *ARGUMENTS)
+    while process.runs and len(list(folder.glob("out/nll/*.safetensors"))) < files:
         time.sleep(0.001)
     time.sleep(delay)
     process.kill()
-    process.communicate()
 
 
 def test_run_that_is_killed_and_started_again_equals_one_that_was_not(
@@ -167,7 +153,7 @@ def test_run_that_is_killed_and_started_again_equals_one_that_was_not(
 
 def test_two_processes_share_the_work_and_give_the_same_bytes(place: Path, whole: Path) -> None:
     folder = place / "two"
-    both = [begin(folder, "-c", STARTED, name) for name in "ab"]
+    both = [begin(folder, name, *ARGUMENTS, code=STARTED) for name in "ab"]
     tables = [end(process) for process in both]
     assert tables[0] == tables[1]
     assert written(folder) == written(whole)
@@ -187,7 +173,7 @@ def pairs(place: Path) -> list[tuple[Start, Start]]:
     """What two processes that start together did, again and again."""
     folder = place / "at once"
     models = {"a": "tiny", "b": "other"}
-    both = [begin(folder, "-c", AT_ONCE, name, m, str(STARTS)) for name, m in models.items()]
+    both = [begin(folder, name, m, str(STARTS), code=AT_ONCE) for name, m in models.items()]
     for process in both:
         end(process)
     found = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in models)

@@ -11,12 +11,14 @@ import torch
 
 import ropex
 from ropex_eval.measure.losses import Scorer
-from ropex_eval.running.lm_eval_suites import as_rows, harness_model
+from ropex_eval.report.terminal import suites
+from ropex_eval.running.lm_eval_suites import harness_model
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.corpus import Corpus, Excerpt
 from ropex_eval.study.passes import passes
-from ropex_eval.study.protocol import Protocol
+from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
 from tests.support.shell import Shell
-from tests.support.tiny_eval import save_checkpoint, tiny_causal, tiny_tokenizer, words
+from tests.support.tiny_eval import words
 
 
 def installed() -> Any:
@@ -74,8 +76,9 @@ def test_metrics_stand_in_columns() -> None:
         "none": {"niah": {"4096,none": 0.5, "8192,none": -1.0, "4096_stderr,none": 0.1, "n": "x"}},
         "yarn:4": {"niah": {"4096,none": 1.0, "8192,none": 0.25}},
     }
-    assert as_rows(json.loads(json.dumps(found))) == [
-        ["", "niah 4096", "niah 8192"],
-        ["none", "0.500", "--"],
-        ["yarn:4", "1.000", "0.250"],
+    assert suites(json.loads(json.dumps(found))).splitlines()[1:] == [
+        "        niah 4096  niah 8192",
+        "none        0.500         --",
+        "yarn:4      1.000      0.250",
     ]
+    assert suites({}) == ""

@@ -14,9 +14,11 @@ import torch
 import ropex
 from ropex_eval.report.page import render as page_of
 from ropex_eval.report.terminal import render
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
-from tests.support.tiny_eval import TRAINED, plain_nll, start, study_of, tiny_causal
+from tests.support.models import TRAINED, tiny_causal
+from tests.support.rounding import LOSS
+from tests.support.tiny_eval import plain_nll, start, study_of
 
 TEXTS = ("none", "yarn:4", "dynamic")
 LENGTHS = (8, 24, 48)
@@ -71,7 +73,7 @@ def test_every_number_has_the_error_of_its_documents(measured: Any) -> None:
     assert len(results.results) == len(plain)
     for row in results.results:
         mean, error = mean_and_error(plain[row.strategy, row.definition, row.length])
-        assert (row.nll, row.se) == pytest.approx((mean, error), abs=1e-5)
+        assert (row.nll, row.se) == pytest.approx((mean, error), abs=LOSS)
         ends = [math.exp(mean - 12.706 * error), math.exp(mean + 12.706 * error)]
         assert [row.low, row.high] == pytest.approx(ends, rel=1e-3)
 
@@ -94,7 +96,7 @@ def test_tax_and_gain_are_paired_with_no_scaling(measured: Any) -> None:
             plain["none", change.definition, change.against],
         )
         mean, error = mean_and_error(rows)
-        assert (change.nll, change.se) == pytest.approx((mean, error), abs=1e-5)
+        assert (change.nll, change.se) == pytest.approx((mean, error), abs=LOSS)
         half = 12.706 * error
         assert (change.low, change.high) == pytest.approx((mean - half, mean + half), abs=1e-3)
 
@@ -105,14 +107,14 @@ def test_winner_is_the_least_surprised_by_the_same_tokens(measured: Any) -> None
     for winner in results.winners:
         means = {text: mean_and_error(plain[text, "fixed", winner.length])[0] for text in TEXTS}
         best, second = sorted(means.values())[:2]
-        assert means[winner.strategy] == pytest.approx(best, abs=1e-5)
-        assert means[winner.second] == pytest.approx(second, abs=1e-5)
+        assert means[winner.strategy] == pytest.approx(best, abs=LOSS)
+        assert means[winner.second] == pytest.approx(second, abs=LOSS)
         assert winner.strategy != winner.second
         rows = difference(
             plain[winner.strategy, "fixed", winner.length],
             plain[winner.second, "fixed", winner.length],
         )
-        assert (winner.nll, winner.se) == pytest.approx(mean_and_error(rows), abs=1e-5)
+        assert (winner.nll, winner.se) == pytest.approx(mean_and_error(rows), abs=LOSS)
 
 
 def test_steps_of_a_verdict_are_paired_with_no_scaling_at_the_trained_length(
@@ -126,7 +128,7 @@ def test_steps_of_a_verdict_are_paired_with_no_scaling_at_the_trained_length(
             rows = difference(
                 plain[verdict.strategy, "fixed", step.end], plain["none", "fixed", step.start]
             )
-            assert (step.nll, step.se) == pytest.approx(mean_and_error(rows), abs=1e-5)
+            assert (step.nll, step.se) == pytest.approx(mean_and_error(rows), abs=LOSS)
             assert step.hurt == share_above(0.05, rows)
             assert step.collapsed == share_above(0.3, rows)
 
@@ -235,7 +237,7 @@ def test_curve_is_the_longest_pass_cut_at_growing_positions(measured: Any) -> No
                 (name, values[point.start - 1 : point.end - 1])
                 for name, values in plain[text, "prefix", LENGTHS[-1]]
             ]
-            assert (point.nll, point.se) == pytest.approx(mean_and_error(rows), abs=1e-5)
+            assert (point.nll, point.se) == pytest.approx(mean_and_error(rows), abs=LOSS)
 
 
 @pytest.mark.parametrize(

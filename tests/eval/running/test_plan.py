@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from ropex.checkpoints.find import load_skeleton
+from ropex.checkpoints.loading import load_skeleton
 from ropex_eval.measure.losses import Scorer
 from ropex_eval.measure.memory import Shape, chunk_for
 from ropex_eval.running import cost as plan
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.store import Store
+from tests.support.models import save_checkpoint, tiny_tokenizer
+from tests.support.rounding import TERMS, assert_alike, rounding
 from tests.support.shell import Shell
-from tests.support.tiny_eval import Watch, save_checkpoint, start, study_of, tiny_tokenizer, words
+from tests.support.tiny_eval import Watch, start, study_of, words
 
 LONG = 131_072
 LLAMA = {
@@ -45,15 +47,13 @@ INSIDE = 2 * 3 * 14336  # of one feed-forward part, a row
 
 
 @pytest.fixture
-def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
+def shell(shell: Shell, tmp_path: Path) -> Shell:
     save_checkpoint(tmp_path / "tiny")
     (tmp_path / "tiny" / "model.safetensors").unlink()
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
     tiny_tokenizer().save_pretrained(tmp_path / "llama")
-    return Shell.at(tmp_path, capsys, monkeypatch)
+    return shell
 
 
 @pytest.fixture
@@ -81,7 +81,9 @@ def test_passes_and_tokens_are_those_of_the_run_that_follows(
 ) -> None:
     asked = ("--lengths", "8,24,48", "--excerpt", 90, "--excerpts", 3, "--definitions", names)
     chosen = ("yarn:4", "dynamic", "yarn:4+logn")
-    told = rows(shell.done("plan", "tiny", *asked, *(p for s in chosen for p in ("-s", s))))
+    told = rows(
+        shell.done("eval", "--dry-run", "tiny", *asked, *(p for s in chosen for p in ("-s", s)))
+    )
     assert list(told) == ["none", *chosen]
     for text in told:
         protocol = Protocol.of((8, 24, 48), None, names.split(","), None, 90, evaluator=text)
@@ -98,7 +100,7 @@ def test_plan_reads_no_weights_and_no_text_and_writes_nothing(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(shell.folder.rglob("*"))
-    told = shell.done("plan", "tiny", "--data", "nowhere.txt")
+    told = shell.done("eval", "--dry-run", "tiny")
     assert "trained at 32 tokens, float32" in told
     assert "32 excerpts of 128 tokens" in told
     assert list(rows(told)) == ["none", "yarn:length=128"]
@@ -115,7 +117,7 @@ def test_plan_asks_the_hub_for_the_small_files_alone(
         return shell.folder / "tiny"
 
     monkeypatch.setattr("ropex.checkpoints.find._download", download)
-    shell.done("plan", "meta-llama/Llama-3.1-8B", "--lengths", "8")
+    shell.done("eval", "--dry-run", "meta-llama/Llama-3.1-8B", "--lengths", "8")
     assert asked == [("meta-llama/Llama-3.1-8B", False)]
 
 
@@ -127,7 +129,6 @@ def test_work_of_a_strategy_is_that_of_its_passes(shell: Shell, causal: Any) -> 
     # A pass of 8 and one of 48 tokens for each excerpt; scores and values of two layers of 32.
     assert found.work == 3 * sum(n * (matrices + 2 * 32 * n) for n in (8, 48))
     assert (found.passes, found.tokens, found.longest) == (6, 168, 48)
-    assert plan.plain_work(shape, {8: 3, 48: 3}) == found.work
 
 
 def _passes(study: Any, text: str) -> Any:
@@ -168,7 +169,7 @@ def test_eager_attention_takes_its_scores_and_pieces_save_them(shell: Shell) -> 
 
 def test_plan_of_llama_fits_a_card_of_32_gigabytes_at_once(shell: Shell) -> None:
     asked = ("--lengths", "2k..128k", "--dtype", "bfloat16", "-s", "yarn:16")
-    told = shell.done("plan", "llama", *asked, "--max-memory", "32GB")
+    told = shell.done("eval", "--dry-run", "llama", *asked, "--max-memory", "32GB")
     total = (WEIGHTS + LAYER + 4096 * INSIDE + 32 * 2**20) / 2**30
     assert "8.03 billion weights, trained at 8k tokens, bfloat16" in told
     assert f"memory  {total:.1f} GiB at most: {WEIGHTS / 2**30:.1f} GiB of weights" in told
@@ -179,13 +180,15 @@ def test_plan_of_llama_fits_a_card_of_32_gigabytes_at_once(shell: Shell) -> None
 
 def test_plan_that_does_not_fit_is_refused_with_what_would(shell: Shell) -> None:
     asked = ("--lengths", "128k", "--dtype", "bfloat16", "--max-memory", "20GB")
-    told = shell.refused("plan", "llama", *asked)
+    told = shell.refused("eval", "--dry-run", "llama", *asked)
     least = (WEIGHTS + LAYER + 4096 * INSIDE + 32 * 2**20) / 2**30
     assert f"131072 tokens take {least:.1f} GiB" in told  # pieces would take more: their cache
     assert "18.6 GiB are allowed" in told
     assert "--max-memory" in told
     more = f"{int(least * 2**30) + 2**20}"
-    assert "at once" in shell.done("plan", "llama", *asked[:-1], f"{int(more) // 2**20 + 1}MiB")
+    assert "at once" in shell.done(
+        "eval", "--dry-run", "llama", *asked[:-1], f"{int(more) // 2**20 + 1}MiB"
+    )
 
 
 @pytest.mark.parametrize(("limit", "pieces"), [("40MB", "at once"), ("35MB", "in pieces of 512")])
@@ -196,7 +199,7 @@ def test_run_keeps_to_the_memory_that_was_planned_with_the_same_numbers(
     (shell.folder / "book.txt").write_text(words(4100), encoding="utf-8")
     small = ("--lengths", "64,2k", "--excerpts", 2, "--data", "book.txt")
     asked = ("tiny", *small, "-s", "dynamic", "-s", "yarn:4+logn")
-    assert f"read {pieces}\n" in shell.done("plan", *asked, "--max-memory", limit)
+    assert f"read {pieces}\n" in shell.done("eval", "--dry-run", *asked, "--max-memory", limit)
     shell.done("eval", *asked, "-o", "free")
     chunks = []
     real = Scorer.nll
@@ -211,12 +214,14 @@ def test_run_keeps_to_the_memory_that_was_planned_with_the_same_numbers(
     assert set(chunks) == {(64, None), (2048, size)}
     free, bound = (Store(shell.folder / name / "nll") for name in ("free", "bound"))
     assert len(list(_every(free))) == len(list(_every(bound))) > 6
+    off = 0.0
     for key, each in _every(free):
         other = bound.find(key, each.ids, each.length, each.rows)
         assert other is not None
-        assert torch.allclose(other.nll, each.nll, rtol=1e-5, atol=1e-4)
+        assert_alike(other.nll, each.nll, TERMS + 2 * 2048)  # keys of two layers
+        off = max(off, rounding(each.nll, TERMS + 2 * 2048))
     pairs = zip(*(Results.load(shell.folder / n).results for n in ("free", "bound")), strict=True)
-    assert all(a.nll == pytest.approx(b.nll, abs=1e-5) for a, b in pairs)
+    assert all(a.nll == pytest.approx(b.nll, abs=off) for a, b in pairs)
 
 
 def _every(store: Store) -> Any:
@@ -244,7 +249,7 @@ def test_time_is_told_as_people_say_it(seconds: float, words: str) -> None:
 
 
 def test_time_of_the_run_is_the_sum_of_the_strategies(shell: Shell) -> None:
-    told = shell.done("plan", "llama", "--lengths", "8k,128k", "--dtype", "bfloat16")
+    told = shell.done("eval", "--dry-run", "llama", "--lengths", "8k,128k", "--dtype", "bfloat16")
     found = re.search(r"time +about (.+) on this cpu", told)
     assert found
     assert found[1].endswith((" h", " days"))

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ropex_eval.running.processes import ALONE, launched
 from ropex_eval.scores.results import Results
 from ropex_eval.study.store import Store, Stored
+from tests.support import processes
+from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
+from tests.support.paths import ROOT, python
+from tests.support.rounding import assert_alike, rounding
 from tests.support.shell import Shell
-from tests.support.tiny_eval import corpus_of, save_checkpoint, tiny_causal, tiny_tokenizer
+from tests.support.tiny_eval import corpus_of
 
-ROOT = Path(__file__).resolve().parents[3]
 STRATEGIES = ("linear:4", "yarn:4+logn", "dynamic")
 SMALL = ("--data", "texts", "--excerpts", "7", *(p for s in STRATEGIES for p in ("-s", s)))
 READ = ("eval", "tiny", *SMALL, "--lengths", "8,47,97")
@@ -54,20 +54,6 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 """
 
 
-def launch(folder: Path, *command: str) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, texts, and one with a sliding window."""
@@ -83,10 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(place: Path) -> list[dict[str, tuple[int, str, str]]]:
     """What two processes said to every command, one after the other."""
     (place / "commands.json").write_text(json.dumps(COMMANDS), encoding="utf-8")
-    (place / "script.py").write_text(SCRIPT, encoding="utf-8")
-    launch(
-        place, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"
-    )  # a free port
+    for status, _, err in processes.ranks(place, 2, code=SCRIPT):
+        assert status == 0, err
     read = ((place / f"rank-{rank}.json").read_text(encoding="utf-8") for rank in (0, 1))
     return [json.loads(each) for each in read]
 
@@ -132,11 +116,15 @@ def test_two_processes_write_the_run_of_one_to_the_byte(
         assert len(answers) == 4 * 2 * 2  # strategies, lengths, samples
 
 
-def test_launcher_of_accelerate_starts_the_same(shell: Shell) -> None:
-    shell.done(*READ, "-o", "launched-one")
-    options = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-    command = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0", *options)
-    launch(shell.folder, "accelerate.commands.launch", *command, "-m", "ropex", *READ, "-o", "by")
+def test_launcher_of_accelerate_starts_the_same_with_the_config_that_ropex_ships(
+    shell: Shell,
+) -> None:
+    table = shell.done(*READ, "-o", "launched-one")
+    config = ROOT / "recipes" / "accelerate" / "two-processes-cpu.yaml"
+    launch = ("-m", "accelerate.commands.launch", "--config_file", config)
+    done = python(*launch, "-m", "ropex", *READ, "-o", "by", cwd=shell.folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == table  # of two that do not talk to each other, each would print one
     assert files(shell.folder / "launched-one").items() <= files(shell.folder / "by").items()
 
 
@@ -165,10 +153,11 @@ def test_text_that_is_split_over_processes_gives_the_numbers_of_one(
     assert one.keys() == two.keys()
     assert {length for _, _, length, _ in one} == {8, 47, 97}
     for key, each in one.items():
-        assert torch.allclose(two[key].nll, each.nll, rtol=1e-5, atol=1e-5)
+        assert_alike(two[key].nll, each.nll)
+    off = max(rounding(each.nll) for each in one.values())
     results = [Results.load(shell.folder / name).results for name in ("split-one", "split")]
     for left, right in zip(*results, strict=True):
-        assert right.nll == pytest.approx(left.nll, abs=1e-5)
+        assert right.nll == pytest.approx(left.nll, abs=off)
     assert {row.strategy for row in results[1]} == {"none", *STRATEGIES}
 
 

@@ -11,28 +11,14 @@ import pytest
 from filelock import FileLock, Timeout
 
 from ropex_eval.running import work
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, break_reading, start, study_of, tree
+from tests.support.rounding import LOSS
+from tests.support.tiny_eval import Watch, break_reading, start, tree
 
 PROTOCOL = Protocol.of((8, 48))
 TEXTS = ("none", "yarn:4", "dynamic")
-
-
-@pytest.fixture
-def make(tmp_path: Path, checkpoint: Path, causal: Any) -> Callable[..., Study]:
-    """A study on the same texts, by its protocol and its number of excerpts."""
-
-    def study(protocol: Protocol = PROTOCOL, **settings: Any) -> Study:
-        return study_of(tmp_path, checkpoint, causal, protocol, **settings)
-
-    return study
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def unloaded(study: Study) -> Study:
@@ -133,7 +119,7 @@ def test_what_is_asked_for_later_costs_only_what_is_missing(
     continued = start(later if passes else unloaded(later), out, strategy)
     assert [(each.excerpt, each.length) for _, each in measured.passes] == passes
     fresh = start(later, out.parent / "fresh", strategy)
-    assert numbers(continued) == pytest.approx(numbers(fresh), abs=1e-5)
+    assert numbers(continued) == pytest.approx(numbers(fresh), abs=LOSS)
     assert continued.about == fresh.about
     assert start(unloaded(later), out, strategy) == continued
 
@@ -147,7 +133,7 @@ def test_longer_texts_of_the_same_documents_are_read_anew(
     continued = start(longer, out, "yarn:4")
     assert {each.length for _, each in measured.passes} == {8, 48, 96}
     fresh = start(longer, out.parent / "fresh", "yarn:4")
-    assert numbers(continued) == pytest.approx(numbers(fresh), abs=1e-5)
+    assert numbers(continued) == pytest.approx(numbers(fresh), abs=LOSS)
 
 
 def turned(study: Study) -> Study:

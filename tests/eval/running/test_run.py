@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,19 @@ import torch
 from safetensors.torch import load_file
 
 import ropex
+from ropex_eval.scores.protocol import USUAL, Protocol
 from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.corpus import Corpus
-from ropex_eval.study.protocol import USUAL, Protocol
-from ropex_eval.study.study import Study, fingerprint
+from ropex_eval.study.study import Study, checkpoint_fingerprint
+from tests.support.models import TRAINED, save_checkpoint, tiny_causal
+from tests.support.rounding import LOSS
 from tests.support.tiny_eval import (
     BY_LENGTH,
     STATIC,
-    TRAINED,
     corpus_of,
     plain_nll,
-    save_checkpoint,
     start,
     strict_json,
-    study_of,
-    tiny_causal,
     tree,
 )
 
@@ -39,13 +38,8 @@ SMALL = Protocol.of((8, 48))
 
 
 @pytest.fixture
-def study(tmp_path: Path, checkpoint: Path, causal: Any) -> Study:
-    return study_of(tmp_path, checkpoint, causal, SMALL)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
+def study(make: Callable[..., Study]) -> Study:
+    return make(SMALL)
 
 
 def test_run_writes_its_files_and_nothing_else(study: Study, out: Path) -> None:
@@ -71,7 +65,7 @@ def test_results_hold_every_number_and_how_it_came_about(study: Study, out: Path
     about = content["about"]
     assert about["model"]["trained_length"] == TRAINED
     assert (about["model"]["dtype"], about["model"]["device"]) == ("float32", "cpu")
-    assert about["model"]["sha256"] == fingerprint(study.folder)
+    assert about["model"]["sha256"] == study.fingerprint
     assert about["data"]["documents"] == ["a.txt", "b.txt"]
     assert (about["data"]["excerpts"], about["data"]["tokens"]) == (3, 48)
     assert (about["data"]["bos"], about["data"]["tokens_sha256"]) == (0, study.corpus.sha256)
@@ -135,9 +129,9 @@ def test_results_are_replaced_whole_or_not_at_all(
 def test_numbers_that_json_does_not_have_are_kept_in_json(
     tmp_path: Path, nll: float, perplexity: float
 ) -> None:
-    about: dict[str, Any] = {"model": {}, "data": {}, "protocol": {}, "versions": {}}
+    about: dict[str, Any] = {"model": {}, "data": {"tokens": 8}, "versions": {}}
     row = Result("none", "local", 8, nll, perplexity, None, None, -math.inf, 4)
-    Results(about, {"none": {}}, (row,)).save(tmp_path)
+    Results(about, Protocol.of((8,)), {"none": {}}, (row,)).save(tmp_path)
     strict_json((tmp_path / "results.json").read_text(encoding="utf-8"))
     (read,) = Results.load(tmp_path).results
     assert (read.nll, read.perplexity) == pytest.approx((nll, perplexity), nan_ok=True)
@@ -191,22 +185,22 @@ def test_bar_ends_exactly_full(study: Study, out: Path, monkeypatch: pytest.Monk
 
 def test_fingerprint_follows_config_and_weights_alone(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "tiny")
-    seen = [fingerprint(checkpoint)]
+    seen = [checkpoint_fingerprint(checkpoint)]
     (checkpoint / "notes.txt").write_text("mine", encoding="utf-8")
     (checkpoint / "tokenizer.json").unlink()
-    assert fingerprint(checkpoint) == seen[0]
+    assert checkpoint_fingerprint(checkpoint) == seen[0]
     weights, config = checkpoint / "model.safetensors", checkpoint / "config.json"
     turned = dict(reversed(json.loads(config.read_text(encoding="utf-8")).items()))
     config.write_text(json.dumps(turned), encoding="utf-8")
-    assert fingerprint(checkpoint) == seen[0]
+    assert checkpoint_fingerprint(checkpoint) == seen[0]
     raw = bytearray(weights.read_bytes())
     raw[len(raw) // 2] ^= 1
     weights.write_bytes(raw)
-    seen.append(fingerprint(checkpoint))
+    seen.append(checkpoint_fingerprint(checkpoint))
     config.write_text(config.read_text(encoding="utf-8").replace("32", "64"), encoding="utf-8")
-    seen.append(fingerprint(checkpoint))
+    seen.append(checkpoint_fingerprint(checkpoint))
     weights.rename(checkpoint / "model-2.safetensors")
-    seen.append(fingerprint(checkpoint))
+    seen.append(checkpoint_fingerprint(checkpoint))
     assert len(set(seen)) == 4
 
 
@@ -265,4 +259,4 @@ def test_numbers_do_not_depend_on_what_was_measured_before(study: Study, out: Pa
     back = start(study, out.parent / "back", *reversed(texts))
     for row in there.results:
         other = back.of(row.definition)[row.strategy][row.length]
-        assert row.nll == pytest.approx(other.nll, abs=1e-5)
+        assert row.nll == pytest.approx(other.nll, abs=LOSS)

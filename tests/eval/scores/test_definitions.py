@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 import ropex
 from ropex_eval.scores.definitions import DEFINITIONS, Settings, Span, Text, explain
+from ropex_eval.scores.protocol import USUAL, Protocol
 from ropex_eval.study.passes import rows
-from ropex_eval.study.protocol import USUAL, Protocol
 from tests.support.brute_force import BRUTE, Window, losses, mean
-from tests.support.tiny_eval import TRAINED, corpus_of, start, study_of
+from tests.support.models import TRAINED
+from tests.support.rounding import LOSS
+from tests.support.tiny_eval import corpus_of, start, study_of
 
 BOS = 0
 WITHOUT_BOS = tuple(name for name in BRUTE if name != "rolling")
@@ -90,7 +92,7 @@ def test_numbers_are_those_of_the_programs_on_a_pass_for_every_window(
                 windows = [program(text, length, stride, targets, bos) for text in texts]
                 scores = [[losses(causal, window) for window in text] for text in windows]
             row = results.of(name)[strategy][length]
-            assert row.nll == pytest.approx(mean(scores, alike), abs=1e-5), (name, length)
+            assert row.nll == pytest.approx(mean(scores, alike), abs=LOSS), (name, length)
             assert row.tokens == sum(len(goals) for text in windows for _, goals in text)
 
 

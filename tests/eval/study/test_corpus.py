@@ -13,7 +13,8 @@ from safetensors.torch import save
 
 from ropex_eval.study.corpus import Corpus, Excerpt, load_corpus
 from ropex_eval.study.passes import Pass
-from tests.support.tiny_eval import tiny_tokenizer, words
+from tests.support.models import tiny_tokenizer
+from tests.support.tiny_eval import words
 
 TOKENIZER = tiny_tokenizer()
 BOS_ID = 0

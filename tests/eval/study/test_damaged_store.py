@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from ropex_eval.study.store import Store
-from tests.eval.study.test_store import IDS, KEY, ROWS, put
+from tests.support.stored import IDS, KEY, ROWS, put
 from tests.support.tiny_eval import tree
 
 

@@ -13,13 +13,14 @@ import ropex
 from ropex.rope import Plan, Rope
 from ropex.strategies.base import Length, LengthClass, Strategy
 from ropex.strategies.frozen import Frozen
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.study.passes import Pass, batches, length_classes, passes
-from ropex_eval.study.protocol import Protocol
+from tests.support.models import TRAINED
+from tests.support.rounding import LOSS
 from tests.support.tiny_eval import (
     BY_LENGTH,
     LENGTHS,
     STATIC,
-    TRAINED,
     corpus_of,
     plain_nll,
     start,
@@ -95,7 +96,7 @@ def test_numbers_of_each_length_are_those_of_a_pass_of_its_own(
             ("fixed", [row[-5:] for row in last]),
         ):
             found = results.of(name)[text][length]
-            assert found.nll == pytest.approx(float(torch.cat(scores).mean()), abs=1e-5)
+            assert found.nll == pytest.approx(float(torch.cat(scores).mean()), abs=LOSS)
 
 
 @pytest.mark.parametrize(

@@ -15,38 +15,21 @@ from filelock import FileLock
 import ropex
 from ropex_eval.running import retrieving
 from ropex_eval.running.retrieving import Questions, Retriever
+from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results, Retrieval
-from ropex_eval.study.protocol import Protocol
 from ropex_eval.study.study import Study
 from ropex_eval.tasks import TASKS, ask, cells, measure_task
-from tests.support.tiny_eval import (
-    corpus_of,
-    save_checkpoint,
-    start,
-    strict_json,
-    study_of,
-    tiny_tokenizer,
-    tree,
-)
+from tests.support.models import tiny_tokenizer
+from tests.support.tiny_eval import corpus_of, start, strict_json, tree
 
 READ = Protocol.of((72, 96))
 QUESTIONS = Questions(("induction",), (0.0, 1.0), 2)
 STRATEGIES = ("none", "yarn:4", "dynamic", "yarn:4+logn")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("retrieving") / "tiny")
-
-
 @pytest.fixture
-def study(tmp_path: Path, checkpoint: Path, causal: Any) -> Study:
-    return study_of(tmp_path, checkpoint, causal, READ)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
+def study(make: Callable[..., Study]) -> Study:
+    return make(READ)
 
 
 @pytest.fixture

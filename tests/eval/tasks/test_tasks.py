@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 import ropex
-from ropex.checkpoints.find import load_model, load_tokenizer
+from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.shipped import demo_checkpoint
 from ropex_eval.measure.answers import Answer, Branch, Ids
 from ropex_eval.tasks import (
@@ -41,9 +38,10 @@ from ropex_eval.tasks import (
 )
 from ropex_eval.tasks.context import splice
 from ropex_eval.tasks.pieces import Encoder
-from tests.support.tiny_eval import tiny_causal, tiny_tokenizer
+from tests.support.models import tiny_causal, tiny_tokenizer
+from tests.support.processes import begin
+from tests.support.rounding import LOSS
 
-ROOT = Path(__file__).resolve().parents[3]
 DEPTHS = (0.0, 0.25, 0.5, 1.0)
 HIDDEN = ("passkey", "niah", "niah_multikey", "niah_multivalue", "niah_multiquery", "kv")
 
@@ -122,7 +120,7 @@ def positions(ids: Ids, piece: Ids) -> list[int]:
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("length", [999, 1500, 5000])
+@pytest.mark.parametrize("length", [999, 1500, 2600])
 def test_the_longest_prompt_takes_the_length_and_none_takes_more(
     task: str, length: int, name: str
 ) -> None:
@@ -197,14 +195,11 @@ digest = hashlib.sha256(repr(seen).encode()).hexdigest()
 """
 
 
-def test_another_process_builds_the_same() -> None:
+def test_another_process_builds_the_same(tmp_path: Path) -> None:
     here: dict[str, Any] = {}
     exec(DIGEST, here)
-    path = f"{ROOT}{os.pathsep}{ROOT / 'eval'}"
-    environment = {"PYTHONPATH": path, "PYTHONHASHSEED": "7", "PATH": "/usr/bin:/bin"}
-    code = [sys.executable, "-c", DIGEST + "print(digest)"]
-    output = subprocess.run(code, check=True, capture_output=True, text=True, env=environment)
-    assert output.stdout.strip() == here["digest"]
+    _, there, _ = begin(tmp_path, code=DIGEST + "print(digest)").end()  # it hashes texts otherwise
+    assert there.strip() == here["digest"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -618,7 +613,7 @@ def test_intervals_are_wilsons(successes: int, trials: int, low: float, high: fl
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2), (math.nan, 2)])
 def test_impossible_shares_are_refused(successes: float, trials: int) -> None:
-    with pytest.raises(ValueError, match="is no share"):
+    with pytest.raises(ValueError, match="is not a share"):
         wilson(successes, trials)
 
 
@@ -645,7 +640,7 @@ def test_a_measurement_is_what_plain_forwards_say(causal: Any) -> None:
     ids = torch.tensor([*built("niah", 150, [0.3]).prompt(question), *branch.answer])
     logits = causal(ids[None]).logits[0].double().log_softmax(1)
     own = logits[:-1].gather(1, ids[1:, None])[-len(branch.answer) :]
-    assert sample.logprob == pytest.approx(float(own.mean()), abs=1e-5)
+    assert sample.logprob == pytest.approx(float(own.mean()), abs=LOSS)
 
 
 def fits(task: str, length: int, sample: int) -> bool:

@@ -17,14 +17,8 @@ from ropex_eval.report.terminal import format_perplexity
 from ropex_eval.scores.results import Results
 from ropex_eval.training.callback import FILE, PerplexityByLength
 from ropex_eval.training.trained import UNTOUCHED, Trained, Watch, table
-from tests.train.test_train import Stop, furnish
+from tests.support.training import Stop, furnish, stop_at
 
-pytestmark = [
-    # accelerate asks for pinned memory, which a machine without an accelerator has none of.
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    # Checkpoints of tiny models come within one second, which transformers 4 does not expect.
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
-]
 LENGTHS = (24, 32, 96)  # trained at 32
 EVALUATE = "evaluate={lengths: [24, 32, 96], data: 'docs.jsonl:text', excerpts: 4, every: 2}"
 
@@ -156,10 +150,10 @@ def test_steps_are_chosen(there: Path) -> None:
 def test_the_verb_prints_the_table_in_text_or_markdown(
     there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["trained", "out"]) == 0
+    assert main(["compare", "out"]) == 0
     read = Trained.read(Path("out"))
     assert capsys.readouterr().out.strip() == table([read]).strip()
-    assert main(["trained", "out", "--format", "markdown"]) == 0
+    assert main(["compare", "out", "--format", "markdown"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line]
     assert all(row.startswith("| ") and row.endswith(" |") for row in rows)
     cells = [[cell.strip() for cell in row[2:-2].split(" | ")] for row in rows]
@@ -189,10 +183,7 @@ def test_measuring_leaves_shifted_attention_in_place(place: Path) -> None:
 def test_a_run_that_goes_on_measures_what_one_does_that_was_not_interrupted(
     place: Path, measured: list[Any]
 ) -> None:
-    def stop(line: str) -> None:
-        if line.startswith("step 3/"):
-            raise Stop
-
+    stop = stop_at("step 3/")
     whole = run("whole")
     assert len(measured) == 4  # untouched, patched, after two steps and after four
     with pytest.raises(Stop):
@@ -217,7 +208,7 @@ def test_a_run_that_goes_on_measures_what_one_does_that_was_not_interrupted(
 
 
 def refused(capsys: pytest.CaptureFixture[str], *folders: str) -> str:
-    assert main(["trained", *folders]) == 2
+    assert main(["compare", *folders]) == 2
     [told] = capsys.readouterr().err.splitlines()
     return told
 
@@ -225,8 +216,8 @@ def refused(capsys: pytest.CaptureFixture[str], *folders: str) -> str:
 def test_a_folder_without_a_run_or_numbers_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(capsys, "tiny").endswith("tiny holds no run of ropex train")
-    assert refused(capsys, "nowhere").endswith("nowhere holds no run of ropex train")
+    assert refused(capsys, "tiny").endswith("tiny holds no run of ropex eval or ropex train")
+    assert refused(capsys, "nowhere").endswith("nowhere holds no run of ropex eval or ropex train")
     train(read_recipe(Path("mine.yaml"), ["training.steps=1"]), Path("out"), tell=silent)
     told = refused(capsys, "out")
     assert told.endswith(
@@ -243,10 +234,10 @@ def test_runs_that_were_measured_on_other_texts_are_refused(
     [line] = lines(path)
     path.write_text(json.dumps({**line, "tokens_sha256": "0"}) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert main(["trained", "same", "same"]) == 0
+    assert main(["compare", "same", "same"]) == 0
     capsys.readouterr()
     told = refused(capsys, "same", "other")
-    assert told.endswith("other and same were measured on other texts")
+    assert told.endswith("other and same were measured on different texts")
 
 
 @pytest.mark.parametrize("name", [UNTOUCHED, f"stage-1/{FILE}"])

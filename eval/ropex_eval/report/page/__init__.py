@@ -47,7 +47,7 @@ def render(results: Results, explanations: Mapping[str, str]) -> str:
             retrieval(results, explanations, chosen),
             wavelengths(results),
             _steps(results, chosen),
-            protocol(results.about, results.strategies),
+            protocol(results),
         ]
     )
     title = f"{words.model_name(results.about)}, measured by ropex"

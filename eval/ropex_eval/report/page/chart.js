@@ -32,7 +32,7 @@ function figure(value) {
   return text.replace("-", "−");
 }
 
-// Where values of one axis stand, in pixels.
+// The scale of one axis: values to pixels.
 function scale(log, [low, high], [from, to]) {
   const bend = log ? Math.log2 : (value) => value;
   const unit = (to - from) / (bend(high) - bend(low) || 1);
@@ -58,7 +58,7 @@ function evenly([low, high], binary = false) {
   return Array.from({ length: count }, (_, place) => Number(((first + place) * step).toPrecision(12)));
 }
 
-// Doublings first, as many as have room side by side, then what else fits between.
+// Doublings first, as many as fit side by side, then other ticks that fit between them.
 function doublings(values, place, room) {
   const twofold = (value) => Number.isInteger(Math.log2(value / values[0]));
   const kept = [];
@@ -74,8 +74,8 @@ function powers([low, high]) {
 
 class Chart {
   // options: {label, hidden, x: {title, log, binary, measured, read}, y: {title, log, most, near,
-  // read}, marks: [{x|y, text}]}. From y.most on nobody reads digits, nor a curve; a close-up ends
-  // at y.near(lowest), where y.close asks for one.
+  // read}, marks: [{x|y, text}]}. Values from y.most on are cut off; with y.close, the chart
+  // ends at y.near(lowest).
   constructor(host, options) {
     Object.assign(this, { host, options, lines: [], at: null, strong: null });
     this.canvas = html("div", { class: "canvas" });
@@ -188,7 +188,7 @@ class Chart {
     this.root.append(group);
   }
 
-  // A height inside the chart for every value: what is too large to read stands at the upper edge.
+  // A height inside the chart for every value; very large ones are at the upper edge.
   level(value) {
     const [low, high] = this.ys;
     return this.large(value) ? PAD.top - 6 : this.yAt(Math.min(Math.max(value, low), high));
@@ -256,7 +256,7 @@ class Chart {
     });
   }
 
-  // Show what stands at one place of the x axis, best first.
+  // Show the values at one place of the x axis, best first.
   read(at) {
     this.at = at ?? null;
     this.reading.hidden = this.at === null;

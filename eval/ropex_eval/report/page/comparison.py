@@ -13,7 +13,7 @@ from ropex_eval.report.page.data import perplexities
 from ropex_eval.report.page.document import document
 from ropex_eval.report.page.headline import headline
 from ropex_eval.report.page.markup import Cell, Markup, Row, join, table, tag
-from ropex_eval.report.page.origin import said, summary, warnings
+from ropex_eval.report.page.origin import origins, said, summary, warnings
 from ropex_eval.report.page.sections import chart, how, section
 from ropex_eval.report.page.verdicts import HOW, verdicts
 from ropex_eval.report.page.words import effect, name
@@ -54,8 +54,8 @@ def compare(left: Results, right: Results, differences: Sequence[Difference]) ->
     Args:
         left: Shown as A.
         right: Shown as B.
-        differences: B minus A, where both have a number. That they read the same text is for the
-            caller to see to.
+        differences: B minus A, where both have a number. The caller ensures that they read the
+            same text.
     """
     texts = dict.fromkeys((*left.strategies, *right.strategies))
     chosen = (words.styles(texts), words.styles(texts, run=1))
@@ -64,7 +64,7 @@ def compare(left: Results, right: Results, differences: Sequence[Difference]) ->
         _head(left, right),
         _verdicts((left, right), chosen),
         _perplexities(tuple(names), differences, chosen[0]),
-        _origins(left.about, right.about),
+        _origins(left, right),
     ])  # fmt: skip
     title = f"{words.model_name(left.about)} and {words.model_name(right.about)}, two runs of ropex"
     return document(title, body, _data((left, right), tuple(names), chosen))
@@ -142,19 +142,18 @@ def _cell(difference: Difference | None) -> Cell:
     return effect(difference.nll, difference.low, difference.high, words.nats(difference))
 
 
-def _origins(left: Mapping[str, Any], right: Mapping[str, Any]) -> Markup:
+def _origins(left: Results, right: Results) -> Markup:
+    theirs = origins(right)
     rows = [
-        row
-        for part in ("model", "data", "protocol", "versions")
-        for row in _origin(part, left.get(part) or {}, right.get(part) or {})
+        row for part, ours in origins(left).items() for row in _origin(part, ours, theirs[part])
     ]
-    commands = [str(each.get("command") or "") for each in (left, right)]
+    commands = [str(each.about.get("command") or "") for each in (left, right)]
     if any(commands):
         rows.append(_facts("command", *commands))
     notes = [
-        warnings(about, f" of {letter}")
-        for letter, about in (("A", left), ("B", right))
-        if about.get("warnings")
+        warnings(run.about, f" of {letter}")
+        for letter, run in (("A", left), ("B", right))
+        if run.about.get("warnings")
     ]
     shown = table("What both runs are of; what differs is marked", ["", "A", "B"], rows, "facts")
     return section("Where this comes from", *notes, shown, place="about")

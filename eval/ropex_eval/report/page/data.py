@@ -48,7 +48,7 @@ def perplexities(
 
 
 def embed(content: Mapping[str, Any]) -> str:
-    """JSON to stand in a `script` element: no character of it can be taken for markup."""
+    """JSON for a `script` element, without any character that could be markup."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     for each in "<>&":
         text = text.replace(each, f"\\u{ord(each):04x}")
@@ -65,7 +65,7 @@ def _line(name: str, style: str, points: list[Any], ring: int | None = None) -> 
 
 
 def _curve(results: Results, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Loss by position; each stretch stands at its middle and says where it begins and ends."""
+    """Loss by position, each stretch at its middle, labelled with its ends."""
     points: dict[str, list[Any]] = {}
     errors = student(max(1, (clusters(results.about) or 30) - 1))
     for each in results.curve:
@@ -81,7 +81,7 @@ def _curve(results: Results, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _wavelengths(results: Results, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Wavelength by pair; a pair that does not turn has an infinite one."""
+    """Wavelength by pair; infinite for a pair that does not turn."""
     return [
         _line(text, chosen[text], [
             [pair, _number(math.inf if value is None else value), None, None]

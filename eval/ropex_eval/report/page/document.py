@@ -1,4 +1,4 @@
-"""The one file of a page: style, script and data stand in it, and it asks for nothing else."""
+"""The single file of a page, with its style, script and data inside."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SCRIPTS = ("chart.js", "page.js")
 def document(title: str, body: Markup, data: Mapping[str, Any]) -> str:
     """A page that can be saved.
 
-    Only the script of this package may run, by its hash, and nothing may be loaded: whatever a
-    model, a text or a strategy is called, a browser neither executes nor fetches it.
+    Only the script of this package may run, by its hash, and nothing may be loaded, so a browser
+    neither executes nor fetches anything, whatever the name of a model, a text or a strategy.
     """
     script = "".join(_asset(each) for each in SCRIPTS)
     text = Template(_asset("page.html")).substitute(
@@ -30,7 +30,7 @@ def document(title: str, body: Markup, data: Mapping[str, Any]) -> str:
         data=embed(data),
         script=script,
     )
-    return text.encode("utf-8", "replace").decode()  # a file's name may be no valid text
+    return text.encode("utf-8", "replace").decode()  # a file's name may not be valid text
 
 
 def _policy(script: str) -> str:

@@ -11,7 +11,7 @@ from ropex_eval.scores.results import Result, Results, unit
 
 
 def headline(results: Results) -> Markup:
-    """Which strategy reads best at the longest length, how far it is safe, and what is open."""
+    """Which strategy is best at the longest length, how far it is safe, and what is open."""
     best = _lowest(results)
     parts = [_told(best, results), _reach(best.strategy, results)] if best else []
     said = " ".join(part for part in [*parts, _open(results)] if part)
@@ -64,7 +64,7 @@ def _open(results: Results) -> str:
     lost = [each.strategy for each in results.verdicts if not each.finite]
     undecided = [each for each in results.verdicts if each.finite and not decided(each)]
     needed = max((each.clusters_needed or 0 for each in undecided), default=0)
-    ask = f"; about {plural(needed, unit(results.about))} would tell" if needed else ""
+    ask = f"; about {plural(needed, unit(results.about))} would decide" if needed else ""
     count = f"{len(undecided)} of {len(results.verdicts)} verdicts"
     parts = []
     if lost:

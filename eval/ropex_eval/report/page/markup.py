@@ -1,4 +1,4 @@
-"""HTML from values: whatever is not markup already is escaped on its way in."""
+"""HTML from values: everything that is not markup yet is escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VOID = frozenset({"br", "input", "meta"})
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
 
 def tag(name: str, /, *content: str, **attributes: object) -> Markup:
@@ -19,7 +19,7 @@ def tag(name: str, /, *content: str, **attributes: object) -> Markup:
 
     Args:
         name: Of the element.
-        content: What stands in it; escaped unless it is `Markup`.
+        content: Its content; escaped unless it is `Markup`.
         attributes: `class_` is `class`, and `_` inside a name is `-`; True is an attribute without
             a value, None and False none at all.
     """
@@ -48,9 +48,9 @@ class Cell:
     Attributes:
         content: What is read.
         kind: Classes that say how it looks.
-        note: What hovering over it tells.
+        note: Shown on hovering.
         style: Values for the style sheet.
-        label: What is told beside it where the header has no room.
+        label: Shown beside it where the header does not fit.
     """
 
     content: str
@@ -66,7 +66,7 @@ Row: TypeAlias = Sequence[str | Cell]
 def table(
     caption: str, header: Sequence[str], rows: Sequence[Row], kind: str = "numbers"
 ) -> Markup:
-    """A table whose first column names the rows, in a frame that scrolls sideways if it must."""
+    """A table whose first column names the rows, in a frame that scrolls sideways if needed."""
     head = tag("tr", *(tag("th", each, scope="col") for each in header))
     body = [tag("tr", *_row(row)) for row in rows]
     inner = (tag("caption", caption), tag("thead", head), tag("tbody", *body))

@@ -44,23 +44,29 @@ def _amount(data: Mapping[str, Any]) -> str:
     return f" ({plural(data['excerpts'], 'excerpts')}{of}{source})"
 
 
-def protocol(about: Mapping[str, Any], strategies: Mapping[str, Mapping[str, Any]]) -> Markup:
+def protocol(results: Results) -> Markup:
     """Where the numbers come from: everything that is known of the run."""
-    parts = [described(title, about[title]) for title in ("model", "data", "protocol", "versions")
-             if about.get(title)]  # fmt: skip
+    about = results.about
+    parts = [described(title, values) for title, values in origins(results).items() if values]
     command = about.get("command")
     ran = tag("div", tag("h3", "command"), tag("pre", tag("code", str(command))))
     shown = (
         warnings(about),
         ran if command else "",
         tag("div", *parts, class_="about"),
-        _strategies(strategies),
+        _strategies(results.strategies),
     )
     return section("Where this comes from", *shown, place="about")
 
 
+def origins(results: Results) -> dict[str, Mapping[str, Any]]:
+    """What is known of a run, part by part; a part that it does not tell is empty."""
+    known = {**results.about, "protocol": results.protocol.stored}
+    return {part: known.get(part) or {} for part in ("model", "data", "protocol", "versions")}
+
+
 def warnings(about: Mapping[str, Any], of: str = "") -> Markup:
-    """What the run complained of."""
+    """The warnings of the run."""
     found = [str(each) for each in about.get("warnings") or ()]
     if not found:
         return Markup()
@@ -69,7 +75,7 @@ def warnings(about: Mapping[str, Any], of: str = "") -> Markup:
 
 
 def described(title: str, values: Mapping[str, Any]) -> Markup:
-    """Names and values of one part of what is known of a run."""
+    """Names and values of one part of it."""
     pairs = [part for key, value in values.items()
              for part in (tag("dt", key.replace("_", " ")), tag("dd", said(value)))]  # fmt: skip
     return tag("div", tag("h3", title), tag("dl", *pairs))

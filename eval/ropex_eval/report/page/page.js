@@ -1,4 +1,4 @@
-// What of the page is alive: charts with their toggles and legends, and buttons that copy.
+// The interactive parts of the page: charts with toggles and legends, and copy buttons.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const hidden = new Set(); // strategies that are switched off, in all charts
@@ -118,7 +118,7 @@ async function copy(button) {
   setTimeout(() => { button.textContent = said; }, 1500);
 }
 
-addEventListener("beforeprint", () => { // on paper nothing opens on demand
+addEventListener("beforeprint", () => { // unfold everything for printing
   for (const part of document.querySelectorAll("details")) part.open = true;
 });
 for (const host of document.querySelectorAll("[data-chart]")) build(host);

@@ -1,4 +1,4 @@
-"""The parts of the page below the verdict, each a section, or nothing if the run has none of it."""
+"""The sections of the page below the verdict; empty where the run has no such numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def section(title: str, *content: str, place: str) -> Markup:
 
 
 def how(text: str) -> Markup:
-    """The line that says how a number is computed."""
+    """A line on how a number is computed."""
     return tag("p", text, class_="how")
 
 
@@ -161,7 +161,7 @@ def _change(change: Change) -> Cell:
 
 
 def fold(title: str, *content: str) -> Markup:
-    """Something that opens on demand."""
+    """Content that is folded away."""
     return tag("details", tag("summary", title), *content)
 
 

@@ -38,7 +38,7 @@ def steps(results: Results, chosen: Mapping[str, str]) -> Markup:
 
 
 def _step(step: Step) -> Cell:
-    """A test, and what it shows; the words are there for who sees no colour."""
+    """A test, and what it shows; in words too, for readers who do not see the colours."""
     said = [step.outcome]
     if step.low is not None and step.high is not None:
         said.insert(0, f"{signed(step.low)} to {signed(step.high)}")

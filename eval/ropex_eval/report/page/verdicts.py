@@ -17,7 +17,7 @@ from ropex_eval.scores.verdict import Verdict
 
 SAFE = (
     "Safe context: the same tokens are read after ever more text, and compared with no scaling at "
-    "the longest length within the trained one. Granted is the longest context such that at every "
+    "the longest length within the trained one. It is the longest context such that at every "
     "measured length up to it two things are shown at 95 %: the tokens cost no more than "
     f"{MARGIN} nats on average, and fewer than one document in ten loses more than {COLLAPSE}. "
     f"That takes at least {FEWEST} documents. Useful context: the longest safe one up to which "
@@ -27,7 +27,7 @@ SAFE = (
 TAX = (
     "Tax: change of perplexity against no scaling at the same length, at the longest length within "
     "the trained one. Gain: against no scaling at that length, shown at the safe context where "
-    "that is longer, else at the longest length; below 0 the longer context pays. All are paired "
+    "that is longer, else at the longest length; below 0 the longer context helps. All are paired "
     "on the same tokens; small figures are 95 % intervals, and the share of documents hurt."
 )
 _COLUMNS = ("safe context", "useful context", "tax", "gain", "decided?")
@@ -41,7 +41,7 @@ def verdicts(results: Results, chosen: Mapping[str, str], brief: bool = False) -
     Args:
         results: Of the run.
         chosen: Strategy to the classes of its line.
-        brief: Without the bar and the last column, for which half a page has no room.
+        brief: Without the bar and the last column, which do not fit on half a page.
     """
     header = ["strategy", _scale(results), *_COLUMNS]
     rows = [_row(each, results, chosen[each.strategy]) for each in results.verdicts]
@@ -83,7 +83,7 @@ def _certainty(verdict: Verdict, about: Mapping[str, Any]) -> str:
 
 
 def _tax(verdict: Verdict, results: Results) -> Cell:
-    """At the trained length, and where it is worse below."""
+    """The change at the trained length, and the worst below it."""
     taxes = _changes(verdict.strategy, "tax", results.changes)
     if not taxes:
         return Cell(DASH, note="nothing to compare with", label="tax")
@@ -101,7 +101,7 @@ def _gain(verdict: Verdict, results: Results) -> Cell:
 
 
 def _changes(strategy: str, kind: str, changes: Iterable[Change]) -> dict[int, Change]:
-    """By length, of the same tokens, on which the verdict rests as well."""
+    """The changes by length on the fixed targets, which the verdict is based on."""
     return {
         each.length: each
         for each in changes
@@ -117,7 +117,7 @@ def _change(change: Change, label: str, more: str = "") -> Cell:
 
 
 def _tested(results: Results) -> list[int]:
-    """The lengths that the verdicts rest on, in ascending order."""
+    """The lengths that the verdicts are based on, in ascending order."""
     steps = [step for each in results.verdicts for step in each.steps]
     ends = {end for step in steps for end in (step.start, step.end)}
     return sorted(ends | {each.safe for each in results.verdicts if each.safe})

@@ -1,4 +1,4 @@
-"""Numbers and names as the page writes them."""
+"""Formats of numbers and names on the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ropex_eval.report.page.markup import Cell, Markup, tag
 from ropex_eval.report.terminal import format_perplexity
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
-COLOURS = 6  # that eyes of every kind tell apart; further lines differ by their dashes
+COLOURS = 6  # distinguishable with colour blindness; further lines differ by their dashes
 _SIGNIFICANT = {True: "better", False: "worse"}
 
 
@@ -21,7 +21,7 @@ def styles(texts: Iterable[str], run: int = 0) -> dict[str, str]:
 
     Args:
         texts: Text forms of the strategies.
-        run: 1 for the second of two runs, whose lines have dashes of their own.
+        run: 1 for the second of two runs, whose lines have different dashes.
     """
     scaled = [text for text in texts if text != "none"]
     chosen = {
@@ -38,7 +38,7 @@ def name(text: str, style: str) -> Markup:
 
 
 def model_name(about: Mapping[str, Any]) -> str:
-    """What a model is called: the last part of its path or hub id."""
+    """Name of a model: the last part of its path or hub id."""
     known = str(about.get("model", {}).get("id", ""))
     return PurePath(known).name or known or "unnamed model"
 
@@ -64,7 +64,7 @@ def signed(value: float) -> str:
 
 
 def percent(nats: float) -> str:
-    """What a difference in nats does to the perplexity: in percent, or times if it is large."""
+    """A difference in nats as a change of perplexity: in percent, or as a factor if large."""
     if nats > math.log(10):
         return f"{TIMES}{perplexity(math.exp(nats) if nats < 700 else math.inf)}"
     if math.isnan(nats):
@@ -76,14 +76,14 @@ def percent(nats: float) -> str:
 
 
 def percents(low: float | None, high: float | None) -> str:
-    """An interval of differences, as `percent` has them."""
+    """An interval of differences, in the form of `percent`."""
     if low is None or high is None:
         return "no interval"
     return f"{percent(low)} to {percent(high)}".replace(" % to", " to")
 
 
 def effect(nll: float, low: float | None, high: float | None, note: str | None = None) -> Cell:
-    """A cell with a difference, coloured only where its interval says better or worse."""
+    """A cell with a difference, coloured only if its interval excludes 0."""
     known = low is not None and high is not None and (low > 0 or high < 0)
     span = tag("small", percents(low, high))
     content = Markup(tag("b", percent(nll)) + span)
@@ -91,17 +91,17 @@ def effect(nll: float, low: float | None, high: float | None, note: str | None =
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 document`, `2 documents`; the noun is given in the plural."""
+    """`1 document`, `2 documents`, from the plural."""
     return f"{count} {noun.removesuffix('s') if count == 1 else noun}"
 
 
 def short(text: str, most: int = 40) -> str:
-    """A strategy where there is no room for a list of factors; elsewhere it is told in full."""
+    """A strategy, truncated where a list of factors does not fit."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def listed(texts: list[str], most: int = 3) -> str:
-    """Names in a sentence, no more of them than can be read."""
+    """Names in a sentence, the first few of many."""
     shown = [short(text) for text in texts]
     if len(texts) > most + 1:
         shown = [*shown[:most], f"{len(texts) - most} more"]
@@ -109,7 +109,7 @@ def listed(texts: list[str], most: int = 3) -> str:
 
 
 def times(tokens: int, trained: int) -> str:
-    """A length next to the trained one."""
+    """A length relative to the trained one."""
     return "as trained" if tokens == trained else f"{tokens / trained:.3g} {TIMES} trained"
 
 
