@@ -189,7 +189,7 @@ def test_a_run_that_starts_waits_until_the_picture_is_written(
             pass
 
     monkeypatch.setattr(written, "plot", at_work)
-    monkeypatch.setattr(written.page, "write", lambda *given: None)
+    monkeypatch.setattr("ropex_eval.report.page.write", lambda *given: None)
     results = results_of({"local": {"none": [3.0, 4.0]}}, [24, 100])
     monkeypatch.setattr(written, "_explanations", lambda results: {})
     written.write_report(results, tmp_path)
