@@ -101,6 +101,7 @@ def save(model: Any, folder: str | Path, **options: Any) -> None:
     A strategy that no config can say is left out of the config, and `ropex.load` applies it; other
     loaders get the model without it, which a `ropex.json` with `in_config: false` says. Files that
     are there are replaced; where one is a link to another file, that one stays as it is.
+    `ropex.engines.unserved(folder)` lists the engines that need more than the config.
 
     Args:
         model: A model of transformers or of PEFT.

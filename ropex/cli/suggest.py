@@ -65,9 +65,7 @@ def _suggest(arguments: argparse.Namespace) -> None:
         "candidates": [_describe(candidate) for candidate in ranked],
         "left_out": left_out,
         "sources": SOURCES,
-        "engine_sources": {
-            each.engine: each.source for candidate in ranked[:1] for each in candidate.engines
-        },
+        "engine_sources": _sources(ranked),
     }
     about["next"] = _next(arguments, about)
     print(json.dumps(about, indent=2) if arguments.json else render(about))
@@ -86,6 +84,11 @@ def _in_model(folder: Path, model: Any, trained_length: int | None) -> Callable[
             return of_model(model, raw, [strategy], trained_length=trained_length)
 
     return wanted
+
+
+def _sources(ranked: list[Candidate]) -> dict[str, str]:
+    """Where the statements on each engine come from."""
+    return {each.engine: each.source for candidate in ranked[:1] for each in candidate.engines}
 
 
 def _bounds(rope: Rope, length: int) -> dict[str, Any]:

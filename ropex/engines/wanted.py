@@ -131,13 +131,14 @@ def read(
     model = load_skeleton(folder, trust_remote_code=trust_remote_code)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     require_length(main_site(sites(model)), trained_length)
-    record = Record.read(folder) if strategy is None else Record.in_config_of(folder)
+    if strategy is not None:
+        Record.in_config_of(folder)  # raises where a record says more than the config
+        return of_model(model, raw, [strategy], trained_length=trained_length)
+    record = Record.read(folder)
     kept = record.strategies if record and not record.in_config else []
-    texts = kept if strategy is None else [strategy]
     if record and kept and trained_length is None:
         trained_length = record.trained_length
-    record = None if strategy else record
-    return of_model(model, raw, texts, trained_length=trained_length, record=record)
+    return of_model(model, raw, kept, trained_length=trained_length, record=record)
 
 
 def of_model(
@@ -157,9 +158,7 @@ def of_model(
         trained_length: Tokens that it was trained at, where its config does not say.
         record: Where both lengths are recorded, if anywhere.
 
-    Raises:
-        UnsupportedModel: It has no rotary embedding that ropex can read.
-        ValueError: A strategy does not fit.
+    Raises: As `read`.
     """
     site, handle, given = main_site(sites(model)), None, trained_length
     base = _base(site)

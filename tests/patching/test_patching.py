@@ -331,7 +331,7 @@ def test_verify_after_removal_is_an_error(llama: Any) -> None:
 def test_the_trained_length_is_never_guessed() -> None:
     model = tiny_model("llama")
     vars(model.config)["max_position_embeddings"] = None  # version 5 refuses to set it so
-    with pytest.raises(ValueError, match="give it as trained_length"):
+    with pytest.raises(ValueError, match=r"give --trained-length N \(trained_length in Python"):
         ropex.patch(model, "yarn:4")
     assert ropex.patch(model, "yarn:4", trained_length=16).rope.trained_length == 16
 

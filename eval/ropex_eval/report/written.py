@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ropex.files.locks import locked
 from ropex_eval.report import page
 from ropex_eval.report.plot import plot
+from ropex_eval.running.claim import WAIT
 from ropex_eval.scores.definitions import explain
 from ropex_eval.scores.results import Results
 from ropex_eval.tasks import TASKS
@@ -13,9 +15,10 @@ from ropex_eval.tasks import TASKS
 
 def write_report(results: Results, folder: Path) -> None:
     """Write `report.html`, and `ppl.png` if perplexity was measured."""
-    page.write(results, _explanations(results), folder / "report.html")
-    if results.results:
-        plot(results, folder / "ppl.png")
+    with locked(folder, WAIT):  # a run that starts removes what others have left half written
+        page.write(results, _explanations(results), folder / "report.html")
+        if results.results:
+            plot(results, folder / "ppl.png")
 
 
 def _explanations(results: Results) -> dict[str, str]:

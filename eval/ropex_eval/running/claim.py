@@ -25,7 +25,7 @@ _WRITTEN = (
 """What `ropex.files.writing.atomically` writes here."""
 
 _AT_WORK = ".at-work"
-_WAIT = 600  # seconds that others may take to write their results
+WAIT = 600  # seconds that others may take to write their results
 
 
 def check_out(out: Path, force: bool) -> None:
@@ -95,7 +95,7 @@ class Claim:
                 replace.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        with locked(self.out, _WAIT):
+        with locked(self.out, WAIT):
             check_out(self.out, self.force)
             fresh, others = is_fresh(self.study, self.out, self.force), self._others()
             if fresh and others and (self.out / "results.json").is_file():
@@ -115,7 +115,7 @@ class Claim:
         if not self.out.is_dir():  # somebody has removed it
             self._presence.release()
             return
-        with locked(self.out, _WAIT):
+        with locked(self.out, WAIT):
             self._presence.release()
             Path(self._presence.lock_file).unlink(missing_ok=True)
             if not self._others():
@@ -129,7 +129,7 @@ class Claim:
         Raises:
             FileExistsError: They are no longer of this model.
         """
-        with locked(self.out, _WAIT):
+        with locked(self.out, WAIT):
             if is_fresh(self.study, self.out, force=True):
                 raise FileExistsError(
                     f"{self.out / 'results.json'} was removed or replaced while this run was at "

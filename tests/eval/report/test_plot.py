@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from ropex.files.locks import locked
+from ropex_eval.report import written
 from ropex_eval.report.plot import plot
 from ropex_eval.scores.definitions import DEFINITIONS, HEADLINE
 from ropex_eval.scores.results import Results
@@ -175,3 +177,19 @@ def test_picture_shades_intervals_that_are_known(
         ends = np.concatenate([path.vertices for path in band.get_paths()])[:, 1]
         assert ends.min() == low
         assert ends.max() == min(high or 0, axis.get_ylim()[1])
+
+
+def test_a_run_that_starts_waits_until_the_picture_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes what killed runs have left half written, and this is none of that."""
+
+    def at_work(results: Results, path: Path) -> None:
+        with pytest.raises(FileExistsError, match="at work"), locked(path.parent):
+            pass
+
+    monkeypatch.setattr(written, "plot", at_work)
+    monkeypatch.setattr("ropex_eval.report.page.write", lambda *given: None)
+    results = results_of({"local": {"none": [3.0, 4.0]}}, [24, 100])
+    monkeypatch.setattr(written, "_explanations", lambda results: {})
+    written.write_report(results, tmp_path)
