@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (ROOT, ROOT / "eval")
 # A package imports from itself and from floors below its own, type-checking imports included.
 FLOORS = """
-    errors sizes version rope files shipped
+    errors sizes version positions rope files shipped
     texts strategies
     config
     model
@@ -41,7 +41,7 @@ FLOORS = """
 """  # `ropex` and `ropex_eval` are the public names, which code above may import
 FLOOR = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 ROOT_FILES = {
-    "ropex": {"__init__", "__main__", "errors", "rope", "shipped", "sizes", "version"},
+    "ropex": {"__init__", "__main__", "errors", "positions", "rope", "shipped", "sizes", "version"},
     "ropex_eval": {"__init__", "api"},
 }
 WITHOUT_TRANSFORMERS = {*FLOORS.split("\n")[1].split(), "texts", "strategies", "advice"}

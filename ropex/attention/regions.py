@@ -71,10 +71,12 @@ def attend_in_regions(
     """
     size = max(16, _SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
     blocks = schedule.blocks(size, query.device)
-    work = _Work(query, key, value, schedule, turn, settings, len(blocks) == 1, kept)
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
+    once = learns or len(blocks) == 1
+    work = _Work(query, key, value, schedule, turn, settings, once, None if learns else kept)
     parts = [work.unseen(0, blocks[0].rows.start if blocks else query.shape[2])]
     for place, block in enumerate(blocks):
-        if torch.is_grad_enabled() and query.requires_grad:  # scores are computed again, not kept
+        if learns:  # scores are computed again, not kept
             parts.append(checkpoint(work.output, block, use_reentrant=False))
         else:
             parts.append(work.output(block))

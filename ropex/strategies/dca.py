@@ -46,7 +46,8 @@ class DualChunk(Mapped):
         """
         chunk, near = tokens(self, "chunk", rope), tokens(self, "near", rope)
         if near >= chunk:
-            raise ValueError(f"{self}: near is {near} tokens, it must be below the chunk's {chunk}")
+            allowed = f"below the chunk of {chunk} tokens"
+            raise ValueError(f"{self}: near is {near} tokens, it must be {allowed}")
         return _Chunks(self.first(rope), chunk - near, chunk)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ropex.positions import At, PositionMap, Region
 from ropex.rope import Rope
-from ropex.strategies.base import require
+from ropex.strategies.base import require, require_positive
 from ropex.strategies.mapped import Mapped, Window, require_window, tokens
 
 _STEPS = 8  # lengths that are told apart, in a trained length
@@ -46,8 +46,7 @@ class LaMPE(Mapped):
 
     def __post_init__(self) -> None:
         require_window(self, "near")
-        require(self, "slope", 0 <= self.slope <= 1000, "from 0 to 1000")
-        require(self, "offset", -1000 <= self.offset <= 1000, "from -1000 to 1000")
+        require_positive(self, "slope", "offset")
         require(self, "most", 0 < self.most <= 1, "above 0 up to 1")
 
     def map(self, rope: Rope) -> PositionMap:

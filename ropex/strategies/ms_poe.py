@@ -35,8 +35,8 @@ class MsPoE(Mapped):
     high: float = 1.8
 
     def __post_init__(self) -> None:
-        require(self, "low", 1 <= self.low <= self.high, "at least 1, and at most high")
-        require(self, "high", self.high <= 2**20, "at most 2**20")
+        require(self, "high", 1 <= self.high <= 2**20, "from 1 to 2**20")
+        require(self, "low", 1 <= self.low <= self.high, "from 1 to high")
 
     def map(self, rope: Rope) -> PositionMap:
         """One region, in which heads differ."""

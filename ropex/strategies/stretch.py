@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stretch(Mapped):
-    """Leaky ReRoPE with the slope at which the farthest key is seen just within the trained length.
+    """Far distances shrink by as much as it takes to see the farthest key as in training.
 
     A query at position `m` of a model trained at `L` sees keys within the window `w` at their
-    distance `d`, and others at `w + (d - w) / s`, where `s = (m - w) / (L - 1 - w)`. The slope
-    needs no factor, is continuous at `w` and at `L`, and does not depend on how a text is cut into
-    calls. It is rounded up to a multiple of `1 / steps`, as keys are rotated anew for each.
+    distance `d`, and others at `w + (d - w) / s`, where `s = (m - w) / (L - 1 - w)`: leaky ReRoPE
+    (2023, Su Jianlin) whose slope just fits each query. It needs no factor, is continuous at `w`
+    and at `L`, and does not depend on how a text is cut into calls. The slope is rounded up to a
+    multiple of `1 / steps`, as keys are rotated anew for each.
 
     Args:
         near: `w`, as a share of the trained length or in tokens.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,115 +16,62 @@ from ropex.attention.schedule import Schedule
 from ropex.attention.turns import Turn
 from ropex.positions import PositionMap
 from ropex.rope import Rope
+from tests.support.distances import BY_QUERY, DISTANCES, TRAINED, Seen
 
-TRAINED, DIM, HEADS, KEY_HEADS, TOKENS = 32, 16, 4, 2, 150
+DIM, HEADS, KEY_HEADS, TOKENS = 16, 4, 2, 150
 ROPE = Rope.standard(DIM, 100.0, TRAINED)
-Seen = Callable[[int, int, int, int], float | None]
-"""The distance at which pair `i` of head `h` sees key `n` from query `m`; None if it is masked."""
+SETTINGS = Settings(DIM**-0.5)
+ALL = slice(0, TOKENS)
+States = tuple[Tensor, ...]
 
 
-def self_extend(group: int, near: int) -> Callable[[int, int, int, int], float]:
-    def seen(m: int, n: int, i: int, h: int) -> float:
-        return m - n if m - n < near else m // group + near - near // group - n // group
-
-    return seen
-
-
-def growing(m: int, n: int, i: int, h: int) -> float:
-    return self_extend(math.ceil((m - 8) / (TRAINED - 1 - 8)), 8)(m, n, i, h)
+@pytest.fixture(scope="module")
+def states() -> States:
+    torch.manual_seed(0)
+    heads = HEADS, KEY_HEADS, KEY_HEADS
+    return tuple(torch.randn(2, each, TOKENS, DIM, dtype=torch.float64) for each in heads)
 
 
-def jet_long(m: int, n: int, i: int, h: int) -> float:
-    group = math.ceil((m + 1) / TRAINED)
-    return m - n if m - n < 16 else m // group - n // group
+def plainly(m: int, n: int, i: int, h: int) -> float:
+    return m - n
 
 
-def stretch(m: int, n: int, i: int, h: int) -> float:
-    slope = math.ceil(8 * (m - 8) / (TRAINED - 1 - 8)) / 8
-    return m - n if m - n < 8 else 8 + (m - n - 8) / slope
+def distances(seen: Seen, first: int) -> Tensor:
+    """Of all pairs, `(heads, queries, keys, pairs)`; NaN where a key is masked."""
+    found = torch.full((HEADS, TOKENS, TOKENS, DIM // 2), math.nan, dtype=torch.float64)
+    differ = any(seen(140, 0, 0, 0) != seen(140, 0, i, h) for i in range(DIM // 2) for h in (0, 2))
+    for m in range(TOKENS):
+        rule = seen if m >= first else plainly
+        for n in range(m + 1):
+            if not differ:
+                value = rule(m, n, 0, 0)
+                found[:, m, n] = math.nan if value is None else value
+                continue
+            for h in range(HEADS):
+                found[h, m, n] = torch.tensor(
+                    [rule(m, n, i, h) for i in range(DIM // 2)], dtype=torch.float64
+                )
+    return found
 
 
-def dca(m: int, n: int, i: int, h: int) -> float:
-    chunk, near = 24, 4
-    period = chunk - near
-    between = m // period - n // period
-    if between == 0:
-        return m % period - n % period
-    if between == 1:
-        return min(m % period + period, chunk) - n % period
-    return min(2 * period - 1, chunk) - n % period
-
-
-def dpe(m: int, n: int, i: int, h: int) -> float:
-    group = (2, 4, 8, 3)[i // 2]  # of eight pairs
-    return self_extend(group, 4)(m, n, i, h)
-
-
-def lampe(m: int, n: int, i: int, h: int) -> float:
-    eighths = math.ceil((m + 1) * 8 / TRAINED)
-    length = eighths * TRAINED // 8
-    budget = 0.75737 * TRAINED / (1 + math.exp(2.46664 - 0.8596 * length / TRAINED))
-    rate = budget / (length - 1)
-    if m - n < 8:
-        return m - n
-    return math.floor(m * rate) + 8 - math.floor(8 * rate) - math.floor(n * rate)
-
-
-CASES: dict[str, Seen] = {
-    "rerope:0.5": lambda m, n, i, h: min(m - n, 16),
-    "leaky_rerope:4,near=8": lambda m, n, i, h: m - n if m - n < 8 else 8 + (m - n - 8) / 4,
-    "self_extend:4,near=10": self_extend(4, 10),
-    "self_extend:4,near=10,shift=float": lambda m, n, i, h: (
-        m - n if m - n < 10 else m // 4 + 10 - 10 / 4 - n // 4
-    ),
-    "self_extend": growing,
-    "jet_long:0.5": jet_long,
-    "stretch": stretch,
-    "dca": dca,
-    "string:0.33,near=3": lambda m, n, i, h: m - n if m - n < 11 else m - n - 11 + 3,
-    "dpe:2/4/8/3": dpe,
-    "lampe:8": lampe,
-    "ms_poe": lambda m, n, i, h: (m - n) / (1.2 + 0.6 * (h // 2)),
-    "lm_infinite:12,sinks=3": lambda m, n, i, h: (
-        m - n if m - n < 12 else 12 if n < 3 else None
-    ),
-    "streaming:12,sinks=3": lambda m, n, i, h: (
-        m - n if m - n < 9 else 11 - n if n < 3 else None
-    ),
-}  # fmt: skip
-
-
-def expected(states: tuple[Tensor, ...], seen: Seen, first: int, settings: Settings) -> Tensor:
-    """All scores at once, pair by pair of dimensions, from states that are not rotated."""
+def expected(states: States, seen: Seen, first: int, settings: Settings) -> Tensor:
+    """All scores at once, from states that are not rotated."""
     q, k = (torch.complex(*each.chunk(2, -1)) for each in states[:2])
     k, v = (each.repeat_interleave(HEADS // KEY_HEADS, 1) for each in (k, states[2]))
-    angles = torch.zeros(HEADS, TOKENS, TOKENS, DIM // 2, dtype=torch.float64)
-    hidden = torch.ones(HEADS, TOKENS, TOKENS, dtype=torch.bool).triu(1)
-    for m in range(TOKENS):
-        for n in range(m + 1):
-            for h in range(0, HEADS, HEADS // KEY_HEADS):
-                for i in range(DIM // 2):
-                    distance = seen(m, n, i, h) if m >= first else m - n
-                    if distance is None:
-                        hidden[h : h + 2, m, n] = True
-                    else:
-                        angles[h : h + 2, m, n, i] = distance * ROPE.inv_freq[i]
+    angles = distances(seen, first) * ROPE.inv_freq
+    hidden = angles.isnan().any(-1)
+    angles = angles.nan_to_num()
     turned = q[:, :, :, None] * torch.polar(torch.ones_like(angles), angles)
     scores = (turned * k[:, :, None].conj()).sum(-1).real * settings.scaling
     if settings.softcap is not None:
         scores = settings.softcap * (scores / settings.softcap).tanh()
+    if settings.mask is not None:
+        scores = scores + settings.mask
     scores = scores.masked_fill(hidden, -math.inf)
     if settings.sinks is not None:
         sinks = settings.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         return (torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ v).transpose(1, 2)
     return (scores.softmax(-1) @ v).transpose(1, 2)
-
-
-@pytest.fixture(scope="module")
-def states() -> tuple[Tensor, ...]:
-    torch.manual_seed(0)
-    heads = HEADS, KEY_HEADS, KEY_HEADS
-    return tuple(torch.randn(2, each, TOKENS, DIM, dtype=torch.float64) for each in heads)
 
 
 def map_of(text: str) -> PositionMap:
@@ -133,7 +80,7 @@ def map_of(text: str) -> PositionMap:
     return positions
 
 
-def attended(states: tuple[Tensor, ...], text: str, settings: Settings, rows: slice) -> Tensor:
+def attended(states: States, text: str, settings: Settings = SETTINGS, rows: slice = ALL) -> Tensor:
     at, turn = torch.arange(TOKENS), Turn(ROPE.inv_freq)
     angles = at[:, None] * ROPE.inv_freq
     query, key = (turn(each, angles.cos(), angles.sin()) for each in states[:2])
@@ -142,20 +89,77 @@ def attended(states: tuple[Tensor, ...], text: str, settings: Settings, rows: sl
     return attend_in_regions(query[:, :, rows], key, value, schedule, turn, settings)
 
 
-SETTINGS = Settings(DIM**-0.5)
-ALL = slice(0, TOKENS)
+@pytest.mark.parametrize("text", DISTANCES)
+def test_attention_is_that_of_the_paper(states: States, text: str) -> None:
+    first = 0 if text.startswith("string") else TRAINED
+    wanted = expected(states, DISTANCES[text], first, SETTINGS)
+    torch.testing.assert_close(attended(states, text), wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("always", [False, True])
-@pytest.mark.parametrize("text", CASES)
-def test_attention_is_that_of_the_paper(states: Any, text: str, always: bool) -> None:
-    given = text + ("," if ":" in text else ":") + f"always={str(always).lower()}"
-    if text == "self_extend" and always:
-        with pytest.raises(ValueError, match="needs a group size"):
-            map_of(given)
-        return
-    by_query = text in ("self_extend", "jet_long:0.5", "stretch", "lampe:8")
-    first = 0 if always and not by_query else TRAINED
-    found = attended(states, given, SETTINGS, ALL)
-    wanted = expected(states, CASES[text], first, SETTINGS)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("text", sorted({*DISTANCES} - {*BY_QUERY, "string:0.33,near=3"}))
+def test_a_map_that_is_always_on_reaches_the_first_queries(states: States, text: str) -> None:
+    given = text + (",always=true" if ":" in text else ":always=true")
+    wanted = expected(states, DISTANCES[text], 0, SETTINGS)
+    torch.testing.assert_close(attended(states, given), wanted, rtol=0, atol=1e-12)
+
+
+def test_an_automatic_group_is_never_always_on() -> None:
+    with pytest.raises(ValueError, match="needs a group size, as in self_extend:8"):
+        map_of("self_extend:always=true")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, softcap=2.0),
+        replace(SETTINGS, sinks=torch.linspace(-1, 1, HEADS, dtype=torch.float64)),
+        replace(SETTINGS, mask=torch.randn(2, 1, TOKENS, TOKENS, dtype=torch.float64)),
+    ],
+    ids=["softcap", "sinks", "mask"],
+)
+@pytest.mark.parametrize("text", ["rerope:0.5", "dca", "streaming:12,sinks=3"])
+def test_what_families_ask_for_besides_holds(states: States, text: str, settings: Settings) -> None:
+    wanted = expected(states, DISTANCES[text], TRAINED, settings)
+    torch.testing.assert_close(attended(states, text, settings), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("text", DISTANCES)
+def test_queries_may_come_in_any_pieces(states: States, text: str) -> None:
+    whole = attended(states, text)
+    for rows in (slice(0, 20), slice(20, 60), slice(60, 61), slice(149, 150)):
+        part = attended(states, text, rows=rows)
+        torch.testing.assert_close(part, whole[:, rows], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("text", ["self_extend", "streaming:12,sinks=3"])
+def test_gradients_are_those_of_all_scores(states: States, text: str) -> None:
+    both = []
+    for naive in (False, True):
+        given = tuple(each.clone().requires_grad_() for each in states)
+        rule = DISTANCES[text]
+        out = expected(given, rule, TRAINED, SETTINGS) if naive else attended(given, text)
+        out.square().sum().backward()
+        both.append([each.grad for each in given])
+    for found, wanted in zip(*both, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rerope:64", "near is 64 tokens, and the model is trained at 32"),
+        ("dca:0.25,near=0.5", "near is 16 tokens, it must be below the chunk of 8 tokens"),
+        ("string:8,near=16", "near is 16, it must be at most the shift of 8 tokens"),
+        ("streaming:4,sinks=4", "sinks is 4, it must be below the window of 4 tokens"),
+        ("dpe:1/2/3/4/5/6/7/8/9", "it must be at most 8 sizes, one for each pair"),
+        ("rerope+dca", "dca: the positions are mapped already"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        map_of(text)
+
+
+def test_a_text_form_keeps_shares_and_tokens_apart(states: Any) -> None:
+    for text in ("rerope", "rerope:0.25", "rerope:2048", "rerope:1", "dca:near=2048"):
+        assert str(ropex.strategy(text)) == text.replace("rerope:0.5", "rerope")

@@ -38,12 +38,34 @@ def too_few_pairs(made: Strategy, rope: Rope) -> str | None:
     return f"the model rotates {rope.dim // 2} pairs, so it cannot lose" if lost else None
 
 
+def window(value: int | float, rope: Rope) -> int:
+    return value if isinstance(value, int) else max(1, round(value * rope.trained_length))
+
+
+def no_room(first: str, second: str, words: str, least: int = 1) -> Any:
+    """Of two windows, the first must be longer than the second, by `least`."""
+
+    def refusal(made: Any, rope: Rope) -> str | None:
+        longer, shorter = (window(getattr(made, name), rope) for name in (first, second))
+        return words if longer - shorter < least else None
+
+    return refusal
+
+
+def too_many_ranges(made: Any, rope: Rope) -> str | None:
+    return "one for each pair" if len(made.groups) > rope.dim // 2 else None
+
+
 # Ropes that a strategy does not fit, and what it says of them.
 REFUSED: dict[str, Callable[[Strategy, Rope], str | None]] = {
     "ntk": one_pair,
     "dynamic": one_pair,
     "dynamic_qwen": one_pair,
     "clip": too_few_pairs,
+    "dca": no_room("chunk", "near", "it must be below the chunk"),
+    "string": no_room("shift", "near", "it must be at most the shift", least=0),
+    "streaming": no_room("near", "sinks", "it must be below the window"),
+    "dpe": too_many_ranges,
 }
 
 

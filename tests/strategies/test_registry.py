@@ -70,7 +70,7 @@ def test_every_length_survives_its_text(length: int) -> None:
     ("text", "message"),
     [
         ("yran:4", "unknown strategy 'yran'; did you mean 'yarn'?"),
-        ("zzz", "unknown strategy 'zzz'; known: clip, drope, dynamic, "),
+        ("zzz", "unknown strategy 'zzz'; known: clip, dca, dpe, drope, dynamic, "),
         ("", "a strategy has no name; write yarn:4, or yarn:4+logn for two"),
         ("yarn:4+", "a strategy has no name"),
         ("yarn:4,", "'yarn:4,' has an empty parameter"),

@@ -13,6 +13,7 @@ from ropex.rope import Plan, Rope
 from ropex.strategies.registry import registry, strategy
 from tests.support import reference as ref
 from tests.support.cases import ALL, BY_LENGTH, STATIC, fitted
+from tests.support.distances import DISTANCES
 from tests.support.formulas import FORMULAS, GROWING, QUERIES, TEMPERATURES
 from tests.support.reference import Shape
 
@@ -185,5 +186,5 @@ def test_queries_are_scaled_once() -> None:
 def test_every_strategy_has_a_case_and_a_formula() -> None:
     used = {part.partition(":")[0] for text in ALL for part in text.split("+")}
     assert used == set(registry()) - {"none"}
-    texts = (*FORMULAS, *TEMPERATURES, *GROWING, *QUERIES, "longrope")
+    texts = (*FORMULAS, *TEMPERATURES, *GROWING, *QUERIES, *DISTANCES, "longrope")
     assert {text.partition(":")[0] for text in texts} == set(registry())

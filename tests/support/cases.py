@@ -70,7 +70,13 @@ QUERY = (
     "ministral_temperature",
     "eabf:skip_layers=1",
 )
-ALL = (*STATIC, *BY_LENGTH, *QUERY, "dynamic:2+logn", "dynamic_qwen")
+# Those that map positions.
+MAPPED = (
+    "rerope", "leaky_rerope:4", "self_extend", "self_extend:4", "jet_long", "stretch", "dca",
+    "dca+yarn:4", "string:near=2", "dpe:2/4/8", "lampe", "ms_poe", "lm_infinite", "streaming",
+    "rerope+logn",
+)  # fmt: skip
+ALL = (*STATIC, *BY_LENGTH, *QUERY, *MAPPED, "dynamic:2+logn", "dynamic_qwen")
 
 
 def fitted(text: str, pairs: int) -> str:

@@ -34,6 +34,12 @@ RANGES: dict[str, SearchStrategy[Any]] = {
     "power": st.floats(0.01, 4),
     "min_wavelength": st.floats(0, 1e5),
     "range_length": st.integers(1, 2**20),
+    "group": st.integers(1, 1024),
+    "steps": st.integers(1, 64),
+    "sinks": st.integers(1, 4),
+    "most": st.floats(0.01, 1),
+    "low": st.floats(1, 2),
+    "high": st.floats(2, 4),
 }
 # Fields of which the first must be below the second, and those where it may be the same.
 ORDERED = (("beta_slow", "beta_fast"),)
@@ -53,6 +59,8 @@ def values(draw: DrawFn, name: str, rope: Rope | None = None) -> Strategy:
         if low in drawn:
             drawn[low], drawn[high] = sorted((drawn[low], drawn[high]))
             drawn[high] += 0.5 * (drawn[low] == drawn[high] and (low, high) in ORDERED)
+    if name == "self_extend" and drawn["group"] is None:
+        drawn["always"] = False
     if issubclass(cls, Yarn):
         drawn.update(together(drawn))
     return cls(**drawn)
@@ -77,11 +85,15 @@ def together(drawn: dict[str, Any]) -> dict[str, Any]:
 
 def field(name: str, key: str, hint: Any, rope: Rope | None) -> SearchStrategy[Any]:
     """Values of one field, by the type that it declares."""
+    if hint == int | float:  # a window
+        return st.integers(2, 8) | st.floats(0.01, 1)
     if get_origin(hint) is UnionType:
         inner = next(kind for kind in get_args(hint) if kind is not type(None))
         return st.none() | field(name, key, inner, rope)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
+    if key == "groups":
+        return st.lists(st.integers(1, 64).map(float), min_size=1, max_size=6).map(tuple)
     if get_origin(hint) is tuple:
         factors = st.lists(st.floats(0.1, 1024), min_size=1, max_size=6)
         return factors.map(lambda few: repeated(few, rope))
