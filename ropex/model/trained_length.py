@@ -10,6 +10,7 @@ code that comes with a checkpoint is taken too, as that checkpoint states it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def require_length(site: Site, given: int | None) -> None:
 def stated_length(site: Site) -> int | None:
     """Tokens that a model is made for by its config; None if only a default of its family says."""
     said = site.said_length()
+    if not isinstance(said, Integral):  # a text, say, which anybody may have written
+        return None
     own_code = type(site.config).__module__.startswith("transformers_modules")
-    if said is None or own_code or vars(site.module).get("ropex_patches"):  # a patch wrote its own
+    if own_code or vars(site.module).get("ropex_patches"):  # a patch wrote its own
         return said
     names = _names(site)
     file = _file_of(site.origin)

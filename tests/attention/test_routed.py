@@ -365,13 +365,14 @@ def gathering(model: Any) -> Iterator[None]:
 def test_queries_are_scaled_whichever_step_came_first(llama: Any, patched_first: bool) -> None:
     llama.double()
     patch = ropex.patch(llama, "logn", trained_length=16)
-    wanted = logits(llama, IDS)
+    given = {"attention_mask": torch.ones_like(IDS)}  # else transformers 4 masks packed texts
+    wanted = logits(llama, IDS, **given)
     with gathering(llama):
-        found = logits(llama, IDS)
+        found = logits(llama, IDS, **given)
         if not patched_first:
             patch.remove()
             with patch:
-                found = logits(llama, IDS)
+                found = logits(llama, IDS, **given)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
