@@ -116,3 +116,27 @@ class PositionMap(ABC):
     @abstractmethod
     def regions(self, level: int) -> tuple[Region, ...]:
         """The regions of queries of a level above 0."""
+
+
+def seen_distances(positions: PositionMap, query: int, pairs: int = 1, heads: int = 1) -> Tensor:
+    """At which distances a query sees the keys before it, by the slowest pair and the first head.
+
+    Args:
+        positions: The map.
+        query: Position of the query.
+        pairs: Pairs of dimensions that rotate.
+        heads: Heads of keys.
+
+    Returns:
+        `(query + 1,)`, float64, from the first key on; NaN where a key is masked.
+    """
+    import torch
+
+    at, keys = torch.tensor([query]), torch.arange(query + 1)
+    level = int(positions.level(at))
+    found = torch.full((query + 1,), torch.nan, dtype=torch.float64)
+    for region in positions.regions(level) if level else (Region(),):
+        here = region.query(at, pairs, heads)[0, :, -1]
+        there = region.key(keys, pairs, heads)[0, :, -1]
+        found = torch.where(region.holds(at, keys), here - there, found)
+    return found

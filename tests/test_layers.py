@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (ROOT, ROOT / "eval")
 # A package imports from itself and from floors below its own, type-checking imports included.
 FLOORS = """
-    errors sizes version positions rope files shipped
+    errors sizes version positions
+    rope files shipped
     texts strategies
     config
     model

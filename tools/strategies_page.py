@@ -13,6 +13,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ropex.advice.bounds import inside, phase_change
 from ropex.advice.candidates import UNTRAINED, written_as
 from ropex.advice.pictures import draw
@@ -22,9 +24,11 @@ from ropex.engines.judge import exports
 from ropex.engines.plain import wanted_in_llama
 from ropex.engines.wanted import Wanted
 from ropex.files.writing import write_text
+from ropex.positions import PositionMap, seen_distances
 from ropex.rope import Rope
 from ropex.sizes import format_size
 from ropex.strategies.base import PerLength, Scaled, Strategy, parameters
+from ropex.strategies.mapped import Mapped
 from ropex.strategies.registry import registry, strategy
 
 # Llama 2, which the pictures and figures of the page are for.
@@ -57,6 +61,12 @@ GROUPS = {
         "tokens of a long text. On their own they extend nothing: combine one with a scaling, as "
         "in `yarn:4+logn`."
     ),
+    "Mapped positions": (
+        "Frequencies stay; attention sees far keys at distances that occurred in training. Within "
+        "the trained length nothing changes at all, unless `always=true`, and cached keys stay "
+        "valid. No config can say it: ropex runs the model, and `ropex.save` keeps the strategy "
+        "in its record. Add a frequency or a temperature, as in `dca+yarn:4` or `rerope+logn`."
+    ),
 }
 
 
@@ -79,7 +89,9 @@ class Entry:
     @property
     def group(self) -> str:
         """Where it stands on the page."""
-        static, by_length, sharper = GROUPS
+        static, by_length, sharper, mapped = GROUPS
+        if issubclass(self.cls, Mapped):
+            return mapped
         if not self.cls.changes_frequencies and self.cls.name != "none":
             return sharper
         return static if self.example.length_class == "static" else by_length
@@ -153,7 +165,8 @@ def _head() -> str:
         f"and a factor of {_FACTOR} where there is one: how many times longer the wavelength of "
         "each pair becomes, with a line at the critical pair, the last that made a full turn in "
         "training, and a cross where a pair no longer turns. For strategies that leave the "
-        "frequencies alone: the factor of attention logits, by the position of the query."
+        "frequencies alone: the factor of attention logits, by the position of the query, or the "
+        "distance at which the last query of three lengths sees keys, by the true distance."
     )
     advice = (
         "`ropex show MODEL -s S -s S --png FILE` draws strategies for your model, "
@@ -194,11 +207,13 @@ def _formula(cls: type[Strategy]) -> str:
 
 
 def _when(entry: Entry) -> str:
-    static, by_length, _ = GROUPS
+    static, by_length, _, mapped = GROUPS
     if entry.cls.name == "none":
         return "as the baseline of every comparison."
     if entry.group == by_length:
         return "texts within the trained length must not change, and ropex runs the model."
+    if entry.group == mapped:
+        return "short texts must not change, and ropex runs the model."
     if entry.group != static:
         return "combined with a scaling, for long texts over which attention spreads too thin."
     if not issubclass(entry.cls, Scaled):
@@ -241,16 +256,33 @@ def _figures(entry: Entry) -> str:
     heat = f", logits x {sharper:.2f}" if sharper != 1 else ""
     name = str(entry.example)
     shown = name if len(name) < 60 else f"{entry.cls.name} with an even list"
+    if far.positions is not None:
+        return f"with `{shown}`, {_distances(far.positions, rope, length)}."
     return (
         f"with `{shown}`, {known} at {format_size(length)}; within the trained length {cost}{heat}."
     )
 
 
+def _distances(positions: PositionMap, rope: Rope, length: int) -> str:
+    """What a map makes of the distances to the last query of a text."""
+    reach = seen_distances(positions, length - 1, rope.dim // 2).nan_to_num().max()
+    inert = not positions.level(torch.tensor([rope.trained_length - 1]))
+    near = "nothing changes" if inert else "far keys are seen nearer too"
+    return (
+        f"the last query of {format_size(length)} tokens sees distances up to {reach:.4g}; within "
+        f"the trained length {near}"
+    )
+
+
 def _compatibility(entry: Entry) -> list[str]:
-    scaled = entry.example.plan(entry.rope).query_scale is not None
-    kernels = "any, as only cos and sin change" if not scaled else (
-        "those that transformers calls by name (eager, sdpa, flash attention), as queries are "
-        "scaled before them")  # fmt: skip
+    plan, kernels = entry.example.plan(entry.rope), "any, as only cos and sin change"
+    if plan.positions is not None:
+        kernels = "its own beyond the trained length, and the model's (eager or sdpa) within it"
+    elif plan.query_scale is not None:
+        kernels = (
+            "those that transformers calls by name (eager, sdpa, flash attention), as queries are "
+            "scaled before them"
+        )
     if entry.example.length_class != "static":
         kernels += "; eager or sdpa with an un-rotated cache"
     return [

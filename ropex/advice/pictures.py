@@ -11,6 +11,7 @@ import torch
 
 from ropex.advice.comparison import Comparison
 from ropex.files.writing import atomically
+from ropex.positions import PositionMap, seen_distances
 from ropex.rope import Plan, Rope
 from ropex.sizes import format_size
 from ropex.strategies.base import Strategy
@@ -159,9 +160,11 @@ def _add_legend(figure: Any, axis: Any) -> None:
 
 
 def draw(strategy: Strategy, rope: Rope, path: Path) -> bool:
-    """A small picture of one strategy: stretch against pair, or sharpness against position.
+    """A small picture of one strategy: stretch against pair, or what attention does.
 
-    Strategies that go by the length are drawn at one, two and four times the trained length.
+    That is sharpness against position, or the distance at which keys are seen against the true
+    one. Strategies that go by the length, and distances, are drawn at one, two and four times the
+    trained length.
 
     Returns:
         Whether there is anything to draw; nothing is written otherwise.
@@ -174,6 +177,8 @@ def draw(strategy: Strategy, rope: Rope, path: Path) -> bool:
     if strategy.changes_frequencies:
         shown = plans if strategy.length_class != "static" else {lengths[-1]: last}
         _draw_small_stretch(axis, shown, rope)
+    elif last.positions is not None:
+        _draw_distances(axis, last.positions, rope)
     elif last.changes(rope):
         _draw_sharpness(axis, last, rope)
     else:
@@ -202,6 +207,24 @@ def _draw_small_stretch(axis: Any, plans: dict[int, Plan], rope: Rope) -> None:
     axis.set_ylabel("stretch", fontsize=8)
     if len(plans) > 1:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _draw_distances(axis: Any, positions: PositionMap, rope: Rope) -> None:
+    """For the last query of three lengths, which see more keys the later they are."""
+    trained = rope.trained_length
+    for index, times in enumerate((4, 2, 1)):
+        seen = seen_distances(positions, times * trained - 1, rope.dim // 2).flip(0)
+        axis.plot(
+            range(len(seen)),
+            seen,
+            color=f"C{2 - index}",
+            lw=1.2,
+            label=format_size(times * trained),
+        )
+    axis.axhline(trained, color="0.6", lw=0.8, ls=":")
+    axis.set_xlabel("true distance", fontsize=8)
+    axis.set_ylabel("seen at", fontsize=8)
+    axis.legend(fontsize=6, frameon=False)
 
 
 def _draw_sharpness(axis: Any, plan: Plan, rope: Rope) -> None:

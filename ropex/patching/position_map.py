@@ -35,6 +35,19 @@ class _Seen:
     largest: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Later:
+    """Pre-hook of a decoder that had no weights when its positions were to be mapped."""
+
+    strategy: str
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        raise RuntimeError(
+            f"{self.strategy} was applied before the model had weights, so its attention could not "
+            "be tried; load them and patch then"
+        )
+
+
 class _Plain(PositionMap):
     """The map that changes nothing."""
 
@@ -129,10 +142,12 @@ def map_positions(state: PatchState, modules: tuple[nn.Module, ...], undo: ExitS
 
     Raises:
         UnsupportedModel: The attention of the model does not allow it.
-        ValueError: The model has no weights yet.
     """
-    if not has_weights(state.model):
-        raise ValueError(f"{state.strategy}: the model has no weights yet; load them first")
+    if not has_weights(state.model):  # attention cannot be tried
+        for decoder in state.decoders:
+            later = _Later(str(state.strategy))
+            undo.callback(decoder.register_forward_pre_hook(later).remove)
+        return
     assert state.plan.positions is not None
     where = Whereabouts(str(state.strategy), state.plan.positions, len(modules))
     tables = [each.plan.inv_freq for each in state.planned]
