@@ -202,8 +202,9 @@ def _section(entry: Entry) -> str:
 
 
 def _formula(cls: type[Strategy]) -> str:
-    """The first paragraph of the docstring of `apply`."""
-    return " ".join((inspect.getdoc(cls.apply) or "").partition("\n\n")[0].split())
+    """The first paragraph of the docstring of the method that decides."""
+    said = cls.map if issubclass(cls, Mapped) else cls.apply
+    return " ".join((inspect.getdoc(said) or "").partition("\n\n")[0].split())
 
 
 def _when(entry: Entry) -> str:
