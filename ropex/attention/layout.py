@@ -31,8 +31,9 @@ def fit(before: Tensor, after: Tensor, tables: Iterable[Tensor]) -> Turn | None:
     Returns:
         The turn; one without pairs if the layer does not rotate, None if no turn explains it.
     """
+    half = before.dtype in (torch.float16, torch.bfloat16)
+    rounding = 4 * torch.finfo(before.dtype).eps if half else 64 * torch.finfo(torch.float32).eps
     before, after = before.double(), after.double()
-    rounding = 64 * torch.finfo(torch.float32).eps
     allowed = rounding * float(after.abs().max())
     if float((after - before).abs().max()) <= allowed:
         return Turn(before.new_zeros(0))

@@ -105,10 +105,12 @@ class Mapped:
     Attributes:
         where: Of all modules of the model.
         turn: How the module holds rotated states.
+        ignored: Keyword arguments that its own attention function takes and does not use.
     """
 
     where: Whereabouts
     turn: Turn
+    ignored: tuple[str, ...] = ()
 
 
 def _attend(
@@ -124,8 +126,8 @@ def _attend(
     mapped: Mapped | None = getattr(module, "ropex_mapped", None)
     if mapped is None or not mapped.where.mapped:
         return function(module, query, key, value, attention_mask, *args, **kwargs)
-    states = query, key, value
-    return through_map(mapped, module, states, attention_mask, kwargs), None
+    given = {name: value for name, value in kwargs.items() if name not in mapped.ignored}
+    return through_map(mapped, module, (query, key, value), attention_mask, given), None
 
 
 MAPPED = Step(

@@ -22,6 +22,7 @@ from ropex.patching.state import PatchState
 from ropex.positions import PositionMap, Region
 
 _TOKENS = 8  # whose states are compared
+_SOMETIMES = ("softcap", "s_aux")  # eager attention does what they say, and sdpa ignores them
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
@@ -33,6 +34,7 @@ class _Seen:
     key: Tensor | None = None
     error: float = 0.0
     largest: float = 0.0
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,14 @@ def _look(
     schedule = Schedule(_Plain(), keys[-query.shape[2] :], keys)
     turn = Turn(query.new_zeros(0, dtype=torch.float64))
     states = query, key, value
-    own = through_regions(*states, module, attention_mask, schedule, turn, None, kwargs)
-    seen.error = float((own - found[0].reshape(own.shape)).abs().max())
-    seen.largest = float(found[0].abs().max())
+    seen.error, seen.largest = float("inf"), float(found[0].abs().max())
+    asked = tuple(name for name in _SOMETIMES if kwargs.get(name) is not None)
+    for ignored in ((), asked) if asked else ((),):
+        given = {name: value for name, value in kwargs.items() if name not in ignored}
+        own = through_regions(*states, module, attention_mask, schedule, turn, None, given)
+        error = float((own - found[0].reshape(own.shape)).abs().max())
+        if error < seen.error:
+            seen.error, seen.ignored = error, ignored
     return found
 
 
@@ -87,8 +94,8 @@ TRIAL = Step("trial", _look)
 
 def turns(
     model: Any, modules: tuple[nn.Module, ...], tables: list[Tensor]
-) -> dict[nn.Module, Turn]:
-    """How each attention module holds rotated states, found by two runs.
+) -> dict[nn.Module, tuple[Turn, tuple[str, ...]]]:
+    """How each attention module holds rotated states, and what it ignores, found by two runs.
 
     Raises:
         UnsupportedModel: A module computes something that attention in regions does not, or
@@ -96,14 +103,14 @@ def turns(
     """
     tokens = max(_TOKENS + 1, probe_size(modules[0].config))
     before, after = (_run(model, modules, first, tokens) for first in (1, 1 + STEP))
-    found: dict[nn.Module, Turn] = {}
+    found: dict[nn.Module, tuple[Turn, tuple[str, ...]]] = {}
     known: dict[Any, Turn] = {}
     for module in modules:
         one, other = before[module], after[module]
         if one.query is None or one.key is None or other.query is None or other.key is None:
             continue  # it does not run in a plain pass
         half = one.query.dtype in (torch.float16, torch.bfloat16)
-        if one.error > (5e-2 if half else 1e-3) * one.largest:
+        if one.error > (5e-2 if half else 1e-4) * one.largest:
             raise UnsupportedModel(
                 f"{type(module).__name__} computes attention in a way of its own, so its positions "
                 f"cannot be mapped (outputs differ by {one.error:.2g} of {one.largest:.2g})"
@@ -115,7 +122,8 @@ def turns(
                 "they cannot be turned to other positions"
             )
         name = query.layout, query.start, query.sign, len(query.inv_freq), id(query.inv_freq)
-        found[module] = known.setdefault(name if len(query.inv_freq) else None, query)
+        turn = known.setdefault(name if len(query.inv_freq) else None, query)
+        found[module] = turn, one.ignored
     return found
 
 
@@ -151,10 +159,10 @@ def map_positions(state: PatchState, modules: tuple[nn.Module, ...], undo: ExitS
     assert state.plan.positions is not None
     where = Whereabouts(str(state.strategy), state.plan.positions, len(modules))
     tables = [each.plan.inv_freq for each in state.planned]
-    for module, turn in turns(state.model, modules, tables).items():
+    for module, (turn, ignored) in turns(state.model, modules, tables).items():
         window = window_of(module)
         if window is None or window > state.rope.trained_length:
-            install((module,), MAPPED, "ropex_mapped", Mapped(where, turn), undo)
+            install((module,), MAPPED, "ropex_mapped", Mapped(where, turn, ignored), undo)
     for decoder in state.decoders:
         undo.callback(decoder.register_forward_pre_hook(where.before, with_kwargs=True).remove)
         undo.callback(decoder.register_forward_hook(where.after, with_kwargs=True).remove)
