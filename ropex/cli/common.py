@@ -66,9 +66,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) 
         + (f" (default: {default})" if default else ""),
     )
     parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run code that comes with the checkpoint",
+        "--trust-remote-code", action="store_true", help="run code that comes with the checkpoint"
     )
 
 

@@ -76,10 +76,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         help="where answers stand, from 0 to 1 (default: 0,0.25,0.5,0.75,1)",
     )
     group.add_argument(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="contexts of each length and task (default: 4)",
+        "--samples", type=int, metavar="N", help="contexts of each length and task (default: 4)"
     )
     group.add_argument(
         "--lm-eval",
@@ -146,10 +143,7 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
         "modules of Python's own library (default)",
     )
     group.add_argument(
-        "--excerpts",
-        type=int,
-        metavar="N",
-        help="pieces of text to read (default: 32; 1 to check)",
+        "--excerpts", type=int, metavar="N", help="pieces of text to read (default: 32; 1 to check)"
     )
     group.add_argument(
         "--bos",

@@ -22,10 +22,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--length", type=size, metavar="N", help="tokens of the prompt (default: 256)"
     )
     parser.add_argument(
-        "--depth",
-        type=float,
-        metavar="D",
-        help="where the answer is, from 0 to 1 (default: 0.5)",
+        "--depth", type=float, metavar="D", help="where the answer is, from 0 to 1 (default: 0.5)"
     )
 
 

@@ -195,10 +195,7 @@ REFUSALS = {
         evaluation("-s", "none", "-s", "yarn:length=16"),
         "state a longer length",
     ),
-    "one bad of several": (
-        evaluation("-s", "none", "-s", "zzz"),
-        "unknown strategy 'zzz'; known",
-    ),
+    "one bad of several": (evaluation("-s", "none", "-s", "zzz"), "unknown strategy 'zzz'; known"),
     "length below 2": (evaluation("--lengths", "1,48"), "lengths must be at least 2"),
     "length 0": (evaluation("--lengths", "0"), "--lengths: '0' is no length"),
     "targets too many": (
@@ -236,10 +233,7 @@ REFUSALS = {
     "length beyond all": (evaluation("--excerpt", "9" * 15), "it must be from 1 to 2**40"),
     "lengths beyond all": (evaluation("--lengths", "8..999999999M"), "it must be from 1 to 2**40"),
     "a million lengths": (evaluation("--lengths", "8..1M:1"), "1048569 lengths; at most 1000"),
-    "larger tokenizer": (
-        larger_tokenizer(),
-        "tiny has embeddings of 0 to 49; ",
-    ),
+    "larger tokenizer": (larger_tokenizer(), "tiny has embeddings of 0 to 49; "),
     "larger tokenizer, check": (
         larger_tokenizer("eval", "tiny", "--check", "--data", "book.txt", "--lengths", "32"),
         "has embeddings of 0 to 49",

@@ -31,9 +31,7 @@ def out(tmp_path: Path) -> Path:
 
 def other_weights(study: Study, folder: Path) -> Study:
     return dataclasses.replace(
-        study,
-        folder=save_checkpoint(folder / "other", seed=1),
-        load=lambda: tiny_causal(seed=1),
+        study, folder=save_checkpoint(folder / "other", seed=1), load=lambda: tiny_causal(seed=1)
     )
 
 

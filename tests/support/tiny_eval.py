@@ -167,10 +167,7 @@ def results_of(
     values: dict[str, dict[str, list[float]]], lengths: list[int], trained: int = TRAINED
 ) -> Results:
     """Results from definition to strategy to perplexities."""
-    about = {
-        "model": {"id": "tiny", "trained_length": trained},
-        "data": {"clusters": "documents"},
-    }
+    about = {"model": {"id": "tiny", "trained_length": trained}, "data": {"clusters": "documents"}}
     protocol = Protocol(tuple(lengths), 4, tuple(values), None, lengths[-1])
     rows = [
         Result(text, name, n, math.log(value) if value > 0 else value, value, None, None, None, 12)

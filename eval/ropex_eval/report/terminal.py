@@ -182,10 +182,7 @@ def format_share(share: float | None) -> str:
 
 def _within(results: Results) -> int:
     """The longest measured length within the trained one; 0 if there is none."""
-    trained, lengths = (
-        results.about["model"]["trained_length"],
-        results.protocol.lengths,
-    )
+    trained, lengths = (results.about["model"]["trained_length"], results.protocol.lengths)
     return max((length for length in lengths if length <= trained), default=0)
 
 

@@ -270,10 +270,7 @@ def test_report_is_written_again_and_prints_the_tables(
     assert all(f"\n{text}" in told for text in STRATEGIES)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [(), ("--definitions", ",".join(NAMES))],
-)
+@pytest.mark.parametrize("other", [(), ("--definitions", ",".join(NAMES))])
 def test_tables_are_printed_in_every_format(
     copy: Path, shell: Shell, other: tuple[str, ...]
 ) -> None:

@@ -39,15 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("budget", "excerpts"),
-    [
-        (None, 6),
-        (24.0, 6),
-        (23.9, 5),
-        (13.0, 3),
-        (1.0, 1),
-        (0.0, 1),
-    ],
+    ("budget", "excerpts"), [(None, 6), (24.0, 6), (23.9, 5), (13.0, 3), (1.0, 1), (0.0, 1)]
 )
 def test_budget_ends_a_run_after_whole_turns_of_all_strategies(
     make: Callable[..., Study],
@@ -76,10 +68,7 @@ def test_budget_ends_a_run_after_whole_turns_of_all_strategies(
 
 
 def test_strategy_that_was_read_as_far_as_the_others_stays(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    clock: list[float],
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
     monkeypatch.setattr(work, "BATCH_TOKENS", 48)
     study = make(Protocol.of((8, 48)), excerpts=6)
@@ -90,10 +79,7 @@ def test_strategy_that_was_read_as_far_as_the_others_stays(
 
 
 def test_long_run_writes_what_is_finished_from_time_to_time(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    clock: list[float],
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
     monkeypatch.setattr(work, "BATCH_TOKENS", 48)
     study = make(Protocol.of((8, 48)), excerpts=6)

@@ -225,9 +225,7 @@ BROKEN: dict[Callable[[pytest.MonkeyPatch], None], str] = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_harness_that_is_broken_fails(
-    shell: Shell,
-    monkeypatch: pytest.MonkeyPatch,
-    broken: Callable[[pytest.MonkeyPatch], None],
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     broken(monkeypatch)
     status, out, err = shell(*ASKED, "-s", "dynamic")

@@ -117,9 +117,7 @@ def test_winner_is_the_least_surprised_by_the_same_tokens(measured: Any) -> None
         assert (winner.nll, winner.se) == pytest.approx(mean_and_error(rows), abs=LOSS)
 
 
-def test_steps_of_a_verdict_are_paired_with_no_scaling_at_the_trained_length(
-    measured: Any,
-) -> None:
+def test_steps_of_a_verdict_are_paired_with_no_scaling_at_the_trained_length(measured: Any) -> None:
     results, plain = measured
     assert [verdict.strategy for verdict in results.verdicts] == list(TEXTS)
     for verdict in results.verdicts:

@@ -96,12 +96,7 @@ MORE = Protocol.of((8, 24, 48), 4)
             "yarn:4",
             [(0, 48), (1, 48)],
         ),
-        (
-            (PROTOCOL, 1),
-            (Protocol.of((48,), 4, ("sliding", "prefix"), 30, 48), 1),
-            "yarn:4",
-            [],
-        ),
+        ((PROTOCOL, 1), (Protocol.of((48,), 4, ("sliding", "prefix"), 30, 48), 1), "yarn:4", []),
     ],
 )
 def test_what_is_asked_for_later_costs_only_what_is_missing(

@@ -146,11 +146,7 @@ def test_one_cluster_has_a_mean_and_no_error() -> None:
 
 @given(
     rows=st.lists(
-        st.tuples(
-            st.sampled_from("abcd"),
-            st.floats(-1e6, 1e6),
-            st.floats(0.5, 1e4),
-        ),
+        st.tuples(st.sampled_from("abcd"), st.floats(-1e6, 1e6), st.floats(0.5, 1e4)),
         min_size=1,
         max_size=12,
     ),

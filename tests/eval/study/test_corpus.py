@@ -158,9 +158,7 @@ def test_files_with_the_same_text_are_one_document(tmp_path: Path) -> None:
     assert Corpus.load(path).repeated == 7
 
 
-def test_a_document_that_differs_only_beyond_what_is_read_is_a_repeated_one(
-    tmp_path: Path,
-) -> None:
+def test_a_document_that_differs_only_beyond_what_is_read_is_a_repeated_one(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         text = words(10, seed=0) + words(5, seed=seed)
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")

@@ -344,12 +344,7 @@ def test_variables_with_the_value_are_those_that_a_run_would_find() -> None:
 
 @pytest.mark.parametrize(
     ("name", "length", "often", "seldom"),
-    [
-        ("bytes", 1500, 6, 1),
-        ("bytes", 6000, 30, 3),
-        ("words", 4095, 6, 1),
-        ("words", 4096, 30, 3),
-    ],
+    [("bytes", 1500, 6, 1), ("bytes", 6000, 30, 3), ("words", 4095, 6, 1), ("words", 4096, 30, 3)],
 )
 def test_common_words_are_the_commonest(name: str, length: int, often: int, seldom: int) -> None:
     context = built("cwe", length, source=SOURCES[name])

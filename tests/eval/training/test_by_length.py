@@ -12,13 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import ropex
 from ropex_eval.measure.reader import Reader
