@@ -26,12 +26,10 @@ def add_verb(
 ) -> argparse.ArgumentParser:
     """Add a verb that calls `run`, with examples under its help."""
     parser: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=help,
-        description=textwrap.fill(help),
+        name, help=help, description=textwrap.fill(help),
         epilog=f"example{'s' if len(examples) > 1 else ''}:\n  " + "\n  ".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.set_defaults(run=run)
     add_traceback(parser, default=argparse.SUPPRESS)  # else it would undo one before the verb
     return parser
@@ -48,11 +46,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, and what is needed to read its rotary embedding."""
     add_checkpoint(parser)
     parser.add_argument(
-        "--trained-length",
-        type=size,
-        metavar="N",
+        "--trained-length", type=size, metavar="N",
         help="tokens the model was trained at, where its config does not say or is wrong",
-    )
+    )  # fmt: skip
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -100,11 +96,9 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
     from ropex.config.from_file import require_base
 
     folder, model, rope = read_skeleton(
-        arguments.model,
-        trained_length=arguments.trained_length,
-        trust_remote_code=arguments.trust_remote_code,
-        weights=weights,
-    )
+        arguments.model, trained_length=arguments.trained_length,
+        trust_remote_code=arguments.trust_remote_code, weights=weights,
+    )  # fmt: skip
     for text in getattr(arguments, "strategy", None) or ():
         require_base(text, rope.base)
     return folder, model, rope

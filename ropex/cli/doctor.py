@@ -19,14 +19,11 @@ _ORDER = ("error", "warning", "note")
 def add_verbs(verbs: Verbs) -> None:
     """Add `doctor`."""
     parser = add_verb(
-        verbs,
-        "doctor",
-        _doctor,
+        verbs, "doctor", _doctor,
         "find what is wrong with the rotary part of a checkpoint, and fix it (exit status 1 if "
         "something is wrong)",
-        "ropex doctor ./llama --for vllm",
-        "ropex doctor ./llama --fix",
-    )
+        "ropex doctor ./llama --for vllm", "ropex doctor ./llama --fix",
+    )  # fmt: skip
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
@@ -38,19 +35,14 @@ def add_verbs(verbs: Verbs) -> None:
         help="fix what can be fixed without knowing what was meant, and keep config.json.bak",
     )
     parser.add_argument(
-        "--trained-length",
-        type=size,
-        metavar="N",
+        "--trained-length", type=size, metavar="N",
         help="tokens that the model was trained at, where its files do not say it; --fix writes it",
-    )
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print findings for programs")
     parser.add_argument(
-        "--for",
-        "--engine",
-        dest="engine",
-        metavar="ENGINE",
+        "--for", "--engine", dest="engine", metavar="ENGINE",
         help=f"only what goes wrong there: {', '.join(ENGINES)}",
-    )
+    )  # fmt: skip
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

@@ -48,85 +48,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_what(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is measured")
     group.add_argument(
-        "-s",
-        "--strategy",
-        action="append",
-        default=[],
-        metavar="S",
+        "-s", "--strategy", action="append", default=[], metavar="S",
         help="a strategy, such as yarn:4, or @FILE for what a config.json, a CSV of LongRoPE's "
         "factors or a recipe says; may be repeated (default: yarn to the longest length); "
         "none is always measured, for the others are compared with it; ropex strategies lists them",
-    )
+    )  # fmt: skip
     add_definitions(group)
 
 
 def _add_tasks(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("retrieval tasks")
     group.add_argument(
-        "--tasks",
-        type=names,
-        metavar="T",
+        "--tasks", type=names, metavar="T",
         help="tasks to ask as well: passkey, niah, niah_multikey, niah_multivalue, "
         "niah_multiquery, kv, vt, cwe, fwe, induction; ropex tasks lists them",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--depths",
-        type=_depths,
-        metavar="D",
+        "--depths", type=_depths, metavar="D",
         help="where answers stand, from 0 to 1 (default: 0,0.25,0.5,0.75,1)",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--samples", type=int, metavar="N", help="contexts of each length and task (default: 4)"
     )
     group.add_argument(
-        "--lm-eval",
-        type=names,
-        metavar="SUITE",
+        "--lm-eval", type=names, metavar="SUITE",
         help="suites that lm-evaluation-harness runs on each patched model, such as ruler",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--lm-eval-limit",
-        type=int,
-        metavar="N",
+        "--lm-eval-limit", type=int, metavar="N",
         help="examples of each of its tasks (default: all)",
-    )
+    )  # fmt: skip
 
 
 def add_definitions(group: argparse._ActionsContainer) -> None:
     """Add what says which numbers are wanted."""
     group.add_argument(
-        "--lengths",
-        type=_lengths,
-        metavar="L",
+        "--lengths", type=_lengths, metavar="L",
         help="256,1k,4k or 256..4k (doubling) or 1k..8k:1k (steps); default: a quarter of the "
         "trained length to four times as much",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--definitions",
-        type=names,
-        metavar="D",
+        "--definitions", type=names, metavar="D",
         help="of perplexity: local, fixed, prefix (default: these three), sliding, window_mean, "
         "disjoint, rolling, second_half, overlapping, mean_perplexity, longppl; none for none",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--targets",
-        type=size,
-        metavar="N",
+        "--targets", type=size, metavar="N",
         help="tokens that local and fixed-target perplexity are taken over (default: 64, or half "
         "of a shortest length below 128)",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--stride",
-        type=size,
-        metavar="N",
+        "--stride", type=size, metavar="N",
         help="tokens from one sliding window to the next (default: a quarter of each length)",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--short",
-        type=size,
-        metavar="N",
+        "--short", type=size, metavar="N",
         help="context that longppl compares with (default: an eighth of each length, at most 4k)",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--evaluator",
         metavar="S",
@@ -175,29 +153,21 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _add_effort(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how much is read")
     group.add_argument(
-        "--excerpt",
-        type=size,
-        metavar="N",
+        "--excerpt", type=size, metavar="N",
         help="tokens of each (default: the longest length; windows slide in longer ones)",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--budget",
-        type=_seconds,
-        metavar="TIME",
+        "--budget", type=_seconds, metavar="TIME",
         help="such as 20m or 1h30m: begin no more excerpts than fit; all strategies read the same",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--max-memory",
-        type=_bytes,
-        metavar="SIZE",
+        "--max-memory", type=_bytes, metavar="SIZE",
         help="such as 20GiB, for weights and passes: longer texts are read in pieces",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--cp",
-        type=int,
-        metavar="N",
+        "--cp", type=int, metavar="N",
         help="split each text over N processes of accelerate launch; without it they share texts",
-    )
+    )  # fmt: skip
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -12,12 +12,9 @@ from ropex.cli.common import Verbs, add_model, add_strategy, add_verb, quiet, re
 def add_verbs(verbs: Verbs) -> None:
     """Add `patch`."""
     patch = add_verb(
-        verbs,
-        "patch",
-        _patch,
-        "write a checkpoint that computes a strategy without ropex",
+        verbs, "patch", _patch, "write a checkpoint that computes a strategy without ropex",
         "ropex patch ./llama -s yarn:4 -o ./llama-16k",
-    )
+    )  # fmt: skip
     add_model(patch)
     add_strategy(patch, "what to write", action="append", required=True)
     patch.add_argument(
@@ -65,13 +62,9 @@ def _patch(arguments: argparse.Namespace) -> None:
         patched.remove()
         patched = patch(model, without_temperature(chosen, temperature), **settings)
     kind = save_patched(
-        folder,
-        patched,
-        arguments.out,
-        force=arguments.force,
-        temperature=temperature,
+        folder, patched, arguments.out, force=arguments.force, temperature=temperature,
         link=arguments.link,
-    )
+    )  # fmt: skip
     say(f"{patched}\nwritten to {arguments.out}, weights {kind}")
     if kind == "linked":
         say(f"ropex: warning: {LINKED}")

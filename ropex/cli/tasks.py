@@ -10,12 +10,10 @@ from ropex.cli.common import Verbs, add_checkpoint, add_verb, quiet, refuse, siz
 def add_verbs(verbs: Verbs) -> None:
     """Add `tasks`."""
     parser = add_verb(
-        verbs,
-        "tasks",
-        _tasks,
+        verbs, "tasks", _tasks,
         "list the retrieval tasks, or print a prompt of one as a model gets it",
         "ropex tasks passkey ./llama --length 512",
-    )
+    )  # fmt: skip
     parser.add_argument("task", nargs="?", metavar="TASK", help="print a prompt of this one")
     add_checkpoint(parser, default="demo")
     parser.add_argument(

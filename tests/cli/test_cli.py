@@ -182,48 +182,32 @@ ZIGZAG = {"rope_type": "zigzag", "factor": 2.0, "rope_theta": 1e4}
 NO_LENGTH = "tiny/config.json does not say the trained length"
 
 REFUSALS = {
-    "unknown strategy": (
-        evaluation("-s", "yran:4"),
-        "unknown strategy 'yran'; did you mean 'yarn'?",
-    ),
-    "unknown parameter": (
-        evaluation("-s", "yarn:4,beta=1"),
-        "yarn has no parameter 'beta'; did you",
-    ),
+    "unknown strategy": (evaluation("-s", "yran:4"),
+                         "unknown strategy 'yran'; did you mean 'yarn'?"),
+    "unknown parameter": (evaluation("-s", "yarn:4,beta=1"),
+                          "yarn has no parameter 'beta'; did you"),
     "strategy without factor": (evaluation("-s", "yarn"), "yarn takes a factor or a target length"),
-    "strategy too short": (
-        evaluation("-s", "none", "-s", "yarn:length=16"),
-        "state a longer length",
-    ),
+    "strategy too short": (evaluation("-s", "none", "-s", "yarn:length=16"),
+                           "state a longer length"),
     "one bad of several": (evaluation("-s", "none", "-s", "zzz"), "unknown strategy 'zzz'; known"),
     "length below 2": (evaluation("--lengths", "1,48"), "lengths must be at least 2"),
     "length 0": (evaluation("--lengths", "0"), "--lengths: '0' is no length"),
-    "targets too many": (
-        evaluation("--targets", "8"),
-        "targets is 8, it must be at least 1 and be",
-    ),
-    "targets 0": (
-        evaluation("--targets", "0"),
-        "--targets: '0' is no length, it must be from 1 to 2**40",
-    ),
+    "targets too many": (evaluation("--targets", "8"),
+                         "targets is 8, it must be at least 1 and be"),
+    "targets 0": (evaluation("--targets", "0"),
+                  "--targets: '0' is no length, it must be from 1 to 2**40"),
     "excerpts 0": (evaluation("--excerpts", "0"), "--excerpts is 0, it must be at least 1"),
-    "unknown definition": (
-        evaluation("--definitions", "local,all"),
-        "unknown definition 'all'; known: local",
-    ),
+    "unknown definition": (evaluation("--definitions", "local,all"),
+                           "unknown definition 'all'; known: local"),
     "no definition": (evaluation("--definitions", ""), "unknown definition ''"),
     "stride 0": (evaluation("--stride", "0"), "--stride: '0' is no length"),
-    "short 0": (
-        evaluation("--definitions", "longppl", "--short", "0"),
-        "--short: '0' is no length",
-    ),
+    "short 0": (evaluation("--definitions", "longppl", "--short", "0"),
+                "--short: '0' is no length"),
     "excerpt 0": (evaluation("--excerpt", "0"), "--excerpt: '0' is no length"),
     "report, targets 0": (command("report", "out", "--targets", "0"), "--targets: '0' is no"),
     "report, short 0": (command("report", "out", "--short", "0"), "--short: '0' is no length"),
-    "verify, length 0": (
-        command("verify", "tiny", "--url", "http://localhost:9", "--length", "0"),
-        "--length: '0' is no length",
-    ),
+    "verify, length 0": (command("verify", "tiny", "--url", "http://localhost:9", "--length", "0"),
+                         "--length: '0' is no length"),
     "show, length 0": (command("show", "tiny", "--length", "0"), "--length: '0' is no length"),
     "suggest, length 0": (command("suggest", "tiny", "--length", "0"), "'0' is no length"),
     "tasks, length 0": (command("tasks", "kv", "tiny", "--length", "0"), "'0' is no length"),
@@ -244,20 +228,16 @@ REFUSALS = {
     ),
     "larger tokenizer, verify": (
         larger_tokenizer(
-            "verify", "tiny", "--url", "http://localhost:9", "--data", "book.txt", "--length", "32"
+            "verify", "tiny", "--url", "http://localhost:9", "--data", "book.txt", "--length", "32",
         ),
         "has embeddings of 0 to 49",
     ),
     "stride too long": (evaluation("--stride", "7"), "stride is 7, it must be at least 1 and be"),
-    "excerpt too short": (
-        evaluation("--excerpt", "47"),
-        "excerpts of 47 tokens do not hold the longest",
-    ),
+    "excerpt too short": (evaluation("--excerpt", "47"),
+                          "excerpts of 47 tokens do not hold the longest"),
     "excerpt too long": (evaluation("--excerpt", "1k"), "has 200 tokens, and 1023 are needed"),
-    "rolling without bos": (
-        evaluation("--definitions", "rolling", "--bos", "none"),
-        "rolling starts with a token that is not part of the text; give --bos",
-    ),
+    "rolling without bos": (evaluation("--definitions", "rolling", "--bos", "none"),
+                            "rolling starts with a token that is not part of the text; give --bos"),
     "nothing to score": (
         evaluation("--definitions", "overlapping"),
         "overlapping has nothing to score at 48 tokens in excerpts of 48; give longer ones (--exc",
@@ -269,44 +249,30 @@ REFUSALS = {
     "bad device": (evaluation("--device", "warp"), "--device warp: "),
     "empty device": (evaluation("--device", ""), "--device : "),
     "unknown bos": (evaluation("--bos", "<start>"), "the tokenizer of tiny has no token '<start>'"),
-    "no bos": (
-        after(lambda: save_checkpoint(Path("bare"), bos=False), command(*BARE)),
-        "the tokenizer of bare has no BOS token; --bos none starts texts with",
-    ),
+    "no bos": (after(lambda: save_checkpoint(Path("bare"), bos=False), command(*BARE)),
+               "the tokenizer of bare has no BOS token; --bos none starts texts with"),
     "no lift": (evaluation("--lift-sliding-window", "-s", "yarn:4"), "has no sliding window"),
-    "no such model": (
-        command("eval", "none/of-that-name"),
-        "neither a folder nor a model of the hub",
-    ),
+    "no such model": (command("eval", "none/of-that-name"),
+                      "neither a folder nor a model of the hub"),
     "no such folder": (command("eval", "./no/such/folder"), "no such folder: './no/such/folder'"),
     "no model name": (command("eval", ""), "no such folder: ''"),
-    "folder without config": (
-        command("eval", "."),
-        "holds no config.json, so it is not a checkpoint",
-    ),
+    "folder without config": (command("eval", "."),
+                              "holds no config.json, so it is not a checkpoint"),
     "model is a file": (command("eval", "book.txt"), "book.txt is a file; name the folder"),
     "damaged config": (after(lambda: write("tiny/config.json", "{")), "config.json"),
-    "unknown type": (
-        with_config(evaluation(), model_type="nothing-of-that-name"),
-        "nothing-of-that-nam",
-    ),
+    "unknown type": (with_config(evaluation(), model_type="nothing-of-that-name"),
+                     "nothing-of-that-nam"),
     "size in words": (with_config(SHOW, hidden_size="many"), UNREADABLE),
     "no heads": (with_config(SHOW, num_attention_heads=0), UNREADABLE),
-    "unknown rope type": (
-        with_config(SHOW, rope_scaling=ZIGZAG, rope_parameters=ZIGZAG),
-        f"{UNREADABLE}KeyError: 'zigzag'",
-    ),
+    "unknown rope type": (with_config(SHOW, rope_scaling=ZIGZAG, rope_parameters=ZIGZAG),
+                          f"{UNREADABLE}KeyError: 'zigzag'"),
     "unknown dtype": (with_config(PATCH, torch_dtype="float99", dtype="float99"), UNREADABLE),
-    "code of its own": (
-        with_config(SHOW, model_type="own", auto_map=CODE),
-        "tiny holds code of its own; --trust-remote-code runs it",
-    ),
+    "code of its own": (with_config(SHOW, model_type="own", auto_map=CODE),
+                        "tiny holds code of its own; --trust-remote-code runs it"),
     "no length, eval": (with_config(evaluation(), max_position_embeddings=None), NO_LENGTH),
     "no length, show": (with_config(SHOW, max_position_embeddings=None), "give --trained-length N"),
-    "no length, patch": (
-        with_config(PATCH, max_position_embeddings=None),
-        "llama would be a guess",
-    ),
+    "no length, patch": (with_config(PATCH, max_position_embeddings=None),
+                         "llama would be a guess"),
     "no type": (after(lambda: write("tiny/config.json", "{}")), "tiny"),
     "no tokenizer": (after(no_tokenizer), "tiny holds no tokenizer that transformers reads"),
     "tokenizer's limit in words": (
@@ -320,31 +286,23 @@ REFUSALS = {
     "no such text": (on_data("none.txt"), "no such file or folder: none.txt"),
     "empty text": (on_data("empty.txt", ""), "empty.txt is empty"),
     "text of blanks": (on_data("empty.txt", " \n"), "empty.txt is empty"),
-    "empty folder": (
-        after(Path("texts").mkdir, evaluation("--data", "texts")),
-        "texts: the folder holds no files",
-    ),
+    "empty folder": (after(Path("texts").mkdir, evaluation("--data", "texts")),
+                     "texts: the folder holds no files"),
     "not utf-8": (on_data("latin.txt", "Grüße".encode("latin-1")), "latin.txt is not UTF-8 text"),
-    "jsonl, no field": (
-        on_data("d.jsonl", '{"t": "x"}'),
-        "which field is the text, as in d.jsonl:te",
-    ),
+    "jsonl, no field": (on_data("d.jsonl", '{"t": "x"}'),
+                        "which field is the text, as in d.jsonl:te"),
     "jsonl, bad field": (on_data("d.jsonl:u", '{"t": "x"}'), "field 'u' holds no text; fields: t"),
     "jsonl, not json": (on_data("d.jsonl:t", "text"), "d.jsonl, line 1: not JSON"),
     "jsonl, missing": (on_data("d.jsonl:t"), "no such file: d.jsonl"),
     "data set, missing": (on_data("hf:nobody/nothing"), "hf:nobody/nothing: "),
-    "other files in out": (
-        after(lambda: write("out/thesis.txt", "years of work")),
-        "out holds other files; give another folder, or",
-    ),
-    "out is a file": (
-        after(lambda: write("out", "years of work"), evaluation("--force")),
-        "out is a file; give a folder",
-    ),
+    "other files in out": (after(lambda: write("out/thesis.txt", "years of work")),
+                           "out holds other files; give another folder, or"),
+    "out is a file": (after(lambda: write("out", "years of work"), evaluation("--force")),
+                      "out is a file; give a folder"),
     "strategies, none": (command("strategies", "*zip*"), "no strategy matches '*zip*'"),
     "show, unknown": (command("show", "tiny", "-s", "yran:2"), "did you mean 'yarn'?"),
     "show, too short": (command("show", "tiny", "-s", "yarn:length=8"), "state a longer length"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,7 @@ def test_names_of_model_and_text_do_not_matter(
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{}",
-        b"[]",
-        b"null",
-        b"not json",
-        b"\xff\xfe",
-        b'{"schema": 2}',
+        b"", b"{}", b"[]", b"null", b"not json", b"\xff\xfe", b'{"schema": 2}',
         b'{"schema": 1, "about": {}, "strategies": {}, "results": []}',
         b'{"schema": 2, "about": {}, "strategies": {}, "results": []}',
         b'{"schema": 2, "about": [], "strategies": {}, "results": []}',
@@ -145,7 +139,7 @@ def test_names_of_model_and_text_do_not_matter(
         b'{"schema": 2, "about": {"model": {}, "data": {"tokens": 48}, "versions": {}, "protocol":'
         b' {"lengths": "8", "targets": 4, "definitions": [], "stride": null}}, "strategies": {}}',
     ],
-)
+)  # fmt: skip
 def test_results_that_are_not_a_runs_are_refused_and_stay(
     study: Study, out: Path, measured: Watch, content: bytes
 ) -> None:

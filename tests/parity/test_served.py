@@ -169,15 +169,13 @@ def test_an_endless_answer_ends(head: bytes) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        lambda line: line.recv(1),
-        endless(b"", b"H", 0.05),
+        lambda line: line.recv(1), endless(b"", b"H", 0.05),
         endless(b"HTTP/1.1 200 OK\r\n", b"A", 0.05),
-        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05),
-        endless(HEAD + b"\r\n", b" ", 0.05),
+        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05), endless(HEAD + b"\r\n", b" ", 0.05),
         endless(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.05),
         endless(b"HTTP/1.1 500 No\r\n\r\n", b" ", 0.05),
     ],
-)
+)  # fmt: skip
 def test_a_slow_answer_is_given_up(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "_SECONDS", 0.3)
     started = time.monotonic()

@@ -17,11 +17,9 @@ from ropex.strategies.registry import registry
 from ropex.strategies.yarn import Yarn
 
 ROPES = st.builds(
-    Rope.standard,
-    st.integers(1, 256).map(lambda pairs: 2 * pairs),
-    st.floats(10, 1e9),
+    Rope.standard, st.integers(1, 256).map(lambda pairs: 2 * pairs), st.floats(10, 1e9),
     st.integers(8, 131072),
-)
+)  # fmt: skip
 # Fields that do not take every number from 1/100 to 100; by name, or by class and name.
 RANGES: dict[str, SearchStrategy[Any]] = {
     "factor": st.floats(1, 1024),

@@ -81,31 +81,19 @@ def _about(texts: Sequence[str], lengths: Sequence[int]) -> dict[str, Any]:
     said = " ".join(f"-s {text}" for text in texts)
     return {
         "model": {
-            "id": "meta-llama/Llama-2-7b-hf",
-            "type": "llama",
-            "sha256": "9c1e" * 16,
-            "dtype": "bfloat16",
-            "device": "cuda:0",
-            "attention": "sdpa",
-            "trained_length": TRAINED,
-            "rope_theta": 10000.0,
-            "rotary_dim": 128,
-            "sliding_window_lifted": False,
+            "id": "meta-llama/Llama-2-7b-hf", "type": "llama", "sha256": "9c1e" * 16,
+            "dtype": "bfloat16", "device": "cuda:0", "attention": "sdpa", "trained_length": TRAINED,
+            "rope_theta": 10000.0, "rotary_dim": 128, "sliding_window_lifted": False,
         },
         "data": {
-            "source": "pg19-test",
-            "documents": [f"book-{n}.txt" for n in range(12)],
-            "too_short": 3,
-            "excerpts": 16,
-            "tokens": lengths[-1],
-            "bos": 1,
-            "tokens_sha256": "ab12" * 16,
-            "clusters": "documents",
+            "source": "pg19-test", "documents": [f"book-{n}.txt" for n in range(12)],
+            "too_short": 3, "excerpts": 16, "tokens": lengths[-1], "bos": 1,
+            "tokens_sha256": "ab12" * 16, "clusters": "documents",
         },
         "versions": {"ropex": "0.3.0", "transformers": "5.23.0", "torch": "2.13.0"},
         "command": f"ropex eval meta-llama/Llama-2-7b-hf {said} --lengths 512..32k --data pg19",
         "warnings": ["3 documents are shorter than 32k tokens and were left out"],
-    }
+    }  # fmt: skip
 
 
 def _known(place: int) -> dict[str, Any]:

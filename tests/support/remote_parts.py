@@ -218,11 +218,9 @@ def double(
     """A maker of one double, always with the same weights."""
     config = config_class(kind, own)
     members = {
-        "config_class": config,
-        "trunk": trunk,
-        "base_model_prefix": prefix,
+        "config_class": config, "trunk": trunk, "base_model_prefix": prefix,
         "started": trunk.started,
-    }
+    }  # fmt: skip
     made = type(f"{kind.title()}ForCausalLM", (Double,), members)
 
     def make() -> Any:

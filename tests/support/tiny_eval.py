@@ -29,16 +29,9 @@ from tests.support.models import TRAINED, tiny_tokenizer
 
 LENGTHS = (8, 24, 48, 96)  # two within the trained length, two beyond
 STATIC = (
-    "none",
-    "linear:4",
-    "ntk:4",
-    "ntk_by_parts:4",
-    "yarn:4",
-    "llama3:4",
-    "logn",
-    "linear:2+ntk:2",
+    "none", "linear:4", "ntk:4", "ntk_by_parts:4", "yarn:4", "llama3:4", "logn", "linear:2+ntk:2",
     "dynamic:length=128",
-)
+)  # fmt: skip
 BY_LENGTH = ("dynamic", "dynamic:4", "dynamic:2+logn")
 
 _WORDS = ["the", "a", "cat", "ran", "on", "under", "big", "red", "house", "and", "it", "there,"]

@@ -165,14 +165,11 @@ def _verdict_row(results: Results, verdict: Verdict) -> list[str]:
     longest = results.protocol.lengths[-1]
     end = changes.get(("gain", longest), changes.get(("tax", longest)))
     return [
-        verdict.strategy,
-        format_change(tax),
-        format_share(tax.hurt if tax else None),
-        format_change(end),
-        format_share(end.hurt if end else None),
+        verdict.strategy, format_change(tax), format_share(tax.hurt if tax else None),
+        format_change(end), format_share(end.hurt if end else None),
         format_size(verdict.safe) if verdict.safe else "--",
         format_size(verdict.useful) if verdict.useful else "--",
-    ]
+    ]  # fmt: skip
 
 
 def format_share(share: float | None) -> str:

@@ -58,13 +58,9 @@ def cost(
     longest = max(lengths, default=0)  # nothing may be asked for
     chunk = chunk_for(shape, longest, limit)
     return Cost(
-        len(lengths),
-        sum(lengths),
-        sum(map(shape.work, lengths)),
-        longest,
-        chunk,
+        len(lengths), sum(lengths), sum(map(shape.work, lengths)), longest, chunk,
         shape.held() + shape.peak(longest, chunk),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

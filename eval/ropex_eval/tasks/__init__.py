@@ -5,18 +5,6 @@ from ropex_eval.tasks.registry import TASKS, Task, contexts, show
 from ropex_eval.tasks.scores import Cell, Sample, ask, cells, measure_task, wilson
 
 __all__ = [
-    "TASKS",
-    "Cell",
-    "Context",
-    "Question",
-    "Sample",
-    "Setting",
-    "Source",
-    "Task",
-    "ask",
-    "cells",
-    "contexts",
-    "measure_task",
-    "show",
-    "wilson",
-]
+    "TASKS", "Cell", "Context", "Question", "Sample", "Setting", "Source", "Task", "ask", "cells",
+    "contexts", "measure_task", "show", "wilson",
+]  # fmt: skip

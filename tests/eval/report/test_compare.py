@@ -236,15 +236,13 @@ def other_definitions(place: Place, folder: Path) -> Path:
 
 
 REFUSED = {
-    other_text: "no excerpts in common",
-    other_targets: "no targets in common",
+    other_text: "no excerpts in common", other_targets: "no targets in common",
     other_bos: "their excerpts begin differently, or are not of one length",
     no_bos: "their excerpts begin differently, or are not of one length",
     longer_excerpts: "their excerpts begin differently, or are not of one length",
-    other_lengths: "no lengths in common",
-    other_strategies: "no strategy in common",
+    other_lengths: "no lengths in common", other_strategies: "no strategy in common",
     other_definitions: "no definitions in common",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("other", REFUSED)

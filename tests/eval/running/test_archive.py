@@ -219,10 +219,8 @@ def deep(folder: Path) -> None:
 
 
 UNREADABLE: dict[Callable[[Path], None], str] = {
-    no_run: "holds no run of ropex eval",
-    no_text: "nothing is finished in",
-    nothing_finished: "nothing is finished in",
-    cut_text: "excerpts.safetensors is damaged",
+    no_run: "holds no run of ropex eval", no_text: "nothing is finished in",
+    nothing_finished: "nothing is finished in", cut_text: "excerpts.safetensors is damaged",
     other_text: "excerpts.safetensors is damaged",
     cut_results: "results.json is not a run's results, or damaged",
     changed_number: "results.json is damaged, or was changed after ropex wrote it",
@@ -231,7 +229,7 @@ UNREADABLE: dict[Callable[[Path], None], str] = {
     sealed_digits: "results.json is not a run's results, or damaged",
     many_digits: "results.json is not a run's results, or damaged",
     deep: "results.json is not a run's results, or damaged",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", ["report", "compare"])

@@ -208,19 +208,13 @@ def batch_that_leaks(patch: pytest.MonkeyPatch) -> None:
 
 
 BROKEN: dict[Callable[[pytest.MonkeyPatch], None], str] = {
-    wrong_head: "head alone = the model's logits",
-    short_loss: "loss in float32 = in float64",
-    shifted_goals: "loss in float32 = in float64",
-    forgotten_cache: "dynamic: pieces = at once",
-    doubled_bos: "BOS stands once, in front",
-    mixed_rows: "feed-forward in rows = at once",
-    lost_rows: "feed-forward in rows = at once",
-    another_pass: "stored = read",
-    another_place: "stored = read",
-    other_numbers_at_each_start: "resumed = fresh",
-    wrong_length: "dynamic: measured = patched",
-    batch_that_leaks: "dynamic: side by side = alone",
-}
+    wrong_head: "head alone = the model's logits", short_loss: "loss in float32 = in float64",
+    shifted_goals: "loss in float32 = in float64", forgotten_cache: "dynamic: pieces = at once",
+    doubled_bos: "BOS stands once, in front", mixed_rows: "feed-forward in rows = at once",
+    lost_rows: "feed-forward in rows = at once", another_pass: "stored = read",
+    another_place: "stored = read", other_numbers_at_each_start: "resumed = fresh",
+    wrong_length: "dynamic: measured = patched", batch_that_leaks: "dynamic: side by side = alone",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", BROKEN)

@@ -90,15 +90,11 @@ MORE = Protocol.of((8, 24, 48), 4)
         ((PROTOCOL, 2), (FEWER, 3), "yarn:4", [(2, 48)]),
         ((PROTOCOL, 2), (FEWER, 3), "dynamic", [(2, 48)]),
         ((PROTOCOL, 2), (MORE, 2), "dynamic", [(0, 24), (1, 24), (0, 24), (1, 24)]),
-        (
-            (Protocol.of((8, 48), 4, ("local",)), 2),
-            (Protocol.of((8, 48), 4, ("local", "prefix")), 2),
-            "yarn:4",
-            [(0, 48), (1, 48)],
-        ),
+        ((Protocol.of((8, 48), 4, ("local",)), 2),
+         (Protocol.of((8, 48), 4, ("local", "prefix")), 2), "yarn:4", [(0, 48), (1, 48)]),
         ((PROTOCOL, 1), (Protocol.of((48,), 4, ("sliding", "prefix"), 30, 48), 1), "yarn:4", []),
     ],
-)
+)  # fmt: skip
 def test_what_is_asked_for_later_costs_only_what_is_missing(
     make: Callable[..., Study],
     out: Path,

@@ -215,9 +215,7 @@ def test_excerpts_are_read_back_as_they_were_written(tmp_path: Path, bos: int | 
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"\xff" * 100,
-        save({"ids": torch.zeros(1, 2)}),
+        b"", b"\xff" * 100, save({"ids": torch.zeros(1, 2)}),
         save({"ids": torch.zeros(1, 2)}, {"ropex": "[]"}),
         save({"ids": torch.zeros(1, 2)}, {"ropex": "{}"}),
         save({"ids": torch.zeros(2)}, {"ropex": '{"source": "x", "bos": 0, "too_short": 0}'}),
@@ -226,7 +224,7 @@ def test_excerpts_are_read_back_as_they_were_written(tmp_path: Path, bos: int | 
             {"ropex": '{"source": "", "bos": 0, "too_short": 0, "excerpts": [["a", 0], ["b", 0]]}'},
         ),
     ],
-)
+)  # fmt: skip
 def test_damaged_excerpts_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "excerpts.safetensors"
     path.write_bytes(content)

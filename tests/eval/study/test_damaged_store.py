@@ -75,26 +75,12 @@ def of_an_earlier_version(path: Path) -> None:
 
 
 DAMAGES = [
-    cut_off,
-    header_cut_off,
-    emptied,
-    garbage,
-    one_bit,
-    a_folder,
-    with_about(format="ropex nll 1"),
-    with_about(format=None),
-    with_about(rows=None),
-    with_about(rows=[[1], [2]]),
-    with_about(rows=[[3, 6], [7, 10]]),
-    with_about(length=11),
-    with_about(sha256="0" * 64),
-    without_metadata,
-    with_metadata("[]"),
-    with_metadata("null"),
-    with_metadata("{"),
-    with_metadata("{}"),
-    of_an_earlier_version,
-]
+    cut_off, header_cut_off, emptied, garbage, one_bit, a_folder, with_about(format="ropex nll 1"),
+    with_about(format=None), with_about(rows=None), with_about(rows=[[1], [2]]),
+    with_about(rows=[[3, 6], [7, 10]]), with_about(length=11), with_about(sha256="0" * 64),
+    without_metadata, with_metadata("[]"), with_metadata("null"), with_metadata("{"),
+    with_metadata("{}"), of_an_earlier_version,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
