@@ -64,14 +64,9 @@ OTHER_MODELS = [
 
 @pytest.mark.parametrize(("change", "differs"), OTHER_MODELS)
 def test_another_model_in_the_folder_is_refused_and_replaced_by_force(
-    study: Study,
-    tmp_path: Path,
-    out: Path,
-    measured: Watch,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Study, Path], Study],
-    differs: str,
-) -> None:
+    study: Study, tmp_path: Path, out: Path, measured: Watch, monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Study, Path], Study], differs: str,
+) -> None:  # fmt: skip
     start(study, out, "none", "linear:4")
     before = tree(out)
     other = change(study, tmp_path)

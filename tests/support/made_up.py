@@ -33,12 +33,9 @@ EMPTY = Results({"model": {}, "data": {}}, Protocol((), 1, (), None, 0))
 
 
 def made_up(
-    texts: Sequence[str] = SIX,
-    lengths: Sequence[int] = LENGTHS,
-    definitions: Sequence[str] = DEFINITIONS,
-    intervals: bool = True,
-    retrieval: bool = True,
-) -> Results:
+    texts: Sequence[str] = SIX, lengths: Sequence[int] = LENGTHS,
+    definitions: Sequence[str] = DEFINITIONS, intervals: bool = True, retrieval: bool = True,
+) -> Results:  # fmt: skip
     """A run of some strategies: one that collapses, some that hold."""
     holds = {text: 2.0 ** (2 + place % 4) if place else 1.0 for place, text in enumerate(texts)}
 

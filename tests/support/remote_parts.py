@@ -160,12 +160,9 @@ class Trunk(Base):
         return torch.zeros(1, dtype=hidden.dtype, device=hidden.device).where(allowed, lowest)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None,
         past_key_values: Past | None,
-    ) -> tuple[Tensor, list[Any]]:
+    ) -> tuple[Tensor, list[Any]]:  # fmt: skip
         ids, mask, positions, past = input_ids, attention_mask, position_ids, past_key_values
         hidden = self.get_input_embeddings()(ids)
         layers: Any = self.get_submodule(self.blocks)
@@ -194,14 +191,10 @@ class Double(Base):
         return self.lm_head
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Past | None = None,
-        use_cache: bool = False,
-        **ignored: Any,
-    ) -> CausalLMOutputWithPast:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None, past_key_values: Past | None = None,
+        use_cache: bool = False, **ignored: Any,
+    ) -> CausalLMOutputWithPast:  # fmt: skip
         trunk = self.get_submodule(self.base_model_prefix)
         hidden, new = trunk(input_ids, attention_mask, position_ids, past_key_values)
         past: Any = tuple(new) if use_cache else None

@@ -52,14 +52,9 @@ def corpus_of(folder: Path, tokens: int, excerpts: int = 3, *, bos: int | None =
 
 
 def study_of(
-    folder: Path,
-    checkpoint: Path,
-    model: Any,
-    protocol: Protocol,
-    *,
-    excerpts: int = 3,
+    folder: Path, checkpoint: Path, model: Any, protocol: Protocol, *, excerpts: int = 3,
     bos: int | None = 0,
-) -> Study:
+) -> Study:  # fmt: skip
     """A study of a loaded model on excerpts that are written below `folder`."""
     corpus = corpus_of(folder / "texts", protocol.excerpt, excerpts, bos=bos)
     return Study("tiny", checkpoint, model, lambda: model, corpus, protocol)

@@ -65,14 +65,10 @@ class Archive:
         return int(self.results.about["model"]["trained_length"])
 
     def rescore(
-        self,
-        definitions: Sequence[str] | None = None,
-        lengths: Sequence[int] | None = None,
-        targets: int | None = None,
-        stride: int | None = None,
-        short: int | None = None,
+        self, definitions: Sequence[str] | None = None, lengths: Sequence[int] | None = None,
+        targets: int | None = None, stride: int | None = None, short: int | None = None,
         evaluator: str | None = None,
-    ) -> Results:
+    ) -> Results:  # fmt: skip
         """Other numbers of the same table; what is not given stays as it was measured.
 
         Raises:

@@ -101,13 +101,9 @@ class Plan:
 
 
 def planned(
-    study: Study,
-    device: str,
-    strategies: Sequence[Strategy],
-    asked: Sequence[int],
-    limit: int | None,
-    budget: float | None,
-) -> Plan:
+    study: Study, device: str, strategies: Sequence[Strategy], asked: Sequence[int],
+    limit: int | None, budget: float | None,
+) -> Plan:  # fmt: skip
     """Count what a study would take; see `cost` and `Plan`."""
     dtype: torch.dtype = getattr(torch, study.dtype)
     shape, costs = Shape.of(study.skeleton, dtype), {}

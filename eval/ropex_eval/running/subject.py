@@ -77,15 +77,9 @@ class Subject:
 
 
 def named(
-    name: str,
-    trained_length: int | None,
-    *,
-    dtype: str,
-    device: str,
-    device_map: str | None,
-    trust: bool,
-    weights: bool,
-) -> Subject:
+    name: str, trained_length: int | None, *, dtype: str, device: str, device_map: str | None,
+    trust: bool, weights: bool,
+) -> Subject:  # fmt: skip
     """A checkpoint; see `ropex_eval.api.Evaluation` for the arguments.
 
     Raises:

@@ -129,13 +129,9 @@ def _hidden(setting: Setting, facts: list[str], depths: list[float], rest: int) 
 
 
 def _listed(
-    setting: Setting,
-    facts: list[str],
-    depths: list[float],
-    order: list[int],
-    question: str,
+    setting: Setting, facts: list[str], depths: list[float], order: list[int], question: str,
     values: list[str],
-) -> Context:
+) -> Context:  # fmt: skip
     """A context whose one question has a value for each depth.
 
     Args:

@@ -57,13 +57,9 @@ TASKS = {
 
 
 def contexts(
-    task: Task,
-    source: Source,
-    lengths: Sequence[int],
-    depths: Sequence[float],
-    samples: int,
+    task: Task, source: Source, lengths: Sequence[int], depths: Sequence[float], samples: int,
     seed: int = 0,
-) -> Iterator[Context]:
+) -> Iterator[Context]:  # fmt: skip
     """All contexts of a task, the shortest first.
 
     Args:

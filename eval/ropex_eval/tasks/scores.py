@@ -65,19 +65,10 @@ class Cell:
 
 
 def measure_task(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    lengths: Sequence[int],
-    depths: Sequence[float],
-    samples: int,
-    seed: int = 0,
-    *,
-    bos: int | None,
-    haystack: Ids | None = None,
-    chunk: int = 2048,
+    model: Any, tokenizer: Any, task: Task, lengths: Sequence[int], depths: Sequence[float],
+    samples: int, seed: int = 0, *, bos: int | None, haystack: Ids | None = None, chunk: int = 2048,
     advance: Callable[[int], None] = lambda length: None,
-) -> tuple[Sample, ...]:
+) -> tuple[Sample, ...]:  # fmt: skip
     """Ask all questions of a task, with the model as it is patched now.
 
     Args:

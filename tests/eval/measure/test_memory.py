@@ -163,13 +163,9 @@ def limited(monkeypatch: pytest.MonkeyPatch, tokens: int) -> list[tuple[int, int
     ],
 )
 def test_memory_that_runs_out_costs_time_and_changes_no_number(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tokens: int,
-    tries: list[tuple[int, int]],
-    told: list[int],
-) -> None:
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int,
+    tries: list[tuple[int, int]], told: list[int],
+) -> None:  # fmt: skip
     whole = start(make(LONG), tmp_path / "whole", "yarn:4")
     sentences: list[str] = []
     seen = limited(monkeypatch, tokens)

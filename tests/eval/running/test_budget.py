@@ -42,14 +42,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     ("budget", "excerpts"), [(None, 6), (24.0, 6), (23.9, 5), (13.0, 3), (1.0, 1), (0.0, 1)]
 )
 def test_budget_ends_a_run_after_whole_turns_of_all_strategies(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    measured: Watch,
-    monkeypatch: pytest.MonkeyPatch,
-    clock: list[float],
-    budget: float | None,
-    excerpts: int,
-) -> None:
+    make: Callable[..., Study], tmp_path: Path, measured: Watch, monkeypatch: pytest.MonkeyPatch,
+    clock: list[float], budget: float | None, excerpts: int,
+) -> None:  # fmt: skip
     monkeypatch.setattr(work, "BATCH_TOKENS", 48)  # an excerpt a turn: four seconds
     study = make(Protocol.of((8, 48)), excerpts=6)
     results = start(study, tmp_path / "out", "none", "yarn:4", budget=budget)

@@ -248,13 +248,9 @@ def test_curve_is_the_longest_pass_cut_at_growing_positions(measured: Any) -> No
     ],
 )
 def test_what_was_not_measured_is_left_out(
-    tmp_path: Path,
-    checkpoint: Path,
-    causal: Any,
-    definitions: tuple[str, ...],
-    texts: tuple[str, ...],
-    missing: set[str],
-) -> None:
+    tmp_path: Path, checkpoint: Path, causal: Any, definitions: tuple[str, ...],
+    texts: tuple[str, ...], missing: set[str],
+) -> None:  # fmt: skip
     protocol = Protocol.of((8, 48), TARGETS, definitions, None, 60)
     results = start(study_of(tmp_path, checkpoint, causal, protocol), tmp_path / "out", *texts)
     parts = ("changes", "verdicts", "winners", "curve")

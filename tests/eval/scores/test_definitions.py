@@ -70,14 +70,9 @@ def test_spans_are_the_windows_of_the_program_of_that_name(
     ],
 )
 def test_numbers_are_those_of_the_programs_on_a_pass_for_every_window(
-    tmp_path: Path,
-    checkpoint: Path,
-    causal: Any,
-    strategy: str,
-    with_bos: bool,
-    excerpt: int,
+    tmp_path: Path, checkpoint: Path, causal: Any, strategy: str, with_bos: bool, excerpt: int,
     stride: int,
-) -> None:
+) -> None:  # fmt: skip
     lengths, targets = (17, TRAINED, 48), 5
     names = tuple(BRUTE) if with_bos else WITHOUT_BOS
     protocol = Protocol.of(lengths, targets, names, stride, excerpt)

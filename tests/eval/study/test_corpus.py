@@ -47,12 +47,9 @@ def places(corpus: Corpus) -> list[tuple[str, int]]:
     ],
 )
 def test_every_document_gives_its_first_excerpt_before_any_a_second(
-    tmp_path: Path,
-    sizes: tuple[int, ...],
-    excerpts: int,
-    expected: list[tuple[str, int]],
+    tmp_path: Path, sizes: tuple[int, ...], excerpts: int, expected: list[tuple[str, int]],
     too_short: int,
-) -> None:
+) -> None:  # fmt: skip
     corpus = cut(folder_of(tmp_path, *sizes), 11, excerpts)
     assert places(corpus) == expected
     assert corpus.too_short == too_short

@@ -131,12 +131,9 @@ def other_bos(study: Study) -> tuple[Study, Questions, str]:
 
 @pytest.mark.parametrize("change", [other_strategy, other_seed, other_depths, other_bos])
 def test_answers_to_other_questions_are_never_taken(
-    study: Study,
-    tmp_path: Path,
-    out: Path,
-    asked: list[Any],
+    study: Study, tmp_path: Path, out: Path, asked: list[Any],
     change: Callable[[Study], tuple[Study, Questions, str]],
-) -> None:
+) -> None:  # fmt: skip
     run(study, out, "yarn:4")
     asked.clear()
     changed, questions, text = change(study)

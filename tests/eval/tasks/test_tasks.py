@@ -89,13 +89,9 @@ SOURCE = SOURCES["bytes"]
 
 
 def built(
-    task: str,
-    length: int = 1500,
-    depths: Sequence[float] = DEPTHS,
-    sample: int = 0,
-    source: Source = SOURCE,
-    seed: int = 0,
-) -> Context:
+    task: str, length: int = 1500, depths: Sequence[float] = DEPTHS, sample: int = 0,
+    source: Source = SOURCE, seed: int = 0,
+) -> Context:  # fmt: skip
     *_, last = contexts(TASKS[task], source, [length], depths, sample + 1, seed)
     return last
 
