@@ -13,12 +13,13 @@ import pytest
 from filelock import FileLock
 
 import ropex
+from ropex_eval.measure.answers import AnswerScorer
 from ropex_eval.running import retrieving
 from ropex_eval.running.retrieving import Questions, Retriever
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results, Retrieval
 from ropex_eval.study.study import Study
-from ropex_eval.tasks import TASKS, ask, cells, measure_task
+from ropex_eval.tasks import TASKS, Source, ask, contexts, rows
 from tests.support.models import tiny_tokenizer
 from tests.support.tiny_eval import corpus_of, start, strict_json, tree
 
@@ -52,22 +53,17 @@ def run(study: Study, out: Path, *texts: str, questions: Questions = QUESTIONS) 
 
 def by_hand(study: Study, text: str, questions: Questions = QUESTIONS) -> list[Retrieval]:
     """The rows of one strategy, from a model that is patched for each length."""
-    found = []
-    for name in questions.tasks:
+    found: list[Retrieval] = []
+    source = Source.of(study.skeleton, tiny_tokenizer(), study.corpus.bos)
+    grid = (questions.depths, questions.samples, questions.seed)
+    for task in (TASKS[name] for name in questions.tasks):
         for length in study.protocol.lengths:
             held = text.replace("dynamic", f"dynamic:length={length}")
             with ropex.patch(study.load(), held) as patch:
-                samples = measure_task(
-                    patch.model, tiny_tokenizer(), TASKS[name], [length], questions.depths,
-                    questions.samples, questions.seed, bos=study.corpus.bos,
-                )  # fmt: skip
-            for each in cells(samples):
-                ranks = [s.rank for s in samples if s.depth == each.depth]
-                middle = sorted(ranks)[(len(ranks) - 1) // 2 : len(ranks) // 2 + 1]
-                found.append(Retrieval(
-                    text, name, length, each.depth, each.accuracy, each.low, each.high,
-                    each.logprob, sum(middle) / len(middle), each.samples,
-                ))  # fmt: skip
+                scorer = AnswerScorer(patch.model)
+                asked = contexts(task, source, [length], *grid)
+                samples = [each for context in asked for each in ask(scorer, task, context)]
+            found += rows(text, samples)
     return found
 
 
