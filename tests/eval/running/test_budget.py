@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-import ropex
-from ropex_eval.measure import memory
 from ropex_eval.measure.reader import Reader
 from ropex_eval.running import work
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.passes import passes
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, break_reading, start, strict_json, tree
+from tests.support.tiny_eval import Watch, break_reading, start, tree
 
 
 @pytest.fixture
@@ -89,32 +84,6 @@ def test_long_run_writes_what_is_finished_from_time_to_time(
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-# Numbers that are none.
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_no_number_is_told_and_the_files_stay_valid(
-    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    real, turn = Reader.read, itertools.count()
-
-    def broken(self: Reader, *given: Any) -> Tensor:
-        found = real(self, *given)
-        if next(turn) == 1:
-            found[0, 5] = value
-        return found
-
-    monkeypatch.setattr(Reader, "read", broken)
-    study = make(Protocol.of((8, 48), 4, ("local", "fixed", "prefix", "mean_perplexity")))
-    results = start(study, tmp_path / "out", "none", "yarn:4")
-    content = strict_json((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-    bad = {row["strategy"] for row in content["results"] if row["nll"] == str(value)}
-    assert bad == {"none"}
-    warnings = [text for text in results.about["warnings"] if text.startswith("none: ")]
-    assert len(warnings) == 1
-    assert [winner.strategy for winner in results.winners][-1] == "yarn:4"
-
-
 @pytest.mark.parametrize(("excerpts", "warning"), [(1, "one excerpt gives no intervals"), (3, "")])
 def test_reader_is_warned_of_numbers_without_intervals(
     make: Callable[..., Study], tmp_path: Path, excerpts: int, warning: str
@@ -138,17 +107,3 @@ def test_excerpts_of_one_document_are_clusters_with_a_warning(
     both = start(study, tmp_path / "both", "none")
     assert both.about["data"]["clusters"] == "documents"
     assert both.about["warnings"] == []
-
-
-def test_passes_end_with_the_longest_so_that_the_time_left_is_not_too_short(
-    make: Callable[..., Study],
-) -> None:
-    study = make(Protocol.of((8, 24, 48)))
-    for text in ("none", "dynamic"):
-        lengths = [
-            each.length
-            for each in passes(study.corpus, study.protocol, ropex.strategy(text), study.rope)
-            if each.excerpt == 0
-        ]
-        assert lengths == sorted(lengths)
-    assert memory.SHORTEST_CHUNK == 256
