@@ -190,11 +190,8 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no run": (unlink(RESULTS), "holds no run of ropex eval"),
     "no text": (unlink(TEXT), "nothing is finished in"),
     "nothing finished": (nothing_finished, "nothing is finished in"),
-    "cut text": (rewrite(TEXT, lambda raw: raw[:-7]), "excerpts.safetensors is damaged"),
-    "other text": (
-        rewrite(TEXT, lambda raw: raw[:-1] + b"\x01"),
-        "excerpts.safetensors is damaged",
-    ),
+    "cut text": (rewrite(TEXT, lambda raw: raw[:-7]), f"{TEXT} is damaged"),
+    "other text": (rewrite(TEXT, lambda raw: raw[:-1] + b"\x01"), f"{TEXT} is damaged"),
     "cut results": (rewrite(RESULTS, lambda raw: raw[:-100]), NO_RESULTS),
     "changed number": (changed(1.0), CHANGED),
     "surrogate": (changed("\ud800"), CHANGED),

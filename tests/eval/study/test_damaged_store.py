@@ -59,7 +59,7 @@ DAMAGES = [
     with_about(rows=[[1], [2]]), with_about(rows=[[3, 6], [7, 10]]), with_about(length=11),
     with_about(sha256="0" * 64), without_metadata, holding({"ropex": "[]"}),
     holding({"ropex": "null"}), holding({"ropex": "{"}), holding({"ropex": "{}"}),
-    holding({"key": KEY, "strategy": "none"}, **{"prefix.48": torch.zeros(3, 47)}),  # an earlier one
+    holding({"key": KEY, "strategy": "none"}, **{"prefix.48": torch.zeros(3, 47)}),
 ]  # fmt: skip
 
 
