@@ -96,11 +96,9 @@ class Block(nn.Module):
         self.add_module(name, attention)
         self.input_layernorm = nn.LayerNorm(config.hidden_size)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(config.hidden_size),
-            nn.Linear(config.hidden_size, 96),
-            nn.SiLU(),
+            nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, 96), nn.SiLU(),
             nn.Linear(96, config.hidden_size),
-        )
+        )  # fmt: skip
 
     def forward(self, hidden: Tensor, bias: Tensor, where: Any, old: Any) -> Any:
         mixed, new = self.get_submodule(self.name)(self.input_layernorm(hidden), bias, where, old)

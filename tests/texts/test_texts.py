@@ -67,14 +67,10 @@ def test_colon_in_the_name_of_a_file_is_no_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "texts"),
     [
-        ("", ["one", "two"]),
-        (":test", ["one", "two"]),
-        (":test:body", ["eins", "zwei"]),
-        (":train", ["training"]),
-        ("@default:train", ["training"]),
-        ("::body", ["eins", "zwei"]),
+        ("", ["one", "two"]), (":test", ["one", "two"]), (":test:body", ["eins", "zwei"]),
+        (":train", ["training"]), ("@default:train", ["training"]), ("::body", ["eins", "zwei"]),
     ],
-)
+)  # fmt: skip
 def test_dataset_is_one_document_a_row(dataset: Path, suffix: str, texts: list[str]) -> None:
     read = list(read_texts(f"hf:{dataset}{suffix}"))
     assert read == [(f"{dataset}:{number}", text) for number, text in enumerate(texts)]

@@ -35,17 +35,11 @@ LONG = Protocol.of((48, 1100), 4, ("local", "fixed"))
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("20GiB", 20 * 2**30),
-        ("20G", 20 * 2**30),
-        ("20g", 20 * 2**30),
-        ("1.5gib", 3 * 2**29),
-        ("512MiB", 2**29),
-        (" 512 m ", 2**29),
-        ("20GB", 20 * 10**9),
-        ("0.5kb", 500),
+        ("20GiB", 20 * 2**30), ("20G", 20 * 2**30), ("20g", 20 * 2**30), ("1.5gib", 3 * 2**29),
+        ("512MiB", 2**29), (" 512 m ", 2**29), ("20GB", 20 * 10**9), ("0.5kb", 500),
         ("1TiB", 2**40),
     ],
-)
+)  # fmt: skip
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 

@@ -63,14 +63,10 @@ def by_document(values: Sequence[float], weight: float = 64.0) -> Totals:
 @pytest.mark.parametrize(
     ("spread", "documents", "least"),
     [
-        (0.0, 4, 0.95),
-        (0.0, 16, 0.95),
-        (0.5, 8, 0.93),
-        (1.0, 8, 0.87),
-        (1.0, 16, 0.91),
+        (0.0, 4, 0.95), (0.0, 16, 0.95), (0.5, 8, 0.93), (1.0, 8, 0.87), (1.0, 16, 0.91),
         (1.0, 48, 0.93),
     ],
-)
+)  # fmt: skip
 def test_interval_holds_the_truth_of_skewed_documents_too(
     spread: float, documents: int, least: float
 ) -> None:

@@ -74,10 +74,8 @@ class Words:
 
 
 TOKENIZERS: dict[str, Any] = {
-    "bytes": tiny_tokenizer(),
-    "metaspace": metaspace_tokenizer(),
-    "words": Words(),
-}
+    "bytes": tiny_tokenizer(), "metaspace": metaspace_tokenizer(), "words": Words(),
+}  # fmt: skip
 SOURCES = {
     name: Source(Encoder(tokenizer), 0, range(2, 98)) for name, tokenizer in TOKENIZERS.items()
 }
