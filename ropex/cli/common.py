@@ -9,7 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from ropex.sizes import count as count
 from ropex.sizes import parse_length
@@ -66,18 +66,36 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) 
     )
 
 
+def add_lift(parser: argparse._ActionsContainer) -> None:
+    """Add `--lift-sliding-window`."""
+    parser.add_argument(
+        "--lift-sliding-window", action="store_true",
+        help="let every token see all before it, in a model whose attention has a window",
+    )  # fmt: skip
+
+
 def add_strategy(parser: argparse.ArgumentParser, help: str, **settings: Any) -> None:
     """Add `-s`."""
     help = f"{help}: such as yarn:4, or @FILE"
     parser.add_argument("-s", "--strategy", metavar="S", help=help, **settings)
 
 
-def size(text: str) -> int:
-    """`parse_length`, with its message kept by argparse."""
-    try:
-        return parse_length(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+_T = TypeVar("_T")
+
+
+def argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """The type of an argument that argparse refuses with the words of the parser's ValueError."""
+
+    def parsed(text: str) -> _T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+size = argument(parse_length)
 
 
 def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[Path, Any, Rope]:

@@ -25,15 +25,13 @@ def add_verbs(verbs: Verbs) -> None:
         "ropex doctor ./llama --for vllm", "ropex doctor ./llama --fix",
     )  # fmt: skip
     parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
+        "checkpoint", metavar="CHECKPOINT",
         help="a folder, of a model or of an adapter; a .gguf file; a hub id; or demo",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--fix",
-        action="store_true",
+        "--fix", action="store_true",
         help="fix what can be fixed without knowing what was meant, and keep config.json.bak",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--trained-length", type=size, metavar="N",
         help="tokens that the model was trained at, where its files do not say it; --fix writes it",

@@ -28,10 +28,9 @@ def add_verbs(verbs: Verbs) -> None:
     )  # fmt: skip
     train.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/RECIPE")
     train.add_argument(
-        "--dry-run",
-        action="store_true",
+        "--dry-run", action="store_true",
         help="check the recipe, and print what it would do and the memory it would take",
-    )
+    )  # fmt: skip
 
 
 def _train(arguments: argparse.Namespace) -> None:

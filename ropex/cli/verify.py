@@ -27,10 +27,9 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("other", nargs="?", metavar="DIR", help="a checkpoint to compare with")
     add_strategy(parser, "what to patch MODEL with")
     parser.add_argument(
-        "--lift-sliding-window",
-        action="store_true",
+        "--lift-sliding-window", action="store_true",
         help="in MODEL, as ropex patch does with this option",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
         help="that both are loaded in (default: float32)",
