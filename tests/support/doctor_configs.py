@@ -15,9 +15,11 @@ def config_of(model_type: str, longest: int, base: float | None = None, **more: 
 
 def sizes(hidden: int, layers: int, heads: int, vocabulary: int) -> Config:
     return {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
         "vocab_size": vocabulary,
-    }  # fmt: skip
+    }
 
 
 def yarn(factor: float, original: int, **more: Any) -> Config:
@@ -27,9 +29,12 @@ def yarn(factor: float, original: int, **more: Any) -> Config:
 
 def llama3(factor: float, low: float = 1.0, high: float = 4.0) -> Config:
     return {
-        "factor": factor, "high_freq_factor": high, "low_freq_factor": low,
-        "original_max_position_embeddings": 8192, "rope_type": "llama3",
-    }  # fmt: skip
+        "factor": factor,
+        "high_freq_factor": high,
+        "low_freq_factor": low,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    }
 
 
 def lists(pairs: int, kind: str = "longrope", **more: Any) -> Config:

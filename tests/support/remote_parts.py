@@ -96,9 +96,11 @@ class Block(nn.Module):
         self.add_module(name, attention)
         self.input_layernorm = nn.LayerNorm(config.hidden_size)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, 96), nn.SiLU(),
+            nn.LayerNorm(config.hidden_size),
+            nn.Linear(config.hidden_size, 96),
+            nn.SiLU(),
             nn.Linear(96, config.hidden_size),
-        )  # fmt: skip
+        )
 
     def forward(self, hidden: Tensor, bias: Tensor, where: Any, old: Any) -> Any:
         mixed, new = self.get_submodule(self.name)(self.input_layernorm(hidden), bias, where, old)
@@ -158,9 +160,12 @@ class Trunk(Base):
         return torch.zeros(1, dtype=hidden.dtype, device=hidden.device).where(allowed, lowest)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None,
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
         past_key_values: Past | None,
-    ) -> tuple[Tensor, list[Any]]:  # fmt: skip
+    ) -> tuple[Tensor, list[Any]]:
         ids, mask, positions, past = input_ids, attention_mask, position_ids, past_key_values
         hidden = self.get_input_embeddings()(ids)
         layers: Any = self.get_submodule(self.blocks)
@@ -189,10 +194,14 @@ class Double(Base):
         return self.lm_head
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None, past_key_values: Past | None = None,
-        use_cache: bool = False, **ignored: Any,
-    ) -> CausalLMOutputWithPast:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Past | None = None,
+        use_cache: bool = False,
+        **ignored: Any,
+    ) -> CausalLMOutputWithPast:
         trunk = self.get_submodule(self.base_model_prefix)
         hidden, new = trunk(input_ids, attention_mask, position_ids, past_key_values)
         past: Any = tuple(new) if use_cache else None
@@ -204,14 +213,20 @@ def trunk(attention: type[Attention], name: str = "self_attn") -> type[Trunk]:
 
 
 def double(
-    kind: str, trunk: type[Trunk], own: dict[str, Any], half: bool = False, prefix: str = "model"
+    kind: str,
+    trunk: type[Trunk],
+    own: dict[str, Any],
+    half: bool = False,
+    prefix: str = "model",
 ) -> Callable[[], nn.Module]:
     """A maker of one double, always with the same weights."""
     config = config_class(kind, own)
     members = {
-        "config_class": config, "trunk": trunk, "base_model_prefix": prefix,
+        "config_class": config,
+        "trunk": trunk,
+        "base_model_prefix": prefix,
         "started": trunk.started,
-    }  # fmt: skip
+    }
     made = type(f"{kind.title()}ForCausalLM", (Double,), members)
 
     def make() -> Any:
