@@ -18,14 +18,9 @@ from ropex.families.tiny import causal_types
 from ropex.files.writing import write_text
 
 _COLUMNS = {
-    "undone": "undone",
-    "verified": "verified",
-    "bfloat16": "bfloat16",
-    "decoded": "decoding",
-    "unrotated": "un-rotated keys",
-    "reloaded": "reloaded",
-    "saved": "saved in the config",
-}
+    "undone": "undone", "verified": "verified", "bfloat16": "bfloat16", "decoded": "decoding",
+    "unrotated": "un-rotated keys", "reloaded": "reloaded", "saved": "saved in the config",
+}  # fmt: skip
 assert _COLUMNS.keys() == CLAUSES.keys()
 
 _HEAD = """\

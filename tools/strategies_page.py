@@ -38,12 +38,10 @@ _DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 # Examples of strategies that take no factor and lack a default for some parameter.
 _EXAMPLES = {
-    "giraffe_power": "giraffe_power:0.1",
-    "giraffe_truncated": "giraffe_truncated:2k",
+    "giraffe_power": "giraffe_power:0.1", "giraffe_truncated": "giraffe_truncated:2k",
     "longrope": "longrope:factor=4,long_factor=" + "/".join(f"{1 + i / 21:.4g}" for i in range(64)),
-    "temperature": "temperature:1.07",
-    "theta": "theta:500000",
-}
+    "temperature": "temperature:1.07", "theta": "theta:500000",
+}  # fmt: skip
 
 GROUPS = {
     "Static frequencies": (
@@ -287,11 +285,9 @@ def _compatibility(entry: Entry) -> list[str]:
     if entry.example.length_class != "static":
         kernels += "; eager or sdpa with an un-rotated cache"
     return [
-        f"- Key-value cache: {_cache(entry)}.",
-        f"- Attention kernels: {kernels}.",
-        f"- Saved config: {written_as(entry.wanted)}.",
-        f"- Engines: {_engines(entry.wanted)}.",
-    ]
+        f"- Key-value cache: {_cache(entry)}.", f"- Attention kernels: {kernels}.",
+        f"- Saved config: {written_as(entry.wanted)}.", f"- Engines: {_engines(entry.wanted)}.",
+    ]  # fmt: skip
 
 
 def _engines(wanted: Wanted) -> str:

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from ropex_eval.training.callback import PerplexityByLength as PerplexityByLength
 
 _HOMES = {
-    "Evaluation": "api",
-    "PerplexityByLength": "training.callback",
-    "Results": "report.results",
+    "Evaluation": "api", "PerplexityByLength": "training.callback", "Results": "report.results",
     "evaluate": "api",
-}
+}  # fmt: skip
 __all__ = sorted(_HOMES)
 
 

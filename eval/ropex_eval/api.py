@@ -207,14 +207,10 @@ class Evaluation:
         """What is measured."""
         usual = usual or around(subject.rope.trained_length)
         return Protocol.of(
-            usual if self.lengths is None else self.lengths,
-            self.targets,
-            () if tuple(self.definitions) == ("none",) else self.definitions,
-            self.stride,
-            self.excerpt,
-            self.short,
-            self.evaluator,
-        )
+            usual if self.lengths is None else self.lengths, self.targets,
+            () if tuple(self.definitions) == ("none",) else self.definitions, self.stride,
+            self.excerpt, self.short, self.evaluator,
+        )  # fmt: skip
 
     def _given(self, subject: Subject) -> list[Strategy]:
         """The strategies that are named, each tried before any work."""
@@ -246,13 +242,9 @@ class Evaluation:
         else:
             corpus = load_corpus(self.data or "stdlib", tokenizer, bos, length, count)
         return subject.study(
-            corpus,
-            protocol,
-            lift_sliding_window=self.lift_sliding_window,
-            command=self.command,
-            warnings=() if imagined else corpus.warnings(tokenizer),
-            tokenizer=tokenizer,
-        )
+            corpus, protocol, lift_sliding_window=self.lift_sliding_window, command=self.command,
+            warnings=() if imagined else corpus.warnings(tokenizer), tokenizer=tokenizer,
+        )  # fmt: skip
 
     def _retriever(self, study: Study, out: Path) -> Retriever | None:
         """The tasks to ask; None if there are none."""

@@ -21,11 +21,8 @@ VERBS = (
 """In the order of `ropex --help`; each is a module of this package."""
 
 _FORMER = {
-    "plan": "eval --dry-run",
-    "check": "eval --check",
-    "rescore": "report",
-    "trained": "compare",
-}
+    "plan": "eval --dry-run", "check": "eval --check", "rescore": "report", "trained": "compare",
+}  # fmt: skip
 """Verbs of earlier versions, and what does the same now."""
 
 

@@ -9,7 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from ropex.sizes import count as count
 from ropex.sizes import parse_length
@@ -26,12 +26,10 @@ def add_verb(
 ) -> argparse.ArgumentParser:
     """Add a verb that calls `run`, with examples under its help."""
     parser: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=help,
-        description=textwrap.fill(help),
+        name, help=help, description=textwrap.fill(help),
         epilog=f"example{'s' if len(examples) > 1 else ''}:\n  " + "\n  ".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.set_defaults(run=run)
     add_traceback(parser, default=argparse.SUPPRESS)  # else it would undo one before the verb
     return parser
@@ -48,11 +46,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, and what is needed to read its rotary embedding."""
     add_checkpoint(parser)
     parser.add_argument(
-        "--trained-length",
-        type=size,
-        metavar="N",
+        "--trained-length", type=size, metavar="N",
         help="tokens the model was trained at, where its config does not say or is wrong",
-    )
+    )  # fmt: skip
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -66,10 +62,16 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) 
         + (f" (default: {default})" if default else ""),
     )
     parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run code that comes with the checkpoint",
+        "--trust-remote-code", action="store_true", help="run code that comes with the checkpoint"
     )
+
+
+def add_lift(parser: argparse._ActionsContainer) -> None:
+    """Add `--lift-sliding-window`."""
+    parser.add_argument(
+        "--lift-sliding-window", action="store_true",
+        help="let every token see all before it, in a model whose attention has a window",
+    )  # fmt: skip
 
 
 def add_strategy(parser: argparse.ArgumentParser, help: str, **settings: Any) -> None:
@@ -78,12 +80,22 @@ def add_strategy(parser: argparse.ArgumentParser, help: str, **settings: Any) ->
     parser.add_argument("-s", "--strategy", metavar="S", help=help, **settings)
 
 
-def size(text: str) -> int:
-    """`parse_length`, with its message kept by argparse."""
-    try:
-        return parse_length(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+_T = TypeVar("_T")
+
+
+def argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """The type of an argument that argparse refuses with the words of the parser's ValueError."""
+
+    def parsed(text: str) -> _T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+size = argument(parse_length)
 
 
 def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[Path, Any, Rope]:
@@ -102,11 +114,9 @@ def read_model(arguments: argparse.Namespace, *, weights: bool = True) -> tuple[
     from ropex.config.from_file import require_base
 
     folder, model, rope = read_skeleton(
-        arguments.model,
-        trained_length=arguments.trained_length,
-        trust_remote_code=arguments.trust_remote_code,
-        weights=weights,
-    )
+        arguments.model, trained_length=arguments.trained_length,
+        trust_remote_code=arguments.trust_remote_code, weights=weights,
+    )  # fmt: skip
     for text in getattr(arguments, "strategy", None) or ():
         require_base(text, rope.base)
     return folder, model, rope

@@ -11,23 +11,19 @@ from ropex.cli.common import Verbs, add_verb, refuse, say
 def add_verbs(verbs: Verbs) -> None:
     """Add `compare`."""
     parser = add_verb(
-        verbs,
-        "compare",
-        _compare,
+        verbs, "compare", _compare,
         "compare two runs of ropex eval on the tokens that both have read, or training runs by "
         "perplexity before and after; no model is needed",
         "ropex compare runs/base runs/tuned -o compared.html",
         "ropex compare runs/demo-linear runs/demo-yarn",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a ropex eval or a ropex train"
     )
     parser.add_argument(
-        "--format",
-        default="text",
-        choices=("text", "markdown"),
+        "--format", default="text", choices=("text", "markdown"),
         help="of the tables (default: text)",
-    )
+    )  # fmt: skip
     measured = parser.add_argument_group("runs of ropex eval")
     measured.add_argument("-o", "--out", type=Path, metavar="FILE", help="write a page as well")
     measured.add_argument("--force", action="store_true", help="replace FILE")

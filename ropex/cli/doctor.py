@@ -19,38 +19,28 @@ _ORDER = ("error", "warning", "note")
 def add_verbs(verbs: Verbs) -> None:
     """Add `doctor`."""
     parser = add_verb(
-        verbs,
-        "doctor",
-        _doctor,
+        verbs, "doctor", _doctor,
         "find what is wrong with the rotary part of a checkpoint, and fix it (exit status 1 if "
         "something is wrong)",
-        "ropex doctor ./llama --for vllm",
-        "ropex doctor ./llama --fix",
-    )
+        "ropex doctor ./llama --for vllm", "ropex doctor ./llama --fix",
+    )  # fmt: skip
     parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
+        "checkpoint", metavar="CHECKPOINT",
         help="a folder, of a model or of an adapter; a .gguf file; a hub id; or demo",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--fix",
-        action="store_true",
+        "--fix", action="store_true",
         help="fix what can be fixed without knowing what was meant, and keep config.json.bak",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--trained-length",
-        type=size,
-        metavar="N",
+        "--trained-length", type=size, metavar="N",
         help="tokens that the model was trained at, where its files do not say it; --fix writes it",
-    )
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print findings for programs")
     parser.add_argument(
-        "--for",
-        "--engine",
-        dest="engine",
-        metavar="ENGINE",
+        "--for", "--engine", dest="engine", metavar="ENGINE",
         help=f"only what goes wrong there: {', '.join(ENGINES)}",
-    )
+    )  # fmt: skip
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 def add_verbs(verbs: Verbs) -> None:
     """Add `eval`."""
     parser = add_verb(
-        verbs,
-        "eval",
-        _eval,
+        verbs, "eval", _eval,
         "measure perplexity beyond the trained length under several strategies",
         "ropex eval ./llama -s yarn:4 --lengths 1k..16k --data book.txt -o runs/llama",
-    )
+    )  # fmt: skip
     add_arguments(parser)
 
 
@@ -35,11 +33,9 @@ def _eval(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in SETTINGS}
     usual = None if arguments.check else Path("runs") / name_of(arguments.model)
     evaluation = evaluation_of(
-        arguments.model,
-        arguments.strategy,
-        out=arguments.out or usual,
+        arguments.model, arguments.strategy, out=arguments.out or usual,
         **{name: value for name, value in given.items() if value is not None},
-    )
+    )  # fmt: skip
     if arguments.dry_run:
         print(_described(evaluation.plan()))
     elif arguments.check:
@@ -54,13 +50,9 @@ def evaluation_of(model: str, strategies: list[str], **settings: Any) -> Evaluat
     from ropex_eval.api import Evaluation
 
     return Evaluation(
-        model,
-        strategies,
-        command=shlex.join(["ropex", *sys.argv[1:]]),
-        tell=lambda text: say(f"ropex: {text}"),
-        begin=say,
-        **settings,
-    )
+        model, strategies, command=shlex.join(["ropex", *sys.argv[1:]]),
+        tell=lambda text: say(f"ropex: {text}"), begin=say, **settings,
+    )  # fmt: skip
 
 
 def run(evaluation: Evaluation, as_json: bool = False) -> None:

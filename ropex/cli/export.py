@@ -29,20 +29,15 @@ _GGUF = "MODEL.gguf"  # stands for a file that the user has converted
 def add_verbs(verbs: Verbs) -> None:
     """Add `export`."""
     parser = add_verb(
-        verbs,
-        "export",
-        _export,
+        verbs, "export", _export,
         "print the flags or config with which an engine computes a checkpoint, and how exactly",
         "ropex export ./llama -s yarn:4 --for vllm",
-    )
+    )  # fmt: skip
     add_model(parser)
     parser.add_argument(
-        "--for",
-        dest="engine",
-        required=True,
-        metavar="ENGINE",
+        "--for", dest="engine", required=True, metavar="ENGINE",
         help=f"{', '.join(ENGINES)}, or all for a table",
-    )
+    )  # fmt: skip
     add_strategy(parser, "apply it first, without writing a checkpoint")
     parser.add_argument("--json", action="store_true", help="print the answer for programs")
     parser.add_argument(
@@ -65,11 +60,9 @@ def _export(arguments: argparse.Namespace) -> None:
     from ropex.engines.wanted import read
 
     wanted = read(
-        find(arguments.model, weights=False),
-        text and str(read_strategy(text)),
-        trained_length=arguments.trained_length,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+        find(arguments.model, weights=False), text and str(read_strategy(text)),
+        trained_length=arguments.trained_length, trust_remote_code=arguments.trust_remote_code,
+    )  # fmt: skip
     if text:
         require_base(text, wanted.base)
     if arguments.engine == "all":

@@ -21,12 +21,10 @@ _FEW = 10  # up to so many model types without rotary embeddings are listed with
 def add_verbs(verbs: Verbs) -> None:
     """Add `families`."""
     parser = add_verb(
-        verbs,
-        "families",
-        _families,
+        verbs, "families", _families,
         "list the model types of the installed transformers, and prove that ropex patches them",
         "ropex families llama gemma3_text --check",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "types", nargs="*", metavar="TYPE", help="model types; by default all causal ones"
     )

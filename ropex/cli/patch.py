@@ -6,40 +6,40 @@ import argparse
 import shlex
 from pathlib import Path
 
-from ropex.cli.common import Verbs, add_model, add_strategy, add_verb, quiet, read_model, say
+from ropex.cli.common import (
+    Verbs,
+    add_lift,
+    add_model,
+    add_strategy,
+    add_verb,
+    quiet,
+    read_model,
+    say,
+)
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Add `patch`."""
     patch = add_verb(
-        verbs,
-        "patch",
-        _patch,
-        "write a checkpoint that computes a strategy without ropex",
+        verbs, "patch", _patch, "write a checkpoint that computes a strategy without ropex",
         "ropex patch ./llama -s yarn:4 -o ./llama-16k",
-    )
+    )  # fmt: skip
     add_model(patch)
     add_strategy(patch, "what to write", action="append", required=True)
     patch.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write"
     )
+    add_lift(patch)
     patch.add_argument(
-        "--lift-sliding-window",
-        action="store_true",
-        help="let every token see all before it, in a model whose attention has a window",
-    )
-    patch.add_argument(
-        "--link",
-        action="store_true",
+        "--link", action="store_true",
         help="hard-link the weights, which takes no space; they are then the files of MODEL under "
         "a second name, and what writes into one writes into both",
-    )
+    )  # fmt: skip
     patch.add_argument("--force", action="store_true", help="replace the checkpoint in DIR")
     patch.add_argument(
-        "--fold-temperature",
-        action="store_true",
+        "--fold-temperature", action="store_true",
         help="put a temperature into the query weights, for engines that misread it in a config",
-    )
+    )  # fmt: skip
 
 
 def _patch(arguments: argparse.Namespace) -> None:
@@ -65,13 +65,9 @@ def _patch(arguments: argparse.Namespace) -> None:
         patched.remove()
         patched = patch(model, without_temperature(chosen, temperature), **settings)
     kind = save_patched(
-        folder,
-        patched,
-        arguments.out,
-        force=arguments.force,
-        temperature=temperature,
+        folder, patched, arguments.out, force=arguments.force, temperature=temperature,
         link=arguments.link,
-    )
+    )  # fmt: skip
     say(f"{patched}\nwritten to {arguments.out}, weights {kind}")
     if kind == "linked":
         say(f"ropex: warning: {LINKED}")
@@ -86,10 +82,9 @@ def _unserved(arguments: argparse.Namespace) -> str:
 
     try:
         found = unserved(
-            arguments.out,
-            trained_length=arguments.trained_length,
+            arguments.out, trained_length=arguments.trained_length,
             trust_remote_code=arguments.trust_remote_code,
-        )
+        )  # fmt: skip
     except (UnsupportedModel, ValueError) as error:  # the checkpoint is written all the same
         return f"what other engines compute from it is not known: {error}"
     lines = []

@@ -13,13 +13,9 @@ from ropex.files.writing import atomically
 def add_verbs(verbs: Verbs) -> None:
     """Add `recipes`."""
     parser = add_verb(
-        verbs,
-        "recipes",
-        _recipes,
-        "list the recipes that ropex ships, or copy one to edit it",
-        "ropex recipes 'yarn*'",
-        "ropex recipes copy yarn-64k -o mine.yaml",
-    )
+        verbs, "recipes", _recipes, "list the recipes that ropex ships, or copy one to edit it",
+        "ropex recipes 'yarn*'", "ropex recipes copy yarn-64k -o mine.yaml",
+    )  # fmt: skip
     parser.add_argument(
         "pattern", nargs="?", default="*", metavar="PATTERN|copy", help="a wildcard, or copy"
     )

@@ -19,21 +19,17 @@ _NUMBERS = ("definitions", "lengths", "targets", "stride", "short", "evaluator")
 def add_verbs(verbs: Verbs) -> None:
     """Add `report`."""
     parser = add_verb(
-        verbs,
-        "report",
-        _report,
+        verbs, "report", _report,
         "print the tables of a finished run and write its page again, or print other numbers of "
         "what it read; no model is needed",
         "ropex report runs/llama --open",
         "ropex report runs/llama --definitions mean_perplexity --lengths 4k,8k",
-    )
+    )  # fmt: skip
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a ropex eval")
     parser.add_argument(
-        "--format",
-        default="text",
-        choices=("text", "markdown", "latex", "csv", "json"),
+        "--format", default="text", choices=("text", "markdown", "latex", "csv", "json"),
         help="of the tables (default: text)",
-    )
+    )  # fmt: skip
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
     other = parser.add_argument_group(
         "other numbers", "printed alone, the page stays; by default those that were measured"

@@ -28,21 +28,17 @@ if TYPE_CHECKING:
 def add_verbs(verbs: Verbs) -> None:
     """Add `show`."""
     parser = add_verb(
-        verbs,
-        "show",
-        _show,
+        verbs, "show", _show,
         "compare what strategies would change in a model, without loading its weights",
         "ropex show ./llama -s yarn:4 -s ntk:4 --png ropes.png",
-    )
+    )  # fmt: skip
     add_model(parser)
     add_strategy(parser, "a strategy, once for each", action="append", default=[])
     parser.add_argument(
-        "--length",
-        type=size,
-        metavar="N",
+        "--length", type=size, metavar="N",
         help="tokens at which to show strategies that depend on the length (default: the target of "
         "each, or four times the trained length)",
-    )
+    )  # fmt: skip
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw a picture as well")
     parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument("--json", action="store_true", help="print numbers for programs")

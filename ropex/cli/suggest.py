@@ -26,12 +26,10 @@ _COMPARED = 3  # strategies that the command for `ropex eval` compares with none
 def add_verbs(verbs: Verbs) -> None:
     """Add `suggest`."""
     parser = add_verb(
-        verbs,
-        "suggest",
-        _suggest,
+        verbs, "suggest", _suggest,
         "advise on strategies for a length in closed form, without running the model",
         "ropex suggest ./llama --length 32k",
-    )
+    )  # fmt: skip
     add_model(parser)
     parser.add_argument("--length", type=size, required=True, metavar="N", help="tokens to read")
     parser.add_argument("--json", action="store_true", help="print numbers for programs")
@@ -97,32 +95,26 @@ def _bounds(rope: Rope, length: int) -> dict[str, Any]:
     from ropex.rope import Plan
 
     return {
-        "trained_length": rope.trained_length,
-        "length": length,
-        "rotary_dim": rope.dim,
-        "rope_theta": rope.base,
-        "critical_pair": bounds.critical_pair(rope),
+        "trained_length": rope.trained_length, "length": length, "rotary_dim": rope.dim,
+        "rope_theta": rope.base, "critical_pair": bounds.critical_pair(rope),
         "critical_dimension": bounds.critical_dimension(rope),
         "outside_unscaled": int((~bounds.inside(rope, Plan.unchanged(rope), length)).sum()),
         "smallest_factor": length / rope.trained_length,
         "base_bound": bounds.base_bound(rope.dim, length),
         "base_bound_fit": bounds.base_fit(length),
-    }
+    }  # fmt: skip
 
 
 def _describe(candidate: Candidate) -> dict[str, Any]:
     return {
-        "strategy": str(candidate.strategy),
-        "length_class": candidate.strategy.length_class,
-        "pairs_outside": candidate.outside,
-        "untrained_results": candidate.untrained,
-        "phase_change": candidate.phase,
-        "logit_factor": candidate.logits,
+        "strategy": str(candidate.strategy), "length_class": candidate.strategy.length_class,
+        "pairs_outside": candidate.outside, "untrained_results": candidate.untrained,
+        "phase_change": candidate.phase, "logit_factor": candidate.logits,
         "written_as": candidate.written_as,
         "engines": {each.engine: each.verdict for each in candidate.engines},
         "notes": {each.engine: each.reason for each in candidate.engines},
         "paper": candidate.strategy.paper,
-    }
+    }  # fmt: skip
 
 
 def _next(arguments: argparse.Namespace, about: dict[str, Any]) -> list[str]:

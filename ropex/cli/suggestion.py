@@ -12,10 +12,9 @@ from ropex.sizes import format_size
 SOURCES = {
     "critical": "arXiv:2310.05209, section 4",
     "factor": "arXiv:2306.15595, section 2; arXiv:2310.05209, section 4",
-    "base": "arXiv:2405.14591, theorem 1",
-    "phase": "defined in ropex.advice.bounds.phase_change",
+    "base": "arXiv:2405.14591, theorem 1", "phase": "defined in ropex.advice.bounds.phase_change",
     "logits": "arXiv:2309.00071, section 3.4",
-}
+}  # fmt: skip
 
 
 def render(about: dict[str, Any]) -> str:

@@ -10,22 +10,17 @@ from ropex.cli.common import Verbs, add_checkpoint, add_verb, quiet, refuse, siz
 def add_verbs(verbs: Verbs) -> None:
     """Add `tasks`."""
     parser = add_verb(
-        verbs,
-        "tasks",
-        _tasks,
+        verbs, "tasks", _tasks,
         "list the retrieval tasks, or print a prompt of one as a model gets it",
         "ropex tasks passkey ./llama --length 512",
-    )
+    )  # fmt: skip
     parser.add_argument("task", nargs="?", metavar="TASK", help="print a prompt of this one")
     add_checkpoint(parser, default="demo")
     parser.add_argument(
         "--length", type=size, metavar="N", help="tokens of the prompt (default: 256)"
     )
     parser.add_argument(
-        "--depth",
-        type=float,
-        metavar="D",
-        help="where the answer is, from 0 to 1 (default: 0.5)",
+        "--depth", type=float, metavar="D", help="where the answer is, from 0 to 1 (default: 0.5)"
     )
 
 

@@ -16,27 +16,21 @@ if TYPE_CHECKING:
 def add_verbs(verbs: Verbs) -> None:
     """Add `train`."""
     train = add_verb(
-        verbs,
-        "train",
-        _train,
+        verbs, "train", _train,
         "fine-tune a model under a strategy by a recipe; the same command goes on with a run that "
         "was interrupted",
         "ropex train yarn-64k model=./my-llama training.steps=200 -o runs/my-llama-64k",
-    )
+    )  # fmt: skip
     train.add_argument("recipe", metavar="RECIPE", help="a YAML file, or one of ropex recipes")
     train.add_argument(
-        "changes",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
+        "changes", nargs="*", default=[], metavar="KEY=VALUE",
         help="values to change, such as training.learning_rate=1e-5",
-    )
+    )  # fmt: skip
     train.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: runs/RECIPE")
     train.add_argument(
-        "--dry-run",
-        action="store_true",
+        "--dry-run", action="store_true",
         help="check the recipe, and print what it would do and the memory it would take",
-    )
+    )  # fmt: skip
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -86,12 +80,6 @@ def _watch(recipe: Recipe, out: Path) -> Any:
 
     given = recipe.evaluate
     return Watch(
-        out,
-        data=given.data,
-        lengths=given.lengths,
-        excerpts=given.excerpts,
-        every=given.every,
-        bos=recipe.stages[0].data.bos,
-        trained_length=recipe.trained_length,
-        tell=say,
-    )
+        out, data=given.data, lengths=given.lengths, excerpts=given.excerpts, every=given.every,
+        bos=recipe.stages[0].data.bos, trained_length=recipe.trained_length, tell=say,
+    )  # fmt: skip

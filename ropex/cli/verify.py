@@ -18,27 +18,22 @@ _SERVER = ("served", "api_key", "data", "length", "allowed")
 def add_verbs(verbs: Verbs) -> None:
     """Add `verify`."""
     parser = add_verb(
-        verbs,
-        "verify",
-        _verify,
+        verbs, "verify", _verify,
         "prove that a saved checkpoint, or a server, computes what a patched model does",
         "ropex verify ./llama ./llama-16k -s yarn:4",
         "ropex verify ./llama-16k --url http://localhost:8000 --served llama-16k",
-    )
+    )  # fmt: skip
     add_model(parser)
     parser.add_argument("other", nargs="?", metavar="DIR", help="a checkpoint to compare with")
     add_strategy(parser, "what to patch MODEL with")
     parser.add_argument(
-        "--lift-sliding-window",
-        action="store_true",
+        "--lift-sliding-window", action="store_true",
         help="in MODEL, as ropex patch does with this option",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
         help="that both are loaded in (default: float32)",
-    )
+    )  # fmt: skip
     _add_server(parser.add_argument_group("against a server with OpenAI's API"))
 
 
@@ -48,17 +43,13 @@ def _add_server(server: argparse._ArgumentGroup) -> None:
     server.add_argument("--api-key", metavar="KEY", help="if it wants one")
     server.add_argument("--data", metavar="TEXT", help="as for ropex eval (default: stdlib)")
     server.add_argument(
-        "--length",
-        type=size,
-        metavar="N",
+        "--length", type=size, metavar="N",
         help="tokens of text (default: a quarter beyond trained)",
-    )
+    )  # fmt: skip
     server.add_argument(
-        "--allowed",
-        type=float,
-        metavar="NATS",
+        "--allowed", type=float, metavar="NATS",
         help="mean difference of a token's log-probability (default: 0.05)",
-    )
+    )  # fmt: skip
 
 
 def _verify(arguments: argparse.Namespace) -> None:

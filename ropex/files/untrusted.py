@@ -13,10 +13,7 @@ _DEEPEST = 64
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
 _PICKLES = (b"\x80", b"PK\x03\x04")  # a pickle; a zip of them, as torch.save writes
 # Indices of shards, by how the names of the shards end.
-_INDICES = {
-    ".safetensors": "model.safetensors.index.json",
-    ".bin": "pytorch_model.bin.index.json",
-}
+_INDICES = {".safetensors": "model.safetensors.index.json", ".bin": "pytorch_model.bin.index.json"}
 _TABLES = ("inv_freq", "cos_cached", "sin_cached")
 
 

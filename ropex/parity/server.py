@@ -40,13 +40,9 @@ def served_logprobs(url: str, name: str, ids: Sequence[int], key: str | None = N
             URL or the key is malformed.
     """
     asked = {
-        "model": name,
-        "prompt": list(ids),
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "echo": True,
+        "model": name, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "echo": True,
         "logprobs": 1,
-    }
+    }  # fmt: skip
     request = web.Request(_endpoint(url), json.dumps(asked).encode(), _headers(key))
     answer = _parsed(url, _answer(url, request, _BYTES + _BYTES_A_TOKEN * len(ids)))
     try:

@@ -9,19 +9,9 @@ from pathlib import Path
 # Long modules that exist, under these names, in every Python from 3.10 to 3.14. The bundled demo
 # checkpoint never sees them in training, so they are its evaluation text.
 HELD_OUT = (
-    "_pydecimal",
-    "argparse",
-    "difflib",
-    "doctest",
-    "inspect",
-    "ipaddress",
-    "mailbox",
-    "pickletools",
-    "statistics",
-    "subprocess",
-    "tarfile",
-    "typing",
-)
+    "_pydecimal", "argparse", "difflib", "doctest", "inspect", "ipaddress", "mailbox",
+    "pickletools", "statistics", "subprocess", "tarfile", "typing",
+)  # fmt: skip
 # Not prose and not code that people write: tests, tables and build-time dumps.
 _SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}

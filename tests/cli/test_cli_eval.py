@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import ropex
 from ropex_eval.api import Evaluation
 from ropex_eval.report.terminal import render
 from ropex_eval.scores.results import Results
@@ -20,11 +17,10 @@ from tests.support.models import (
     save_checkpoint,
     save_with_tokenizer,
     tiny_causal,
-    tiny_tokenizer,
 )
 from tests.support.rounding import LOSS
 from tests.support.shell import Shell, evaluation, write
-from tests.support.tiny_eval import plain_nll, strict_json, tree, words
+from tests.support.tiny_eval import strict_json, tree, words
 
 
 def test_eval_prints_the_table_and_writes_the_run(world: Shell) -> None:
@@ -43,23 +39,6 @@ def test_eval_prints_the_table_and_writes_the_run(world: Shell) -> None:
     ]  # fmt: skip
     assert all(f"out/{name}" in err for name in files[2:])
     assert Path("out/ppl.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_eval_numbers_are_those_of_a_plain_forward_pass(world: Shell) -> None:
-    model = tiny_causal().double()
-    model.save_pretrained("tiny")
-    world.eval("-s", "none", "-s", "yarn:4", "--targets", "5")
-    ids = tiny_tokenizer()(words(200), add_special_tokens=False)["input_ids"]
-    for text in ("none", "yarn:4"):
-        scores = []
-        for begin in (0, 47):
-            window = torch.tensor([0, *ids[begin : begin + 47]])
-            with ropex.patch(model, text):
-                scores.append(plain_nll(model, window)[-5:])
-        wanted = float(torch.cat(scores).mean())
-        found = Results.load(Path("out")).of("local")[text][48]
-        assert found.nll == pytest.approx(wanted, abs=LOSS)
-        assert found.perplexity == pytest.approx(math.exp(found.nll))
 
 
 def test_eval_as_json_prints_the_file_alone(world: Shell) -> None:

@@ -30,54 +30,31 @@ def out(tmp_path: Path) -> Path:
 
 
 def other_weights(study: Study, folder: Path) -> Study:
-    return dataclasses.replace(
-        study,
-        folder=save_checkpoint(folder / "other", seed=1),
-        load=lambda: tiny_causal(seed=1),
-    )
+    """The same, of another checkpoint."""
+    other = save_checkpoint(folder / "other", seed=1)
+    return dataclasses.replace(study, folder=other, load=lambda: tiny_causal(seed=1))
 
 
-def other_trained_length(study: Study, folder: Path) -> Study:
-    return dataclasses.replace(study, trained_length=16)
-
-
-def other_dtype(study: Study, folder: Path) -> Study:
-    return dataclasses.replace(
+OTHER_MODELS: dict[str, Callable[[Study, Path], Study]] = {
+    "model.sha256": other_weights,
+    "model.trained_length": lambda study, _: dataclasses.replace(study, trained_length=16),
+    "model.dtype": lambda study, _: dataclasses.replace(
         study, dtype="bfloat16", load=lambda: tiny_causal().to(torch.bfloat16)
-    )
+    ),
+    "model.device": lambda study, _: dataclasses.replace(study, device="meta"),
+    "versions.torch": lambda study, _: study,
+}
 
 
-def other_device(study: Study, folder: Path) -> Study:
-    return dataclasses.replace(study, device="meta")
-
-
-def other_versions(study: Study, folder: Path) -> Study:
-    return study
-
-
-OTHER_MODELS = [
-    (other_weights, "model.sha256"),
-    (other_trained_length, "model.trained_length"),
-    (other_dtype, "model.dtype"),
-    (other_device, "model.device"),
-    (other_versions, "versions.torch"),
-]
-
-
-@pytest.mark.parametrize(("change", "differs"), OTHER_MODELS)
+@pytest.mark.parametrize("differs", OTHER_MODELS)
 def test_another_model_in_the_folder_is_refused_and_replaced_by_force(
-    study: Study,
-    tmp_path: Path,
-    out: Path,
-    measured: Watch,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Study, Path], Study],
+    study: Study, tmp_path: Path, out: Path, measured: Watch, monkeypatch: pytest.MonkeyPatch,
     differs: str,
-) -> None:
+) -> None:  # fmt: skip
     start(study, out, "none", "linear:4")
     before = tree(out)
-    other = change(study, tmp_path)
-    if change is other_versions:
+    other = OTHER_MODELS[differs](study, tmp_path)
+    if differs == "versions.torch":
         for place in ("ropex_eval.running.claim.versions", "ropex_eval.study.study.versions"):
             monkeypatch.setattr(place, lambda: {"transformers": "5", "torch": "9.9"})
     with pytest.raises(FileExistsError, match="holds a run of a different model") as caught:
@@ -125,13 +102,7 @@ def test_names_of_model_and_text_do_not_matter(
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{}",
-        b"[]",
-        b"null",
-        b"not json",
-        b"\xff\xfe",
-        b'{"schema": 2}',
+        b"", b"{}", b"[]", b"null", b"not json", b"\xff\xfe", b'{"schema": 2}',
         b'{"schema": 1, "about": {}, "strategies": {}, "results": []}',
         b'{"schema": 2, "about": {}, "strategies": {}, "results": []}',
         b'{"schema": 2, "about": [], "strategies": {}, "results": []}',
@@ -147,7 +118,7 @@ def test_names_of_model_and_text_do_not_matter(
         b'{"schema": 2, "about": {"model": {}, "data": {"tokens": 48}, "versions": {}, "protocol":'
         b' {"lengths": "8", "targets": 4, "definitions": [], "stride": null}}, "strategies": {}}',
     ],
-)
+)  # fmt: skip
 def test_results_that_are_not_a_runs_are_refused_and_stay(
     study: Study, out: Path, measured: Watch, content: bytes
 ) -> None:

@@ -12,27 +12,20 @@ from PIL import Image
 import ropex
 from ropex.advice import pictures
 from ropex.advice.comparison import Comparison, Effect
-from ropex.cli import main
 from ropex.cli.show import _stretch
 from ropex.sizes import format_size
-from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.models import tiny_causal
+from tests.support.shell import Shell
 from tests.support.tiny_eval import strict_json, tree
 
 EIGHT = ("yarn:4", "linear:4", "ntk:8", "dynamic", "clip:2", "llama3:4", "proportional", "logn")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return save_checkpoint(tmp_path / "tiny")
-
-
-@pytest.fixture
-def show(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def show(world: Shell) -> Any:
     def run(*strategies: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
         given = [part for text in strategies for part in ("-s", text)]
-        capsys.readouterr()
-        return (main(["show", "tiny", *given, *options]), *capsys.readouterr())
+        return world("show", "tiny", *given, *options)
 
     return run
 

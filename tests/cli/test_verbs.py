@@ -61,13 +61,9 @@ for command in commands:
 def test_mistakes_and_help_import_nothing_heavy(tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
     done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(AT_ONCE), json.dumps(HEAVY)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-c", RUN, json.dumps(AT_ONCE), json.dumps(HEAVY)], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -113,11 +113,9 @@ def test_python_runs(
     (tmp_path / "book.txt").write_text("the cat ran under the big red house and " * 20, "utf-8")
     tokenizer = load_tokenizer(checkpoint)
     names: dict[str, Any] = {
-        "model": ropex.load(checkpoint),
-        "tokenizer": tokenizer,
-        "input_ids": tokenizer("the cat ran", return_tensors="pt").input_ids,
-        "data": "book.txt",
-    }
+        "model": ropex.load(checkpoint), "tokenizer": tokenizer,
+        "input_ids": tokenizer("the cat ran", return_tensors="pt").input_ids, "data": "book.txt",
+    }  # fmt: skip
     for block in BLOCKS[name]:
         exec(compile(block, name, "exec"), names)
 

@@ -51,12 +51,10 @@ def state(model: Any) -> dict[str, Any]:
     named = [*model.named_parameters(), *model.named_buffers()]
     return {
         "values": {name: each.detach().clone() for name, each in named},
-        "modes": [module.training for module in model.modules()],
-        "config": model.config.to_dict(),
+        "modes": [module.training for module in model.modules()], "config": model.config.to_dict(),
         "attributes": [sorted(vars(module)) for module in model.modules()],
-        "gradient": model.lm_head.weight.grad.clone(),
-        "random": torch.get_rng_state(),
-    }
+        "gradient": model.lm_head.weight.grad.clone(), "random": torch.get_rng_state(),
+    }  # fmt: skip
 
 
 def test_evaluate_measures_what_a_study_does_and_leaves_no_file() -> None:

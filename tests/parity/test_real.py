@@ -86,22 +86,17 @@ def plain_nll(model: Any, ids: Tensor) -> Tensor:
     [
         ("none", {"rope_type": "default"}),
         ("linear:3", {"rope_type": "linear", "factor": 3.0}),
-        (
-            "yarn:3",
-            {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": TRAINED},
-        ),
+        ("yarn:3",
+         {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": TRAINED}),
         (
             "llama3:3",
             {
-                "rope_type": "llama3",
-                "factor": 3.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": TRAINED,
+                "rope_type": "llama3", "factor": 3.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": TRAINED,
             },
         ),
     ],
-)
+)  # fmt: skip
 def test_scores_are_those_of_a_model_with_the_method_in_its_config(
     scorer: Scorer, text: str, entry: dict[str, Any]
 ) -> None:

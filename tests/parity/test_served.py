@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+import ropex
+from ropex.checkpoints.loading import load_model
 from ropex.parity import server as served
-from ropex.parity.server import served_logprobs
-from tests.support.models import save_checkpoint
+from ropex.parity.server import own_logprobs, served_logprobs
 from tests.support.shell import Shell
-from tests.support.tiny_eval import words
 
 IDS = [1, 5, 9]
 Script = Callable[[socket.socket], None]
@@ -141,6 +141,8 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
         whole('{"a":' * 200_000),
         whole("[]"),
         whole("null"),
+        whole('{"choices": []}'),
+        whole(logprobs("[null, -1]")),
         whole(logprobs(f"[null, -1, {'9' * 400}]")),
         whole(logprobs(f"[null, -1, {'9' * 5000}]")),
         whole(logprobs("[null, -1, NaN]")),
@@ -169,15 +171,13 @@ def test_an_endless_answer_ends(head: bytes) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        lambda line: line.recv(1),
-        endless(b"", b"H", 0.05),
+        lambda line: line.recv(1), endless(b"", b"H", 0.05),
         endless(b"HTTP/1.1 200 OK\r\n", b"A", 0.05),
-        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05),
-        endless(HEAD + b"\r\n", b" ", 0.05),
+        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05), endless(HEAD + b"\r\n", b" ", 0.05),
         endless(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.05),
         endless(b"HTTP/1.1 500 No\r\n\r\n", b" ", 0.05),
     ],
-)
+)  # fmt: skip
 def test_a_slow_answer_is_given_up(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "_SECONDS", 0.3)
     started = time.monotonic()
@@ -223,17 +223,45 @@ def test_a_key_that_no_head_holds_is_refused_and_not_told(key: str) -> None:
     assert key not in str(caught.value)
 
 
-def test_the_command_line_tells_it_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path_factory.mktemp("served")
-    save_checkpoint(folder / "tiny")
-    (folder / "book.txt").write_text(words(200), encoding="utf-8")
-    shell = Shell.at(folder, capsys, monkeypatch)
-    for script in (whole("[" * 200_000), says(b"\x1b[2J\r\n"), whole("\x1b[2J\nno", "500 No")):
+# `ropex verify --url`.
+
+
+def verify(url: str, *arguments: object) -> tuple[object, ...]:
+    return ("verify", "tiny", "--url", url, "--data", "book.txt", *arguments)
+
+
+def test_the_command_line_tells_it_in_one_line(world: Shell) -> None:
+    for script, said in (
+        (whole("[" * 200_000), "does not answer in JSON"),
+        (says(b"\x1b[2J\r\n"), "does not answer in HTTP"),
+        (whole("\x1b[2J\nno", "500 No"), "answers 500: "),
+        (whole(logprobs("null")), "does not return log-probabilities of the prompt"),
+        (whole(logprobs("[null, -1]")), "returns 1 log-probabilities, not "),
+    ):
         with serving(script) as (url, _):
-            told = shell.refused("verify", "tiny", "--url", url, "--data", "book.txt")
+            told = world.refused(*verify(url))
         assert "\x1b" not in told
-    assert json.loads((folder / "tiny" / "config.json").read_text(encoding="utf-8"))
+        assert said in told
+    assert "refused" in world.refused(*verify("http://127.0.0.1:9"))
+
+
+def test_a_server_that_serves_the_model_passes(world: Shell) -> None:
+    model = load_model(world.folder / "tiny")
+    ropex.patch(model, "yarn:4")
+    prompts: list[list[int]] = []
+
+    def answer(line: socket.socket) -> None:
+        prompts.append(json.loads(asked[-1].partition(b"\r\n\r\n")[2])["prompt"])
+        values = [None, *own_logprobs(model, prompts[-1]), -1.0]
+        whole(logprobs(json.dumps(values)))(line)
+
+    with serving(answer) as (url, asked):
+        right = verify(f"{url}/v1/", "-s", "yarn:4", "--api-key", "secret")
+        told = world.done(*right)
+        status, wrong, _ = world(*verify(url, "-s", "linear:4"))
+    assert told.startswith("ok  ")
+    assert "log-probabilities of 40 tokens" in told
+    assert len(prompts[0]) == 40
+    assert b"POST /v1/completions" in asked[0]
+    assert b"Bearer secret" in asked[0]
+    assert (status, wrong[:4]) == (1, "FAIL")

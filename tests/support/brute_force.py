@@ -136,17 +136,11 @@ def long_lora(ids: Ids, length: int, stride: int, targets: int, bos: int | None)
 Brute = Callable[[Ids, int, int, int, "int | None"], list[Window]]
 
 BRUTE: dict[str, tuple[Brute, str]] = {
-    "prefix": (prefix, "token"),
-    "local": (local, "token"),
-    "fixed": (fixed, "token"),
-    "sliding": (press, "token"),
-    "window_mean": (yarn, "window"),
-    "disjoint": (disjoint, "token"),
-    "rolling": (rolling, "token"),
-    "second_half": (llama_cpp, "token"),
-    "overlapping": (long_lora, "window"),
-    "mean_perplexity": (prefix, "text"),
-}
+    "prefix": (prefix, "token"), "local": (local, "token"), "fixed": (fixed, "token"),
+    "sliding": (press, "token"), "window_mean": (yarn, "window"), "disjoint": (disjoint, "token"),
+    "rolling": (rolling, "token"), "second_half": (llama_cpp, "token"),
+    "overlapping": (long_lora, "window"), "mean_perplexity": (prefix, "text"),
+}  # fmt: skip
 """The program of each definition of ropex, and what counts alike in its mean."""
 
 

@@ -17,30 +17,19 @@ from ropex.strategies.registry import registry
 from ropex.strategies.yarn import Yarn
 
 ROPES = st.builds(
-    Rope.standard,
-    st.integers(1, 256).map(lambda pairs: 2 * pairs),
-    st.floats(10, 1e9),
+    Rope.standard, st.integers(1, 256).map(lambda pairs: 2 * pairs), st.floats(10, 1e9),
     st.integers(8, 131072),
-)
+)  # fmt: skip
 # Fields that do not take every number from 1/100 to 100; by name, or by class and name.
 RANGES: dict[str, SearchStrategy[Any]] = {
-    "factor": st.floats(1, 1024),
-    "temperature.factor": st.floats(0.01, 100),
-    "base": st.floats(10, 1e9),
-    "p": st.floats(0, 1, exclude_min=True),
-    "attention_factor": st.floats(0.001, 1000),
-    "pairs": st.integers(2, 256),
-    "skip_layers": st.integers(0, 100),
-    "power": st.floats(0.01, 4),
-    "min_wavelength": st.floats(0, 1e5),
-    "range_length": st.integers(1, 2**20),
-    "group": st.integers(1, 1024),
-    "steps": st.integers(1, 64),
-    "sinks": st.integers(1, 4),
-    "most": st.floats(0.01, 1),
-    "low": st.floats(1, 2),
-    "high": st.floats(2, 4),
-}
+    "factor": st.floats(1, 1024), "temperature.factor": st.floats(0.01, 100),
+    "base": st.floats(10, 1e9), "p": st.floats(0, 1, exclude_min=True),
+    "attention_factor": st.floats(0.001, 1000), "pairs": st.integers(2, 256),
+    "skip_layers": st.integers(0, 100), "power": st.floats(0.01, 4),
+    "min_wavelength": st.floats(0, 1e5), "range_length": st.integers(1, 2**20),
+    "group": st.integers(1, 1024), "steps": st.integers(1, 64), "sinks": st.integers(1, 4),
+    "most": st.floats(0.01, 1), "low": st.floats(1, 2), "high": st.floats(2, 4),
+}  # fmt: skip
 # Fields of which the first must be below the second, and those where it may be the same.
 ORDERED = (("beta_slow", "beta_fast"),)
 SORTED = (("alpha", "beta"),)

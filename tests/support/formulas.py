@@ -83,13 +83,10 @@ TEMPERATURES: dict[str, Callable[[float], float]] = {
 }  # fmt: skip
 # The same by the length of the sequence.
 GROWING: dict[str, Callable[[Shape, int], list[float]]] = {
-    "dynamic": ref.dynamic,
-    "dynamic:1.5": lambda r, n: ref.dynamic(r, n, 1.5),
-    "dynamic:4": lambda r, n: ref.dynamic(r, n, 4),
-    "dynamic_linear": ref.dynamic_linear,
-    "dynamic_yarn": ref.dynamic_yarn,
-    "dynamic_qwen": ref.dynamic_qwen,
-}
+    "dynamic": ref.dynamic, "dynamic:1.5": lambda r, n: ref.dynamic(r, n, 1.5),
+    "dynamic:4": lambda r, n: ref.dynamic(r, n, 4), "dynamic_linear": ref.dynamic_linear,
+    "dynamic_yarn": ref.dynamic_yarn, "dynamic_qwen": ref.dynamic_qwen,
+}  # fmt: skip
 # Text to the factor of the query at a position, for a trained length.
 QUERIES: dict[str, Callable[[int, int], float]] = {
     "logn": ref.logn,

@@ -25,23 +25,14 @@ class At(TrainerCallback):
 def trainer(model: Any, folder: Path, *callbacks: Any, **changes: Any) -> Any:
     rows = [{"input_ids": row, "labels": row} for row in tokens(40, rows=8)]
     settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 4,
-        "save_steps": 2,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        **changes,
-    }
+        "per_device_train_batch_size": 4, "max_steps": 4, "save_steps": 2, "report_to": [],
+        "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no", **changes,
+    }  # fmt: skip
     arguments = TrainingArguments(output_dir=str(folder), **settings)
     return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=rows[:2],
+        model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:2],
         callbacks=list(callbacks),
-    )
+    )  # fmt: skip
 
 
 def checkpoints(folder: Path) -> list[str]:

@@ -33,12 +33,9 @@ EMPTY = Results({"model": {}, "data": {}}, Protocol((), 1, (), None, 0))
 
 
 def made_up(
-    texts: Sequence[str] = SIX,
-    lengths: Sequence[int] = LENGTHS,
-    definitions: Sequence[str] = DEFINITIONS,
-    intervals: bool = True,
-    retrieval: bool = True,
-) -> Results:
+    texts: Sequence[str] = SIX, lengths: Sequence[int] = LENGTHS,
+    definitions: Sequence[str] = DEFINITIONS, intervals: bool = True, retrieval: bool = True,
+) -> Results:  # fmt: skip
     """A run of some strategies: one that collapses, some that hold."""
     holds = {text: 2.0 ** (2 + place % 4) if place else 1.0 for place, text in enumerate(texts)}
 
@@ -81,31 +78,19 @@ def _about(texts: Sequence[str], lengths: Sequence[int]) -> dict[str, Any]:
     said = " ".join(f"-s {text}" for text in texts)
     return {
         "model": {
-            "id": "meta-llama/Llama-2-7b-hf",
-            "type": "llama",
-            "sha256": "9c1e" * 16,
-            "dtype": "bfloat16",
-            "device": "cuda:0",
-            "attention": "sdpa",
-            "trained_length": TRAINED,
-            "rope_theta": 10000.0,
-            "rotary_dim": 128,
-            "sliding_window_lifted": False,
+            "id": "meta-llama/Llama-2-7b-hf", "type": "llama", "sha256": "9c1e" * 16,
+            "dtype": "bfloat16", "device": "cuda:0", "attention": "sdpa", "trained_length": TRAINED,
+            "rope_theta": 10000.0, "rotary_dim": 128, "sliding_window_lifted": False,
         },
         "data": {
-            "source": "pg19-test",
-            "documents": [f"book-{n}.txt" for n in range(12)],
-            "too_short": 3,
-            "excerpts": 16,
-            "tokens": lengths[-1],
-            "bos": 1,
-            "tokens_sha256": "ab12" * 16,
-            "clusters": "documents",
+            "source": "pg19-test", "documents": [f"book-{n}.txt" for n in range(12)],
+            "too_short": 3, "excerpts": 16, "tokens": lengths[-1], "bos": 1,
+            "tokens_sha256": "ab12" * 16, "clusters": "documents",
         },
         "versions": {"ropex": "0.3.0", "transformers": "5.23.0", "torch": "2.13.0"},
         "command": f"ropex eval meta-llama/Llama-2-7b-hf {said} --lengths 512..32k --data pg19",
         "warnings": ["3 documents are shorter than 32k tokens and were left out"],
-    }
+    }  # fmt: skip
 
 
 def _known(place: int) -> dict[str, Any]:

@@ -81,13 +81,9 @@ def index_of(shape: Shape, turns: float, length: int | None = None) -> float:
 
 
 def bounds(
-    shape: Shape,
-    fast: float = 32,
-    slow: float = 1,
-    truncate: bool = True,
-    last: int | None = None,
+    shape: Shape, fast: float = 32, slow: float = 1, truncate: bool = True, last: int | None = None,
     length: int | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """First and last pair of the ramp, at most `last` (`d - 1` if it is not given)."""
     low, high = index_of(shape, fast, length), index_of(shape, slow, length)
     if truncate:

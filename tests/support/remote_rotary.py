@@ -98,12 +98,9 @@ class InternLMDynamicRotary(BaichuanRotary):
     """Its frequencies stay; beyond the trained length the tables are made anew at every call."""
 
     def __init__(
-        self,
-        dim: int,
-        max_position_embeddings: int = 2048,
-        base: float = 10000,
+        self, dim: int, max_position_embeddings: int = 2048, base: float = 10000,
         scaling_factor: float = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(dim, max_position_embeddings, base)
         self.dim, self.base, self.scaling_factor = dim, base, scaling_factor
         self.max_position_embeddings = max_position_embeddings
@@ -125,12 +122,9 @@ class InternLMDynamicRotary(BaichuanRotary):
 
 class InternLM2Rotary(Declared):
     def __init__(
-        self,
-        dim: int,
-        max_position_embeddings: int = 2048,
-        base: float = 10000,
+        self, dim: int, max_position_embeddings: int = 2048, base: float = 10000,
         scaling_factor: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.dim, self.max_position_embeddings, self.base = dim, max_position_embeddings, base
         if scaling_factor is not None:
@@ -179,12 +173,9 @@ class InternLM25Rotary(Declared):
 
 class ChatGLMRotary(Declared):
     def __init__(
-        self,
-        dim: int,
-        base: float = 10000,
-        precision: torch.dtype = torch.half,
+        self, dim: int, base: float = 10000, precision: torch.dtype = torch.half,
         learnable: bool = False,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.learnable, self.precision = learnable, precision
         self.register_buffer("inv_freq", frequencies(dim, base).half())
@@ -211,12 +202,9 @@ class ChatGLM2Rotary(Declared):
     """Only the type and device of the buffer count: every call makes a table, from 10000."""
 
     def __init__(
-        self,
-        dim: int,
-        rope_ratio: float | None = None,
-        original_impl: bool = False,
+        self, dim: int, rope_ratio: float | None = None, original_impl: bool = False,
         dtype: Any = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.register_buffer("inv_freq", frequencies(dim).to(dtype))
         self.dim, self.original_impl = dim, original_impl
@@ -224,13 +212,9 @@ class ChatGLM2Rotary(Declared):
             self.rope_ratio = rope_ratio
 
     def forward_impl(
-        self,
-        seq_len: int,
-        n_elem: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, seq_len: int, n_elem: int, dtype: torch.dtype, device: torch.device,
         base: float = 10000,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Positions divided by the ratio, in the type of the model."""
         theta = 1.0 / base ** (torch.arange(0, n_elem, 2, dtype=dtype, device=device) / n_elem)
         angles = torch.outer(
@@ -245,13 +229,9 @@ class ChatGLM2Rotary(Declared):
 
 class ChatGLM3Rotary(ChatGLM2Rotary):
     def forward_impl(
-        self,
-        seq_len: int,
-        n_elem: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, seq_len: int, n_elem: int, dtype: torch.dtype, device: torch.device,
         base: float = 10000,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """The base times the ratio, in single precision."""
         theta = frequencies(n_elem, base * getattr(self, "rope_ratio", 1)).to(device)
         angles = torch.outer(torch.arange(seq_len, device=device).float(), theta)

@@ -29,16 +29,9 @@ from tests.support.models import TRAINED, tiny_tokenizer
 
 LENGTHS = (8, 24, 48, 96)  # two within the trained length, two beyond
 STATIC = (
-    "none",
-    "linear:4",
-    "ntk:4",
-    "ntk_by_parts:4",
-    "yarn:4",
-    "llama3:4",
-    "logn",
-    "linear:2+ntk:2",
+    "none", "linear:4", "ntk:4", "ntk_by_parts:4", "yarn:4", "llama3:4", "logn", "linear:2+ntk:2",
     "dynamic:length=128",
-)
+)  # fmt: skip
 BY_LENGTH = ("dynamic", "dynamic:4", "dynamic:2+logn")
 
 _WORDS = ["the", "a", "cat", "ran", "on", "under", "big", "red", "house", "and", "it", "there,"]
@@ -59,14 +52,9 @@ def corpus_of(folder: Path, tokens: int, excerpts: int = 3, *, bos: int | None =
 
 
 def study_of(
-    folder: Path,
-    checkpoint: Path,
-    model: Any,
-    protocol: Protocol,
-    *,
-    excerpts: int = 3,
+    folder: Path, checkpoint: Path, model: Any, protocol: Protocol, *, excerpts: int = 3,
     bos: int | None = 0,
-) -> Study:
+) -> Study:  # fmt: skip
     """A study of a loaded model on excerpts that are written below `folder`."""
     corpus = corpus_of(folder / "texts", protocol.excerpt, excerpts, bos=bos)
     return Study("tiny", checkpoint, model, lambda: model, corpus, protocol)
@@ -167,10 +155,7 @@ def results_of(
     values: dict[str, dict[str, list[float]]], lengths: list[int], trained: int = TRAINED
 ) -> Results:
     """Results from definition to strategy to perplexities."""
-    about = {
-        "model": {"id": "tiny", "trained_length": trained},
-        "data": {"clusters": "documents"},
-    }
+    about = {"model": {"id": "tiny", "trained_length": trained}, "data": {"clusters": "documents"}}
     protocol = Protocol(tuple(lengths), 4, tuple(values), None, lengths[-1])
     rows = [
         Result(text, name, n, math.log(value) if value > 0 else value, value, None, None, None, 12)

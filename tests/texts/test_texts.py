@@ -67,14 +67,10 @@ def test_colon_in_the_name_of_a_file_is_no_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "texts"),
     [
-        ("", ["one", "two"]),
-        (":test", ["one", "two"]),
-        (":test:body", ["eins", "zwei"]),
-        (":train", ["training"]),
-        ("@default:train", ["training"]),
-        ("::body", ["eins", "zwei"]),
+        ("", ["one", "two"]), (":test", ["one", "two"]), (":test:body", ["eins", "zwei"]),
+        (":train", ["training"]), ("@default:train", ["training"]), ("::body", ["eins", "zwei"]),
     ],
-)
+)  # fmt: skip
 def test_dataset_is_one_document_a_row(dataset: Path, suffix: str, texts: list[str]) -> None:
     read = list(read_texts(f"hf:{dataset}{suffix}"))
     assert read == [(f"{dataset}:{number}", text) for number, text in enumerate(texts)]
@@ -99,39 +95,24 @@ BAD: dict[str, tuple[str, dict[str, bytes | str], str]] = {
     "empty file": ("empty.txt", {"empty.txt": " \n\t\n"}, "empty.txt is empty"),
     "an empty file of two": ("", {"a.txt": "full", "b.txt": ""}, "b.txt is empty"),
     "Latin 1": ("l.txt", {"l.txt": "Grüße".encode("latin-1")}, "l.txt is not UTF-8 text"),
-    "no field": (
-        "d.jsonl",
-        {"d.jsonl": '{"text": "one"}'},
-        "say which field is the text, as in .*d.jsonl:text",
-    ),
-    "another field": (
-        "d.jsonl:body",
-        {"d.jsonl": '{"text": "one", "id": 1}'},
-        "line 1: the field 'body' holds no .*: text, id$",
-    ),
+    "no field": ("d.jsonl", {"d.jsonl": '{"text": "one"}'},
+                 "say which field is the text, as in .*d.jsonl:text"),
+    "another field": ("d.jsonl:body", {"d.jsonl": '{"text": "one", "id": 1}'},
+                      "line 1: the field 'body' holds no .*: text, id$"),
     "a number": ("d.jsonl:id", {"d.jsonl": '{"id": 1}'}, "line 1: the field 'id' holds no text"),
-    "a hole": (
-        "d.jsonl:text",
-        {"d.jsonl": '{"text": "one"}\n{"text": null}'},
-        "line 2: the field 'text' holds no text",
-    ),
+    "a hole": ("d.jsonl:text", {"d.jsonl": '{"text": "one"}\n{"text": null}'},
+               "line 2: the field 'text' holds no text"),
     "lists": ("d.jsonl:text", {"d.jsonl": '["one"]'}, "line 1: the field 'text' holds no text"),
     "damage": ("d.jsonl:text", {"d.jsonl": '{"text": "one"}\n{"text": \n'}, "line 2: not JSON"),
-    "half a character": (
-        "d.jsonl:text",
-        {"d.jsonl": '{"text": "\\ud800"}'},
-        "line 1: the field 'text' holds half of a character",
-    ),
+    "half a character": ("d.jsonl:text", {"d.jsonl": '{"text": "\\ud800"}'},
+                         "line 1: the field 'text' holds half of a character"),
     "deep": ("d.jsonl:text", {"d.jsonl": '{"text": ' + "[" * 10**5}, "line 1: nested too deeply"),
-    "many digits": (
-        "d.jsonl:text",
-        {"d.jsonl": '{"text": "a", "id": ' + "1" * 5000 + "}"},
-        "line 1: not JSON",
-    ),
+    "many digits": ("d.jsonl:text", {"d.jsonl": '{"text": "a", "id": ' + "1" * 5000 + "}"},
+                    "line 1: not JSON"),
     "no such JSONL": ("none.jsonl:text", {}, "no such file: .*none.jsonl"),
     "no such data set": ("hf:none", {}, "hf:.*none"),
     "empty data set": ("hf:", {}, "hf:.*texts"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)

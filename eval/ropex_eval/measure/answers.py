@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,16 +52,6 @@ class Answer:
     def exact(self) -> bool:
         """Whether greedy decoding would give this answer."""
         return not any(self.ranks)
-
-    @property
-    def logprob(self) -> float:
-        """Log-probability of the whole answer, in nats."""
-        return math.fsum(self.logprobs)
-
-    @property
-    def probability(self) -> float:
-        """Probability of the whole answer."""
-        return math.exp(self.logprob)
 
 
 class AnswerScorer:

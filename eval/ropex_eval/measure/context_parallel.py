@@ -54,11 +54,7 @@ class SharedScorer(Scorer):
 
     @torch.no_grad()
     def nll(
-        self,
-        ids: Tensor,
-        goals: Tensor,
-        rows: Sequence[tuple[int, int]],
-        chunk: int | None = None,
+        self, ids: Tensor, goals: Tensor, rows: Sequence[tuple[int, int]], chunk: int | None = None
     ) -> Tensor:
         """As `Scorer.nll`; every process gives the same arguments and gets the whole result."""
         length, index, count = ids.shape[1], dist.get_rank(), dist.get_world_size()

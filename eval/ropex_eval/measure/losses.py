@@ -55,11 +55,7 @@ class Scorer:
 
     @torch.no_grad()
     def nll(
-        self,
-        ids: Tensor,
-        goals: Tensor,
-        rows: Sequence[tuple[int, int]],
-        chunk: int | None = None,
+        self, ids: Tensor, goals: Tensor, rows: Sequence[tuple[int, int]], chunk: int | None = None
     ) -> Tensor:
         """Negative log-likelihood, in nats, of the tokens that follow.
 

@@ -104,11 +104,7 @@ def csv_text(rows: Rows) -> str:
     return buffer.getvalue()
 
 
-FORMATS: dict[str, Callable[[Rows], str]] = {
-    "markdown": markdown,
-    "latex": latex,
-    "csv": csv_text,
-}
+FORMATS: dict[str, Callable[[Rows], str]] = {"markdown": markdown, "latex": latex, "csv": csv_text}
 
 _PUNCTUATION = re.compile(r"[\\`*_\[\]<>|~&$]")
 _LATEX = {

@@ -165,14 +165,11 @@ def _verdict_row(results: Results, verdict: Verdict) -> list[str]:
     longest = results.protocol.lengths[-1]
     end = changes.get(("gain", longest), changes.get(("tax", longest)))
     return [
-        verdict.strategy,
-        format_change(tax),
-        format_share(tax.hurt if tax else None),
-        format_change(end),
-        format_share(end.hurt if end else None),
+        verdict.strategy, format_change(tax), format_share(tax.hurt if tax else None),
+        format_change(end), format_share(end.hurt if end else None),
         format_size(verdict.safe) if verdict.safe else "--",
         format_size(verdict.useful) if verdict.useful else "--",
-    ]
+    ]  # fmt: skip
 
 
 def format_share(share: float | None) -> str:
@@ -182,10 +179,7 @@ def format_share(share: float | None) -> str:
 
 def _within(results: Results) -> int:
     """The longest measured length within the trained one; 0 if there is none."""
-    trained, lengths = (
-        results.about["model"]["trained_length"],
-        results.protocol.lengths,
-    )
+    trained, lengths = (results.about["model"]["trained_length"], results.protocol.lengths)
     return max((length for length in lengths if length <= trained), default=0)
 
 

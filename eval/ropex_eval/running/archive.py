@@ -65,14 +65,10 @@ class Archive:
         return int(self.results.about["model"]["trained_length"])
 
     def rescore(
-        self,
-        definitions: Sequence[str] | None = None,
-        lengths: Sequence[int] | None = None,
-        targets: int | None = None,
-        stride: int | None = None,
-        short: int | None = None,
+        self, definitions: Sequence[str] | None = None, lengths: Sequence[int] | None = None,
+        targets: int | None = None, stride: int | None = None, short: int | None = None,
         evaluator: str | None = None,
-    ) -> Results:
+    ) -> Results:  # fmt: skip
         """Other numbers of the same table; what is not given stays as it was measured.
 
         Raises:
@@ -82,14 +78,10 @@ class Archive:
         chosen = old.lengths if lengths is None else lengths
         shortest = min(chosen, default=2)
         protocol = Protocol.of(
-            chosen,
-            min(old.targets, shortest - 1) if targets is None else targets,
-            definitions or old.definitions,
-            old.stride if stride is None else stride,
-            old.excerpt,
-            old.short if short is None else short,
-            evaluator or old.evaluator,
-        )
+            chosen, min(old.targets, shortest - 1) if targets is None else targets,
+            definitions or old.definitions, old.stride if stride is None else stride, old.excerpt,
+            old.short if short is None else short, evaluator or old.evaluator,
+        )  # fmt: skip
         numbers = Numbers(self.tables, protocol, self.trained)
         try:
             summary = numbers.summary()
@@ -130,11 +122,9 @@ def common(left: Archive, right: Archive) -> tuple[Archive, Archive]:
     lengths = tuple(n for n in left.protocol.lengths if n in right.protocol.lengths)
     names = tuple(n for n in left.protocol.definitions if _alike(n, left, right, lengths))
     missing = {
-        "excerpts": not shared,
-        "lengths": not lengths,
-        "targets": left.protocol.targets != right.protocol.targets,
-        "definitions": not names,
-    }
+        "excerpts": not shared, "lengths": not lengths,
+        "targets": left.protocol.targets != right.protocol.targets, "definitions": not names,
+    }  # fmt: skip
     if what := next((name for name, lacks in missing.items() if lacks), None):
         raise ValueError(
             f"{left.folder} and {right.folder} cannot be compared: they have no {what} in common, "
@@ -175,12 +165,10 @@ def _only(
     tables = {text: replace(table, corpus=corpus) for text, table in archive.tables.items()}
     protocol = replace(archive.protocol, lengths=lengths, definitions=names)
     data = {
-        **archive.results.about["data"],
-        "documents": corpus.documents,
-        "excerpts": len(corpus.excerpts),
-        "tokens_sha256": corpus.sha256,
+        **archive.results.about["data"], "documents": corpus.documents,
+        "excerpts": len(corpus.excerpts), "tokens_sha256": corpus.sha256,
         "clusters": "documents" if len(corpus.documents) > 1 else "excerpts",
-    }
+    }  # fmt: skip
     about = {**archive.results.about, "data": data}
     results = replace(archive.results, about=about, protocol=protocol)
     return replace(archive, results=results, corpus=corpus, tables=tables)

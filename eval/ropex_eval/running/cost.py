@@ -58,13 +58,9 @@ def cost(
     longest = max(lengths, default=0)  # nothing may be asked for
     chunk = chunk_for(shape, longest, limit)
     return Cost(
-        len(lengths),
-        sum(lengths),
-        sum(map(shape.work, lengths)),
-        longest,
-        chunk,
+        len(lengths), sum(lengths), sum(map(shape.work, lengths)), longest, chunk,
         shape.held() + shape.peak(longest, chunk),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,13 +101,9 @@ class Plan:
 
 
 def planned(
-    study: Study,
-    device: str,
-    strategies: Sequence[Strategy],
-    asked: Sequence[int],
-    limit: int | None,
-    budget: float | None,
-) -> Plan:
+    study: Study, device: str, strategies: Sequence[Strategy], asked: Sequence[int],
+    limit: int | None, budget: float | None,
+) -> Plan:  # fmt: skip
     """Count what a study would take; see `cost` and `Plan`."""
     dtype: torch.dtype = getattr(torch, study.dtype)
     shape, costs = Shape.of(study.skeleton, dtype), {}

@@ -28,13 +28,9 @@ class Keeper:
     """Makes results of what is finished so far, and writes them from time to time."""
 
     def __init__(
-        self,
-        study: Study,
-        tables: dict[Strategy, Table],
-        claim: Claim,
-        retriever: Retriever | None,
-        tell: Callable[[str], None],
-    ) -> None:
+        self, study: Study, tables: dict[Strategy, Table], claim: Claim,
+        retriever: Retriever | None, tell: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self.study, self.tables, self.claim, self.tell = study, tables, claim, tell
         self.retriever, self.out = retriever, claim.out
         self._written = time.monotonic()

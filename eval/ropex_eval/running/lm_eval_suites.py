@@ -94,14 +94,9 @@ def harness_model(model: Any, tokenizer: Any, length: int, bos: int | None) -> A
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        max_length=length,
-        batch_size=1,
-        softmax_dtype="float32",
-        add_bos_token=bos is not None,
-        prefix_token_id=bos,
-    )
+        pretrained=model, tokenizer=tokenizer, max_length=length, batch_size=1,
+        softmax_dtype="float32", add_bos_token=bos is not None, prefix_token_id=bos,
+    )  # fmt: skip
 
 
 def _evaluated(study: Study, model: Any, suites: Suites) -> dict[str, Any]:
@@ -115,9 +110,6 @@ def _evaluated(study: Study, model: Any, suites: Suites) -> dict[str, Any]:
         known = TaskManager(metadata={"tokenizer": named, "max_seq_lengths": list(lengths)})
         found = lm_eval.simple_evaluate(
             model=harness_model(model, tokenizer, lengths[-1], study.corpus.bos),
-            tasks=list(suites.tasks),
-            limit=suites.limit,
-            bootstrap_iters=0,
-            task_manager=known,
-        )
+            tasks=list(suites.tasks), limit=suites.limit, bootstrap_iters=0, task_manager=known,
+        )  # fmt: skip
     return dict(found["results"]) if found else {}

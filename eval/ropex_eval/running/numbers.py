@@ -46,12 +46,10 @@ class Numbers:
             for length in self.protocol.lengths
         )
         return {
-            "results": results,
-            "changes": self.changes(),
-            "verdicts": self.verdicts(),
+            "results": results, "changes": self.changes(), "verdicts": self.verdicts(),
             "winners": self.winners(),
             "curve": tuple(point for strategy in self.tables for point in self.curve(strategy)),
-        }
+        }  # fmt: skip
 
     def totals(self, strategy: str, name: str, length: int) -> Totals:
         """What one definition sums at one length, by cluster.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,7 +20,7 @@ from ropex_eval.scores.results import Retrieval, write
 from ropex_eval.study.passes import length_classes
 from ropex_eval.study.study import Study
 from ropex_eval.study.table import Table
-from ropex_eval.tasks import TASKS, Context, Sample, Source, Task, ask, cells, contexts
+from ropex_eval.tasks import TASKS, Context, Sample, Source, Task, ask, contexts, rows
 
 
 @dataclass(frozen=True)
@@ -176,26 +175,7 @@ class Retriever:
         found: list[Sample] = []
         for task, context in self.asked:
             found += _read(self._path(table, task, context)) or ()
-        return [
-            Retrieval(
-                text,
-                cell.task,
-                cell.length,
-                cell.depth,
-                cell.accuracy,
-                cell.low,
-                cell.high,
-                cell.logprob,
-                median(
-                    sample.rank
-                    for sample in found
-                    if (sample.task, sample.length, sample.depth)
-                    == (cell.task, cell.length, cell.depth)
-                ),
-                cell.samples,
-            )
-            for cell in cells(found)
-        ]
+        return rows(text, found)
 
     def save_prompts(self) -> None:
         """Write every prompt, question and expected answer, one line each."""

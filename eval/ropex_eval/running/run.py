@@ -109,13 +109,9 @@ def _check_evaluator(study: Study, strategies: Sequence[Strategy]) -> None:
 
 
 def _measure(
-    study: Study,
-    tables: dict[Strategy, Table],
-    todo: Sequence[Group],
-    reader: Callable[[], Reader],
-    effort: Effort,
-    keeper: Keeper,
-) -> None:
+    study: Study, tables: dict[Strategy, Table], todo: Sequence[Group],
+    reader: Callable[[], Reader], effort: Effort, keeper: Keeper,
+) -> None:  # fmt: skip
     """Read and ask all that is missing."""
     processes, store = effort.processes, next(iter(tables.values())).store
     with progress(study, tables, todo, keeper.retriever) as bar:

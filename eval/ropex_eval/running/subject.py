@@ -70,29 +70,16 @@ class Subject:
     def study(self, corpus: Corpus, protocol: Protocol, **settings: Any) -> Study:
         """A study of it on a text; settings are the other attributes of a `Study`."""
         return Study(
-            model_id=self.name,
-            folder=self.folder,
-            skeleton=self.skeleton,
-            load=self.load,
-            corpus=corpus,
-            protocol=protocol,
-            dtype=self.dtype,
-            device=self.device.partition(":")[0],
-            trained_length=self.trained_length,
-            **settings,
-        )
+            model_id=self.name, folder=self.folder, skeleton=self.skeleton, load=self.load,
+            corpus=corpus, protocol=protocol, dtype=self.dtype,
+            device=self.device.partition(":")[0], trained_length=self.trained_length, **settings,
+        )  # fmt: skip
 
 
 def named(
-    name: str,
-    trained_length: int | None,
-    *,
-    dtype: str,
-    device: str,
-    device_map: str | None,
-    trust: bool,
-    weights: bool,
-) -> Subject:
+    name: str, trained_length: int | None, *, dtype: str, device: str, device_map: str | None,
+    trust: bool, weights: bool,
+) -> Subject:  # fmt: skip
     """A checkpoint; see `ropex_eval.api.Evaluation` for the arguments.
 
     Raises:
@@ -144,16 +131,10 @@ def live(model: Any, trained_length: int | None, *, trust: bool) -> Subject:
         return loading.load_tokenizer(find.find(name, weights=False), trust_remote_code=trust)
 
     return Subject(
-        name or type(model).__name__,
-        None,
-        model,
-        rope_of(model, trained_length),
-        str(model.dtype).removeprefix("torch."),
-        str(weight.device),
-        lambda: model,
-        tokenizer,
+        name or type(model).__name__, None, model, rope_of(model, trained_length),
+        str(model.dtype).removeprefix("torch."), str(weight.device), lambda: model, tokenizer,
         trained_length,
-    )
+    )  # fmt: skip
 
 
 def _existing(device: str) -> str:

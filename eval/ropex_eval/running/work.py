@@ -65,16 +65,10 @@ class Worker:
     """
 
     def __init__(
-        self,
-        study: Study,
-        tables: dict[Strategy, Table],
-        store: Store,
-        locks: Path | None,
-        keeps: bool,
-        reader: Callable[[], Reader],
-        done: Callable[[Strategy, Sequence[Pass]], None],
+        self, study: Study, tables: dict[Strategy, Table], store: Store, locks: Path | None,
+        keeps: bool, reader: Callable[[], Reader], done: Callable[[Strategy, Sequence[Pass]], None],
         agree: Callable[[Any], Any] = lambda given: given,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.study, self.tables, self.store, self.locks = study, tables, store, locks
         self.keeps, self.reader, self.done, self.agree = keeps, reader, done, agree
 

@@ -62,14 +62,11 @@ def verdict(strategy: str, fixed: Mapping[int, Totals], plain: Totals, against: 
     doubtful = next(iter(beyond[len(better) :]), None)
     useless = doubtful is not None and doubtful.low is not None and doubtful.low >= 0
     return Verdict(
-        strategy,
-        granted[-1].end if granted else None,
-        decided,
-        better[-1].end if better else None,
+        strategy, granted[-1].end if granted else None, decided, better[-1].end if better else None,
         useless or (decided and doubtful is None),
         _needed(None if decided else stopped, None if useless else doubtful, len(plain.sums)),
         steps,
-    )
+    )  # fmt: skip
 
 
 def _needed(stopped: Step | None, doubtful: Step | None, count: int) -> int | None:
@@ -86,16 +83,9 @@ def _step(change: Totals, start: int, end: int) -> Step:
     low, high = found.bounds(_SURE)
     collapsed = change.counted_above(COLLAPSE)
     return Step(
-        start,
-        end,
-        found.mean,
-        found.se,
-        low,
-        high,
-        change.share_above(MARGIN),
-        change.share_above(COLLAPSE),
-        _outcome(change, low, high, collapsed),
-    )
+        start, end, found.mean, found.se, low, high, change.share_above(MARGIN),
+        change.share_above(COLLAPSE), _outcome(change, low, high, collapsed),
+    )  # fmt: skip
 
 
 def _outcome(change: Totals, low: float | None, high: float | None, collapsed: int) -> str:

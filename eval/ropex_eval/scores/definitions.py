@@ -176,37 +176,29 @@ def _require_bos(text: Text, name: str) -> None:
 
 _ALL = (
     Definition(
-        "local", "the last {targets} of the first L tokens", "LM-Infinite, by position", _local
+        "local", "the last {targets} of the first L tokens", "LM-Infinite, by position", _local,
     ),
     Definition(
-        "fixed",
-        "the same {targets} tokens, read after ever more text before them",
-        "ReRoPE",
+        "fixed", "the same {targets} tokens, read after ever more text before them", "ReRoPE",
         _fixed,
     ),
     Definition("prefix", "all of the first L tokens", "YaRN, LongRoPE, PoSE", _prefix),
     Definition(
-        "sliding",
-        "every token, read in windows of L tokens that move on by {stride}",
-        "Press et al., position interpolation, PoSE",
-        _sliding,
+        "sliding", "every token, read in windows of L tokens that move on by {stride}",
+        "Press et al., position interpolation, PoSE", _sliding,
     ),
     Definition(
         "window_mean",
         "windows of L tokens that move on by {stride}, each counting alike, a short last one too",
-        "YaRN and LongRoPE without --truncate",
-        _sliding,
-        "window",
+        "YaRN and LongRoPE without --truncate", _sliding, "window",
     ),
     Definition(
         "disjoint", "every token, read in windows of L tokens side by side", "Press et al.",
         _disjoint,
     ),
     Definition(
-        "rolling",
-        "every token, read in windows of L tokens after one token of context",
-        "lm-evaluation-harness, loglikelihood_rolling",
-        _rolling,
+        "rolling", "every token, read in windows of L tokens after one token of context",
+        "lm-evaluation-harness, loglikelihood_rolling", _rolling,
     ),
     Definition(
         "second_half", "the second half of windows of L tokens side by side", "llama.cpp",
@@ -215,23 +207,17 @@ _ALL = (
     Definition(
         "overlapping",
         "all tokens of windows of L tokens that move on by {stride} and begin without BOS",
-        "LongLoRA, ChunkLlama",
-        _overlapping,
-        "window",
+        "LongLoRA, ChunkLlama", _overlapping, "window",
     ),
     Definition(
-        "mean_perplexity",
-        "each excerpt's first L tokens, and the mean of these",
-        "Hugging Face evaluate",
-        _prefix,
-        "excerpt",
+        "mean_perplexity", "each excerpt's first L tokens, and the mean of these",
+        "Hugging Face evaluate", _prefix, "excerpt",
     ),
     Definition(
         "longppl",
         "the tokens that {evaluator} finds far more probable after all L tokens than after an "
         "eighth of them",
-        "Fang et al., LongPPL",
-        _longppl,
+        "Fang et al., LongPPL", _longppl,
     ),
 )  # fmt: skip
 

@@ -37,15 +37,10 @@ class Protocol:
 
     @classmethod
     def of(
-        cls,
-        lengths: Sequence[int],
-        targets: int | None = None,
-        definitions: Sequence[str] = USUAL,
-        stride: int | None = None,
-        excerpt: int | None = None,
-        short: int | None = None,
+        cls, lengths: Sequence[int], targets: int | None = None, definitions: Sequence[str] = USUAL,
+        stride: int | None = None, excerpt: int | None = None, short: int | None = None,
         evaluator: str = "none",
-    ) -> Protocol:
+    ) -> Protocol:  # fmt: skip
         """A protocol with 64 targets, or half of a shortest length below 128, unless given.
 
         Raises:

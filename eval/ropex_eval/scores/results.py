@@ -280,13 +280,9 @@ _LEFT_OUT = (
     "test and are left out; ropex eval again, or ropex report --definitions, draws new ones"
 )
 _ROWS: dict[str, type[Any]] = {
-    "results": Result,
-    "changes": Change,
-    "verdicts": Verdict,
-    "winners": Winner,
-    "curve": Point,
+    "results": Result, "changes": Change, "verdicts": Verdict, "winners": Winner, "curve": Point,
     "retrieval": Retrieval,
-}
+}  # fmt: skip
 
 
 _DAMAGED = "is not a run's results, or damaged"

@@ -135,12 +135,10 @@ class Corpus:
     def save(self, path: Path) -> None:
         """Write the tokens and where they come from, complete or not at all."""
         about = {
-            "source": self.source,
-            "bos": self.bos,
-            "too_short": self.too_short,
+            "source": self.source, "bos": self.bos, "too_short": self.too_short,
             "repeated": self.repeated,
             "excerpts": [[each.document, each.start] for each in self.excerpts],
-        }
+        }  # fmt: skip
         ids = torch.stack([each.ids for each in self.excerpts]).to(torch.int32)
         with atomically(path) as temporary:
             temporary.write_bytes(serialise({"ids": ids}, {"ropex": json.dumps(about)}))

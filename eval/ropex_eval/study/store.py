@@ -134,12 +134,7 @@ class Store:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {"ids": torch.stack(list(ids)).to(torch.int32), "nll": nll.contiguous()}
-        about = {
-            "format": _FORMAT,
-            "key": key,
-            "length": batch[0].length,
-            "rows": batch[0].rows,
-        }
+        about = {"format": _FORMAT, "key": key, "length": batch[0].length, "rows": batch[0].rows}
         about["sha256"] = _digest(tensors, about)
         path = self.path(key, batch, ids)
         with atomically(path) as temporary:

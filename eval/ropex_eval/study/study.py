@@ -84,36 +84,25 @@ class Study:
         """The model, as results name it."""
         config = self.skeleton.config
         return {
-            "id": self.model_id,
-            "type": config.model_type,
-            "sha256": self.fingerprint,
-            "dtype": self.dtype,
-            "device": self.device,
-            "attention": config._attn_implementation,
-            "trained_length": self.rope.trained_length,
-            "rope_theta": self.rope.base,
-            "rotary_dim": self.rope.dim,
-            "sliding_window_lifted": self.lift_sliding_window,
-        }
+            "id": self.model_id, "type": config.model_type, "sha256": self.fingerprint,
+            "dtype": self.dtype, "device": self.device, "attention": config._attn_implementation,
+            "trained_length": self.rope.trained_length, "rope_theta": self.rope.base,
+            "rotary_dim": self.rope.dim, "sliding_window_lifted": self.lift_sliding_window,
+        }  # fmt: skip
 
     def about(self, corpus: Corpus) -> dict[str, Any]:
         """What a reader needs to know to compute the same numbers on some of the excerpts."""
         return {
             "model": self.about_model,
             "data": {
-                "source": corpus.source,
-                "documents": corpus.documents,
-                "too_short": corpus.too_short,
-                "repeated": corpus.repeated,
-                "excerpts": len(corpus.excerpts),
-                "tokens": self.protocol.excerpt,
-                "bos": corpus.bos,
-                "tokens_sha256": corpus.sha256,
+                "source": corpus.source, "documents": corpus.documents,
+                "too_short": corpus.too_short, "repeated": corpus.repeated,
+                "excerpts": len(corpus.excerpts), "tokens": self.protocol.excerpt,
+                "bos": corpus.bos, "tokens_sha256": corpus.sha256,
                 "clusters": "documents" if len(corpus.documents) > 1 else "excerpts",
             },
-            "versions": versions(),
-            "command": self.command,
-        }
+            "versions": versions(), "command": self.command,
+        }  # fmt: skip
 
     @property
     def summary(self) -> str:

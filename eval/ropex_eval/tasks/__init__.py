@@ -2,21 +2,9 @@
 
 from ropex_eval.tasks.context import Context, Question, Setting, Source
 from ropex_eval.tasks.registry import TASKS, Task, contexts, show
-from ropex_eval.tasks.scores import Cell, Sample, ask, cells, measure_task, wilson
+from ropex_eval.tasks.scores import Sample, ask, rows, wilson
 
 __all__ = [
-    "TASKS",
-    "Cell",
-    "Context",
-    "Question",
-    "Sample",
-    "Setting",
-    "Source",
-    "Task",
-    "ask",
-    "cells",
-    "contexts",
-    "measure_task",
-    "show",
-    "wilson",
-]
+    "TASKS", "Context", "Question", "Sample", "Setting", "Source", "Task", "ask", "contexts",
+    "rows", "show", "wilson",
+]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ropex_eval.measure.answers import Branch, Ids
@@ -17,39 +17,22 @@ class Source:
     """The material of all prompts of a run.
 
     Attributes:
-        encoder: Of the model's tokenizer; None if there is none.
+        encoder: Of the model's tokenizer.
         bos: Id in front of every prompt, or None.
-        haystack: Ids of a text to hide things in; sentences are made up if it is None.
         vocabulary: Ids that random strings are drawn from.
-        text: The text of the haystack, so that no answer is taken from it.
     """
 
-    encoder: Encoder | None
+    encoder: Encoder
     bos: int | None
-    haystack: Ids | None
     vocabulary: Sequence[int]
-    text: str = field(repr=False)
 
     @classmethod
-    def of(
-        cls, model: Any, tokenizer: Any, bos: int | None, haystack: Iterable[int] | None = None
-    ) -> Source:
-        """Take the vocabulary from a model, without special tokens.
-
-        Args:
-            model: The measured model.
-            tokenizer: Its tokenizer, or None.
-            bos: Id in front of every prompt, or None.
-            haystack: Ids of the user's text.
-        """
-        ids: int = model.get_input_embeddings().weight.shape[0]
-        special = {bos}
-        if tokenizer is not None:  # embeddings may have more rows than there are tokens
-            ids, special = min(ids, len(tokenizer)), special | set(tokenizer.all_special_ids)
-        encoder = None if tokenizer is None else Encoder(tokenizer, model)
-        hay = None if haystack is None else tuple(haystack)
-        text = encoder.decode(hay) if encoder and hay else ""
-        return cls(encoder, bos, hay, [i for i in range(ids) if i not in special], text)
+    def of(cls, model: Any, tokenizer: Any, bos: int | None) -> Source:
+        """Take the vocabulary from a model, without special tokens."""
+        embeddings: int = model.get_input_embeddings().weight.shape[0]
+        ids = range(min(embeddings, len(tokenizer)))  # there may be more rows than tokens
+        special = {bos, *tokenizer.all_special_ids}
+        return cls(Encoder(tokenizer, model), bos, [i for i in ids if i not in special])
 
 
 @dataclass(frozen=True)
@@ -84,13 +67,7 @@ class Setting:
 
     @property
     def encode(self) -> Encoder:
-        """Encode a text.
-
-        Raises:
-            ValueError: There is no tokenizer.
-        """
-        if self.source.encoder is None:
-            raise ValueError(f"{self.task} needs a tokenizer; only induction does without")
+        """Encodes a text."""
         return self.source.encoder
 
     def room(self, taken: int, least: int = 0) -> int:
@@ -111,21 +88,8 @@ class Setting:
         return self.length - taken
 
     def filler(self, tokens: int) -> Ids:
-        """`tokens` tokens of the haystack, from a different place for every sample.
-
-        Raises:
-            ValueError: The user's text is shorter.
-        """
-        hay = self.source.haystack
-        if hay is None:
-            return sentences(self.encode, self.rng("haystack"), tokens)
-        if len(hay) < tokens:
-            raise ValueError(
-                f"the haystack has {len(hay)} tokens, and {self.task} at {self.length} needs "
-                f"{tokens}; give a longer text or a smaller length"
-            )
-        place = self.rng("haystack").randint(0, len(hay) - tokens)
-        return hay[place : place + tokens]
+        """`tokens` tokens of made-up sentences, others for every sample."""
+        return sentences(self.encode, self.rng("haystack"), tokens)
 
 
 @dataclass(frozen=True)
@@ -206,14 +170,13 @@ class Context:
         return self.trunk[: first.at] + first.ids
 
     def records(self) -> list[dict[str, Any]]:
-        """Every question with its whole prompt, ready for JSON; ids if there is no tokenizer."""
-        setting, encoder = self.setting, self.setting.source.encoder
+        """Every question with its whole prompt, ready for JSON."""
+        setting = self.setting
         about = {"task": setting.task, "length": setting.length, "sample": setting.sample}
         found = []
         for question in self.questions:
-            ids = self.prompt(question)
+            prompt = setting.encode.decode(self.prompt(question))
             asked = {"question": question.text, "expected": list(question.expected)}
-            prompt = encoder.decode(ids) if encoder else list(ids)
             found.append({**about, "depth": question.depth, "prompt": prompt, **asked})
         return found
 

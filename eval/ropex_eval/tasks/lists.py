@@ -34,9 +34,9 @@ def kv(setting: Setting) -> Context:
 
 def vt(setting: Setting) -> Context:
     """Variables set to each other, scattered in a text; those with one value are asked for."""
-    rng, encode, text = setting.rng(), setting.encode, setting.source.text
-    (value,) = distinct(lambda: number(rng), 1, text)
-    names = distinct(lambda: code(rng, 5).upper(), _HOPS + 1, text)
+    rng, encode = setting.rng(), setting.encode
+    value = number(rng)
+    names = distinct(lambda: code(rng, 5).upper(), _HOPS + 1)
     hops = [f"\nVAR {new} = VAR {old}.\n" for old, new in pairwise(names)]
     pieces = encode.all([f"\nVAR {names[0]} = {value}.\n", *hops])
     example = encode(

@@ -16,7 +16,7 @@ def passkey(setting: Setting) -> Context:
     """One number in a text; one context for every depth, sharing the text up to it."""
 
     def draw(rng: random.Random) -> tuple[str, str, str]:
-        (key,) = _numbers(setting, rng, 1)
+        key = number(rng)
         question = "\nWhat is the pass key? The pass key is"
         return f"\nThe pass key is {key}. Remember it.\n", question, key
 
@@ -27,7 +27,7 @@ def niah(setting: Setting) -> Context:
     """The number of one city in a text; one context for every depth."""
 
     def draw(rng: random.Random) -> tuple[str, str, str]:
-        city, (value,) = rng.choice(CITIES), _numbers(setting, rng, 1)
+        city, value = rng.choice(CITIES), number(rng)
         return _fact(city, value), _about(city), value
 
     return _single(setting, draw)
@@ -77,10 +77,6 @@ def _about(city: str) -> str:
     return f"\nWhat is the number of {city}? The number of {city} is"
 
 
-def _numbers(setting: Setting, rng: random.Random, count: int) -> list[str]:
-    return distinct(lambda: number(rng), count, setting.source.text)
-
-
 def _single(setting: Setting, draw: Callable[[random.Random], tuple[str, str, str]]) -> Context:
     """One context for every depth, all with the same haystack.
 
@@ -116,7 +112,7 @@ def _several(setting: Setting) -> tuple[list[float], list[str]]:
             f"{len(CITIES)}; give fewer depths"
         )
     depths = [*setting.depths, *(rng.random() for _ in range(spare))]
-    return depths, _numbers(setting, rng, len(depths))
+    return depths, distinct(lambda: number(rng), len(depths))
 
 
 def _hidden(setting: Setting, facts: list[str], depths: list[float], rest: int) -> Ids:
@@ -129,13 +125,9 @@ def _hidden(setting: Setting, facts: list[str], depths: list[float], rest: int) 
 
 
 def _listed(
-    setting: Setting,
-    facts: list[str],
-    depths: list[float],
-    order: list[int],
-    question: str,
+    setting: Setting, facts: list[str], depths: list[float], order: list[int], question: str,
     values: list[str],
-) -> Context:
+) -> Context:  # fmt: skip
     """A context whose one question has a value for each depth.
 
     Args:

@@ -22,7 +22,6 @@ class Task:
         build: Makes a context; deterministic for a setting.
         placed: Whether it is asked at depths; otherwise once about the whole context.
         by_token: Whether the score is the share of right tokens; otherwise of right answers.
-        needs_tokenizer: Whether it consists of text.
     """
 
     name: str
@@ -30,7 +29,6 @@ class Task:
     build: Callable[[Setting], Context]
     placed: bool = True
     by_token: bool = False
-    needs_tokenizer: bool = True
 
 
 TASKS = {
@@ -45,25 +43,15 @@ TASKS = {
         Task("vt", "variables set to each other; all with one value", vt, placed=False),
         Task("cwe", "the ten commonest words of a numbered list", cwe, placed=False),
         Task("fwe", "the three commonest codes of a coded text", fwe, placed=False),
-        Task(
-            "induction",
-            "random tokens, a piece of which comes again",
-            induction,
-            by_token=True,
-            needs_tokenizer=False,
-        ),
+        Task("induction", "random tokens, a piece of which comes again", induction, by_token=True),
     )
 }
 
 
 def contexts(
-    task: Task,
-    source: Source,
-    lengths: Sequence[int],
-    depths: Sequence[float],
-    samples: int,
+    task: Task, source: Source, lengths: Sequence[int], depths: Sequence[float], samples: int,
     seed: int = 0,
-) -> Iterator[Context]:
+) -> Iterator[Context]:  # fmt: skip
     """All contexts of a task, the shortest first.
 
     Args:

@@ -1,16 +1,16 @@
-"""Measure a task: a sample for each context and depth, and shares of samples with intervals."""
+"""A sample for each context and depth of a task, and shares of samples with intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist, mean, median
-from typing import Any
 
-from ropex_eval.measure.answers import AnswerScorer, Ids
-from ropex_eval.tasks.context import Context, Source
-from ropex_eval.tasks.registry import Task, contexts
+from ropex_eval.measure.answers import AnswerScorer
+from ropex_eval.scores.results import Retrieval
+from ropex_eval.tasks.context import Context
+from ropex_eval.tasks.registry import Task
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -39,75 +39,6 @@ class Sample:
     rank: float
 
 
-@dataclass(frozen=True)
-class Cell:
-    """All samples of one length, and of one depth where there are several.
-
-    Attributes:
-        task: Name of the task.
-        length: Tokens of the prompts with their answers.
-        depth: None for all depths together, or if the task has no places.
-        samples: How many there are.
-        accuracy: Mean of `Sample.exact`.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        logprob: Mean of `Sample.logprob`, in nats.
-    """
-
-    task: str
-    length: int
-    depth: float | None
-    samples: int
-    accuracy: float
-    low: float
-    high: float
-    logprob: float
-
-
-def measure_task(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    lengths: Sequence[int],
-    depths: Sequence[float],
-    samples: int,
-    seed: int = 0,
-    *,
-    bos: int | None,
-    haystack: Ids | None = None,
-    chunk: int = 2048,
-    advance: Callable[[int], None] = lambda length: None,
-) -> tuple[Sample, ...]:
-    """Ask all questions of a task, with the model as it is patched now.
-
-    Args:
-        model: A causal language model; its rotation must not depend on the length of the text.
-        tokenizer: Of the model; may be None for `induction`.
-        task: One of `TASKS`.
-        lengths: Tokens of a prompt with its answer.
-        depths: From 0 to 1; tasks without places ignore them.
-        samples: Contexts of each length.
-        seed: Of all random numbers.
-        bos: Id in front of every prompt, or None.
-        haystack: Ids of a text to hide things in; without it, filler sentences are made up.
-        chunk: Tokens that are read at a time.
-        advance: Called with the length of each context when it is done.
-
-    Raises:
-        ValueError: An argument is out of range, or a length is too short for the task.
-    """
-    source = Source.of(model, tokenizer, bos, haystack)
-    if lengths:  # if the shortest fits, all do: nothing is measured in vain
-        for _ in contexts(task, source, [min(lengths)], depths, samples, seed):
-            pass
-    scorer = AnswerScorer(model, chunk)
-    found: list[Sample] = []
-    for context in contexts(task, source, lengths, depths, samples, seed):
-        found += ask(scorer, task, context)
-        advance(context.setting.length)
-    return tuple(found)
-
-
 def ask(scorer: AnswerScorer, task: Task, context: Context) -> tuple[Sample, ...]:
     """Ask all questions of one context, which is read once."""
     branches = [branch for question in context.questions for branch in question.branches]
@@ -123,24 +54,18 @@ def ask(scorer: AnswerScorer, task: Task, context: Context) -> tuple[Sample, ...
     return tuple(found)
 
 
-def cells(samples: Iterable[Sample], *, by_depth: bool = True) -> tuple[Cell, ...]:
-    """Aggregate samples, in their order.
-
-    Args:
-        samples: Of one or several tasks.
-        by_depth: One cell for each length and depth (a heatmap), or for each length (a curve).
-    """
+def rows(strategy: str, samples: Iterable[Sample]) -> list[Retrieval]:
+    """How often a strategy finds the answers, by task, length and depth, in the samples' order."""
     groups: dict[tuple[str, int, float | None], list[Sample]] = {}
     for each in samples:
-        depth = each.depth if by_depth else None
-        groups.setdefault((each.task, each.length, depth), []).append(each)
+        groups.setdefault((each.task, each.length, each.depth), []).append(each)
     found = []
-    for (task, length, depth), group in groups.items():
+    for place, group in groups.items():
         right, count = math.fsum(each.exact for each in group), len(group)
-        low, high = wilson(right, count)
-        logprob = mean(each.logprob for each in group)
-        found.append(Cell(task, length, depth, count, right / count, low, high, logprob))
-    return tuple(found)
+        logprob, rank = mean(each.logprob for each in group), median(each.rank for each in group)
+        share = (right / count, *wilson(right, count))
+        found.append(Retrieval(strategy, *place, *share, logprob, rank, count))
+    return found
 
 
 def wilson(successes: float, trials: int) -> tuple[float, float]:

@@ -45,13 +45,10 @@ class ByLength:
         """
         try:
             return cls(
-                tuple(line["lengths"]),
-                tuple(tuple(map(float, row)) for row in line["nll"]),
-                tuple(line["clusters"]),
-                line["targets"],
-                line["tokens_sha256"],
+                tuple(line["lengths"]), tuple(tuple(map(float, row)) for row in line["nll"]),
+                tuple(line["clusters"]), line["targets"], line["tokens_sha256"],
                 line["trained_length"],
-            )
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"a measurement is damaged ({error!r})") from None
 
@@ -98,18 +95,14 @@ class ByLength:
         """A line of the file; changes in percent, with 95 % intervals."""
         changes = self.change_from(before).values()
         return {
-            "step": step,
-            "lengths": list(self.lengths),
+            "step": step, "lengths": list(self.lengths),
             "perplexity": list(self.perplexity.values()),
             "change": [_percent(change.mean) for change in changes],
             "interval": [[_percent(end) for end in change.interval] for change in changes],
-            "tax": self.numbers(before).get("ppl_tax"),
-            "trained_length": self.trained_length,
-            "targets": self.targets,
-            "tokens_sha256": self.tokens_sha256,
-            "clusters": list(self.clusters),
-            "nll": [list(row) for row in self.nll],
-        }
+            "tax": self.numbers(before).get("ppl_tax"), "trained_length": self.trained_length,
+            "targets": self.targets, "tokens_sha256": self.tokens_sha256,
+            "clusters": list(self.clusters), "nll": [list(row) for row in self.nll],
+        }  # fmt: skip
 
     def told(self, step: int, before: ByLength) -> str:
         """Perplexity and change at each length, in one line for a person."""

@@ -64,18 +64,11 @@ class PerplexityByLength(TrainerCallback):
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        data: str | Corpus = "stdlib",
-        lengths: Sequence[int] = (256, 512, 1024, 2048),
-        trained_length: int | None = None,
-        excerpts: int = 8,
-        every: int | None = None,
-        targets: int | None = None,
-        batch: int = 1,
-        bos: str = "auto",
-        tell: Callable[[str], None] = tqdm.write,
-    ) -> None:
+        self, tokenizer: Any, data: str | Corpus = "stdlib",
+        lengths: Sequence[int] = (256, 512, 1024, 2048), trained_length: int | None = None,
+        excerpts: int = 8, every: int | None = None, targets: int | None = None, batch: int = 1,
+        bos: str = "auto", tell: Callable[[str], None] = tqdm.write,
+    ) -> None:  # fmt: skip
         for name, value in (("excerpts", excerpts), ("every", every), ("batch", batch)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, it must be at least 1")

@@ -74,13 +74,9 @@ def _buffers(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def local_nll(
-    model: Any,
-    found: tuple[Site, ...],
-    corpus: Corpus,
-    protocol: Protocol,
-    batch: int,
+    model: Any, found: tuple[Site, ...], corpus: Corpus, protocol: Protocol, batch: int,
     tell: Callable[[str], None],
-) -> dict[int, list[float]]:
+) -> dict[int, list[float]]:  # fmt: skip
     """Length to the mean NLL of the targets of each excerpt.
 
     One pass of the longest length serves all, unless the rotation depends on the length: then each

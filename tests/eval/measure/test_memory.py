@@ -35,17 +35,11 @@ LONG = Protocol.of((48, 1100), 4, ("local", "fixed"))
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("20GiB", 20 * 2**30),
-        ("20G", 20 * 2**30),
-        ("20g", 20 * 2**30),
-        ("1.5gib", 3 * 2**29),
-        ("512MiB", 2**29),
-        (" 512 m ", 2**29),
-        ("20GB", 20 * 10**9),
-        ("0.5kb", 500),
+        ("20GiB", 20 * 2**30), ("20G", 20 * 2**30), ("20g", 20 * 2**30), ("1.5gib", 3 * 2**29),
+        ("512MiB", 2**29), (" 512 m ", 2**29), ("20GB", 20 * 10**9), ("0.5kb", 500),
         ("1TiB", 2**40),
     ],
-)
+)  # fmt: skip
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
@@ -159,21 +153,13 @@ def limited(monkeypatch: pytest.MonkeyPatch, tokens: int) -> list[tuple[int, int
         (10**6, [(3, 48), (3, 1100)], []),
         (2500, [(3, 48), (3, 1100), (1, 1100), (1, 1100), (1, 1100)], []),
         (600, [(3, 48), (3, 1100), (1, 1100), (1, 550), (1, 550), (1, 550)], [550]),
-        (
-            300,
-            [(3, 48), (3, 1100), (1, 1100), (1, 550), (1, 275), (1, 275), (1, 275)],
-            [550, 275],
-        ),
+        (300, [(3, 48), (3, 1100), (1, 1100), (1, 550), (1, 275), (1, 275), (1, 275)], [550, 275]),
     ],
 )
 def test_memory_that_runs_out_costs_time_and_changes_no_number(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tokens: int,
-    tries: list[tuple[int, int]],
-    told: list[int],
-) -> None:
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int,
+    tries: list[tuple[int, int]], told: list[int],
+) -> None:  # fmt: skip
     whole = start(make(LONG), tmp_path / "whole", "yarn:4")
     sentences: list[str] = []
     seen = limited(monkeypatch, tokens)
@@ -199,9 +185,10 @@ def test_pass_that_never_fits_is_told_in_a_sentence_and_the_rest_is_kept(
 ) -> None:
     with monkeypatch.context() as patched:
         limited(patched, 200)
-        with pytest.raises(
-            MemoryError, match=r"1100 tokens, .* 256 at a time; .* is kept"
-        ) as caught:
+        wanted = (
+            "1100 tokens, read 256 at a time; smaller --lengths .* need less, and what .* is kept"
+        )
+        with pytest.raises(MemoryError, match=wanted) as caught:
             start(make(LONG), tmp_path / "out", "yarn:4")
     assert "\n" not in str(caught.value)
     assert [each.length for _, each in measured.passes] == [48] * 3

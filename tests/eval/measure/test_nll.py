@@ -81,10 +81,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("strategy", ["none", "yarn:4"])
 @pytest.mark.parametrize(("family", "changes"), FAMILIES)
 def test_every_way_to_read_gives_the_scores_of_a_plain_forward_pass(
-    monkeypatch: pytest.MonkeyPatch,
-    family: str,
-    changes: dict[str, Any],
-    strategy: str,
+    monkeypatch: pytest.MonkeyPatch, family: str, changes: dict[str, Any], strategy: str
 ) -> None:
     model = tiny_causal(family, **changes)
     scorer = Scorer(model)

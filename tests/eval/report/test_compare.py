@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import ropex
 from ropex_eval.running.archive import Archive, common, difference
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.statistics import Estimate
+from ropex_eval.study.corpus import load_corpus
 from ropex_eval.study.study import Study
-from tests.support.models import save_checkpoint, tiny_causal
+from tests.support.models import save_checkpoint, tiny_causal, tiny_tokenizer
 from tests.support.rounding import LOSS
 from tests.support.shell import Shell
-from tests.support.tiny_eval import plain_nll, start, study_of, tree, words
+from tests.support.tiny_eval import corpus_of, plain_nll, start, study_of, tree, words
 
 STRATEGIES = ("none", "yarn:4", "dynamic")
 MEASURED = Protocol.of((8, 24, 48), 4)
@@ -190,70 +192,47 @@ def test_compare_prints_percent_of_perplexity_and_writes_a_page(place: Place, sh
 # What cannot be compared.
 
 
-def other_text(place: Place, folder: Path) -> Path:
+def other_text(study: Study, folder: Path) -> dict[str, Any]:
     (folder / "a.txt").write_text(words(400, seed=9), encoding="utf-8")
-    from ropex_eval.study.corpus import load_corpus
-    from tests.support.models import tiny_tokenizer
-
-    corpus = load_corpus(str(folder / "a.txt"), tiny_tokenizer(), 0, 48, 3)
-    return place.run(1, "other-text", "none", corpus=corpus)
+    return {"corpus": load_corpus(str(folder / "a.txt"), tiny_tokenizer(), 0, 48, 3)}
 
 
-def other_targets(place: Place, folder: Path) -> Path:
-    return place.run(1, "other-targets", "none", protocol=Protocol.of((8, 24, 48), 3))
-
-
-def other_bos(place: Place, folder: Path) -> Path:
-    corpus = dataclasses.replace(place.studies[1].corpus, bos=1)
-    return place.run(1, "other-bos", "none", corpus=corpus)
-
-
-def no_bos(place: Place, folder: Path) -> Path:
-    study = place.studies[1]
+def no_bos(study: Study, folder: Path) -> dict[str, Any]:
     cut = [dataclasses.replace(each, ids=each.ids.repeat(2)[:48]) for each in study.corpus.excerpts]
-    corpus = dataclasses.replace(study.corpus, bos=None, excerpts=tuple(cut))
-    return place.run(1, "no-bos", "none", corpus=corpus)
+    return {"corpus": dataclasses.replace(study.corpus, bos=None, excerpts=tuple(cut))}
 
 
-def longer_excerpts(place: Place, folder: Path) -> Path:
+def longer_excerpts(study: Study, folder: Path) -> dict[str, Any]:
     protocol = Protocol.of((8, 24, 48), 4, excerpt=96)
-    study = study_of(place.folder, place.folder / "m1", place.studies[1].load(), protocol)
-    start(study, place.folder / "longer", "none")
-    return place.folder / "longer"
+    return {"corpus": corpus_of(folder, 96), "protocol": protocol}
 
 
-def other_lengths(place: Place, folder: Path) -> Path:
-    return place.run(1, "other-lengths", "none", protocol=Protocol.of((12, 40), 4, excerpt=48))
+def protocol(*given: Any, **settings: Any) -> Callable[[Study, Path], dict[str, Any]]:
+    return lambda study, folder: {"protocol": Protocol.of(*given, **settings)}
 
 
-def other_strategies(place: Place, folder: Path) -> Path:
-    return place.run(1, "other-strategies", "linear:4")
+DIFFERENTLY = "their excerpts begin differently, or are not of one length"
+REFUSED: dict[str, tuple[str, Callable[[Study, Path], dict[str, Any]], str]] = {
+    "text": ("none", other_text, "no excerpts in common"),
+    "targets": ("none", protocol((8, 24, 48), 3), "no targets in common"),
+    "bos": ("none", lambda study, _: {"corpus": dataclasses.replace(study.corpus, bos=1)},
+            DIFFERENTLY),
+    "no bos": ("none", no_bos, DIFFERENTLY),
+    "longer excerpts": ("none", longer_excerpts, DIFFERENTLY),
+    "lengths": ("none", protocol((12, 40), 4, excerpt=48), "no lengths in common"),
+    "strategies": ("linear:4", lambda study, _: {}, "no strategy in common"),
+    "definitions": ("none", protocol((8, 24, 48), 4, ("disjoint",)), "no definitions in common"),
+}  # fmt: skip
 
 
-def other_definitions(place: Place, folder: Path) -> Path:
-    protocol = Protocol.of((8, 24, 48), 4, ("disjoint",))
-    return place.run(1, "other-definitions", "none", protocol=protocol)
-
-
-REFUSED = {
-    other_text: "no excerpts in common",
-    other_targets: "no targets in common",
-    other_bos: "their excerpts begin differently, or are not of one length",
-    no_bos: "their excerpts begin differently, or are not of one length",
-    longer_excerpts: "their excerpts begin differently, or are not of one length",
-    other_lengths: "no lengths in common",
-    other_strategies: "no strategy in common",
-    other_definitions: "no definitions in common",
-}
-
-
-@pytest.mark.parametrize("other", REFUSED)
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_did_not_read_the_same_is_refused_in_one_line(
-    place: Place, shell: Shell, tmp_path: Path, other: Any
+    place: Place, shell: Shell, tmp_path: Path, name: str
 ) -> None:
-    right = other(place, tmp_path)
-    assert REFUSED[other] in shell.refused("compare", "left", right.name)
-    assert REFUSED[other] in shell.refused("compare", right.name, "left")
+    strategy, change, message = REFUSED[name]
+    right = place.run(1, f"other {name}", strategy, **change(place.studies[1], tmp_path))
+    assert message in shell.refused("compare", "left", right.name)
+    assert message in shell.refused("compare", right.name, "left")
 
 
 def test_numbers_that_mean_other_things_are_left_out(place: Place) -> None:

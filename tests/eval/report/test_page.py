@@ -40,14 +40,11 @@ from tests.support.made_up import (
 
 VOID = {"br", "input", "meta"}
 CASES = {
-    "six": made_up(),
-    "many": made_up(TWELVE, range(2048, 40 * 2048 + 1, 2048)),
+    "six": made_up(), "many": made_up(TWELVE, range(2048, 40 * 2048 + 1, 2048)),
     "one": made_up(("yarn:8",), (TRAINED,), ("fixed",), retrieval=False),
-    "no intervals": made_up(intervals=False),
-    "ruined": ruined(),
-    "empty": EMPTY,
+    "no intervals": made_up(intervals=False), "ruined": ruined(), "empty": EMPTY,
     "nothing known": replace(made_up(), about={}, strategies={text: {} for text in SIX}),
-}
+}  # fmt: skip
 
 
 class Reader(HTMLParser):

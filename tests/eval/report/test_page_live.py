@@ -77,15 +77,11 @@ def reading(browser: Browser, kind: str = "perplexity") -> list[str]:
 @pytest.mark.parametrize(
     "results",
     [
-        RESULTS,
-        ruined(),
-        made_up(("none",), (4096,), ("fixed",), retrieval=False),
-        made_up(intervals=False),
-        made_up(TWELVE, range(2048, 40 * 2048 + 1, 2048)),
-        EMPTY,
+        RESULTS, ruined(), made_up(("none",), (4096,), ("fixed",), retrieval=False),
+        made_up(intervals=False), made_up(TWELVE, range(2048, 40 * 2048 + 1, 2048)), EMPTY,
     ],
     ids=["six", "ruined", "one", "no intervals", "many", "empty"],
-)
+)  # fmt: skip
 def test_nothing_fails_and_nothing_is_asked_of_the_network(show: Any, results: Results) -> None:
     browser = show(results)
     browser.resize(400)

@@ -26,13 +26,11 @@ from tests.support.tiny_eval import results_of
         {"local": {"none": [3.0, 4.0], "yarn:4": [3.5, 3.6]}},
         {definition: {"none": [3.0, 4000.0]} for definition in HEADLINE},
         {"local": {"none": [3.0, math.inf], "yarn:4": [3.5, 3.6]}},
-        {"local": {"none": [math.inf, math.inf]}},
-        {"local": {"none": [math.nan, 3.0]}},
-        {"local": {"none": [math.nan, math.nan]}},
-        {"local": {"none": [1e300, 3.0]}},
+        {"local": {"none": [math.inf, math.inf]}}, {"local": {"none": [math.nan, 3.0]}},
+        {"local": {"none": [math.nan, math.nan]}}, {"local": {"none": [1e300, 3.0]}},
         {"local": {"none": [3.0, 3.0]}},
     ],
-)
+)  # fmt: skip
 def test_picture_is_drawn_whatever_the_numbers(
     tmp_path: Path, values: dict[str, dict[str, list[float]]]
 ) -> None:

@@ -152,12 +152,15 @@ def test_what_the_table_lacks_is_told_with_what_adds_it(
 # Folders that cannot be read.
 
 
-def no_run(folder: Path) -> None:
-    (folder / "results.json").unlink()
+def unlink(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
 
 
-def no_text(folder: Path) -> None:
-    (folder / "excerpts.safetensors").unlink()
+def rewrite(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return damage
 
 
 def nothing_finished(folder: Path) -> None:
@@ -165,83 +168,52 @@ def nothing_finished(folder: Path) -> None:
     Results(run.about, run.protocol).save(folder)
 
 
-def cut_text(folder: Path) -> None:
-    path = folder / "excerpts.safetensors"
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def other_text(folder: Path) -> None:
-    path = folder / "excerpts.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-
-
-def cut_results(folder: Path) -> None:
-    path = folder / "results.json"
-    path.write_text(path.read_text(encoding="utf-8")[:-100], encoding="utf-8")
-
-
-def changed(folder: Path, value: Any, seal: bool = False) -> None:
+def changed(value: Any, seal: bool = False) -> Callable[[Path], None]:
     """Another value in the first row of the results, with the hash of the file or without."""
-    path = folder / "results.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["results"][0]["nll"] = value
-    if seal:
-        del content["sha256"]
-        text = json.dumps(content, sort_keys=True)
-        content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(json.dumps(content), encoding="utf-8")
+
+    def change(raw: bytes) -> bytes:
+        content = json.loads(raw)
+        content["results"][0]["nll"] = value
+        if seal:
+            del content["sha256"]
+            text = json.dumps(content, sort_keys=True)
+            content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        return json.dumps(content).encode()
+
+    return rewrite(RESULTS, change)
 
 
-def changed_number(folder: Path) -> None:
-    changed(folder, 1.0)
-
-
-def surrogate(folder: Path) -> None:
-    changed(folder, "\ud800")
-
-
-def sealed_text(folder: Path) -> None:
-    changed(folder, "x", seal=True)
-
-
-def sealed_digits(folder: Path) -> None:
-    changed(folder, 10**400, seal=True)
-
-
-def many_digits(folder: Path) -> None:
-    path = folder / "results.json"
-    text = path.read_text(encoding="utf-8").replace('"schema": ', f'"schema": {"1" * 5000}')
-    path.write_text(text, encoding="utf-8")
-
-
-def deep(folder: Path) -> None:
-    (folder / "results.json").write_text('{"about":' * 10**5, encoding="utf-8")
-
-
-UNREADABLE: dict[Callable[[Path], None], str] = {
-    no_run: "holds no run of ropex eval",
-    no_text: "nothing is finished in",
-    nothing_finished: "nothing is finished in",
-    cut_text: "excerpts.safetensors is damaged",
-    other_text: "excerpts.safetensors is damaged",
-    cut_results: "results.json is not a run's results, or damaged",
-    changed_number: "results.json is damaged, or was changed after ropex wrote it",
-    surrogate: "results.json is damaged, or was changed after ropex wrote it",
-    sealed_text: "results.json is not a run's results, or damaged (nll is 'x')",
-    sealed_digits: "results.json is not a run's results, or damaged",
-    many_digits: "results.json is not a run's results, or damaged",
-    deep: "results.json is not a run's results, or damaged",
+RESULTS, TEXT = "results.json", "excerpts.safetensors"
+NO_RESULTS = "results.json is not a run's results, or damaged"
+CHANGED = "results.json is damaged, or was changed after ropex wrote it"
+UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no run": (unlink(RESULTS), "holds no run of ropex eval"),
+    "no text": (unlink(TEXT), "nothing is finished in"),
+    "nothing finished": (nothing_finished, "nothing is finished in"),
+    "cut text": (rewrite(TEXT, lambda raw: raw[:-7]), f"{TEXT} is damaged"),
+    "other text": (rewrite(TEXT, lambda raw: raw[:-1] + b"\x01"), f"{TEXT} is damaged"),
+    "cut results": (rewrite(RESULTS, lambda raw: raw[:-100]), NO_RESULTS),
+    "changed number": (changed(1.0), CHANGED),
+    "surrogate": (changed("\ud800"), CHANGED),
+    "sealed text": (changed("x", seal=True), f"{NO_RESULTS} (nll is 'x')"),
+    "sealed digits": (changed(10**400, seal=True), NO_RESULTS),
+    "many digits": (
+        rewrite(RESULTS, lambda raw: raw.replace(b'"schema": ', b'"schema": ' + b"1" * 5000)),
+        NO_RESULTS,
+    ),
+    "deep": (rewrite(RESULTS, lambda raw: b'{"about":' * 10**5), NO_RESULTS),
 }
 
 
 @pytest.mark.parametrize("verb", ["report", "compare"])
-@pytest.mark.parametrize("damage", UNREADABLE)
+@pytest.mark.parametrize("name", UNREADABLE)
 def test_folder_that_cannot_be_read_is_one_line(
-    place: Place, copy: Path, shell: Shell, damage: Callable[[Path], None], verb: str
+    place: Place, copy: Path, shell: Shell, name: str, verb: str
 ) -> None:
+    damage, message = UNREADABLE[name]
     damage(copy)
     runs = (place.run, "copy") if verb == "compare" else ("copy",)
-    assert UNREADABLE[damage] in shell.refused(verb, *runs)
+    assert message in shell.refused(verb, *runs)
 
 
 def test_damaged_table_is_told_where_it_is_needed_and_the_run_mends_it(
@@ -270,10 +242,7 @@ def test_report_is_written_again_and_prints_the_tables(
     assert all(f"\n{text}" in told for text in STRATEGIES)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [(), ("--definitions", ",".join(NAMES))],
-)
+@pytest.mark.parametrize("other", [(), ("--definitions", ",".join(NAMES))])
 def test_tables_are_printed_in_every_format(
     copy: Path, shell: Shell, other: tuple[str, ...]
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-import ropex
-from ropex_eval.measure import memory
 from ropex_eval.measure.reader import Reader
 from ropex_eval.running import work
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results
-from ropex_eval.study.passes import passes
 from ropex_eval.study.study import Study
-from tests.support.tiny_eval import Watch, break_reading, start, strict_json, tree
+from tests.support.tiny_eval import Watch, break_reading, start, tree
 
 
 @pytest.fixture
@@ -39,25 +34,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("budget", "excerpts"),
-    [
-        (None, 6),
-        (24.0, 6),
-        (23.9, 5),
-        (13.0, 3),
-        (1.0, 1),
-        (0.0, 1),
-    ],
+    ("budget", "excerpts"), [(None, 6), (24.0, 6), (23.9, 5), (13.0, 3), (1.0, 1), (0.0, 1)]
 )
 def test_budget_ends_a_run_after_whole_turns_of_all_strategies(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    measured: Watch,
-    monkeypatch: pytest.MonkeyPatch,
-    clock: list[float],
-    budget: float | None,
-    excerpts: int,
-) -> None:
+    make: Callable[..., Study], tmp_path: Path, measured: Watch, monkeypatch: pytest.MonkeyPatch,
+    clock: list[float], budget: float | None, excerpts: int,
+) -> None:  # fmt: skip
     monkeypatch.setattr(work, "BATCH_TOKENS", 48)  # an excerpt a turn: four seconds
     study = make(Protocol.of((8, 48)), excerpts=6)
     results = start(study, tmp_path / "out", "none", "yarn:4", budget=budget)
@@ -76,10 +58,7 @@ def test_budget_ends_a_run_after_whole_turns_of_all_strategies(
 
 
 def test_strategy_that_was_read_as_far_as_the_others_stays(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    clock: list[float],
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
     monkeypatch.setattr(work, "BATCH_TOKENS", 48)
     study = make(Protocol.of((8, 48)), excerpts=6)
@@ -90,10 +69,7 @@ def test_strategy_that_was_read_as_far_as_the_others_stays(
 
 
 def test_long_run_writes_what_is_finished_from_time_to_time(
-    make: Callable[..., Study],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    clock: list[float],
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
     monkeypatch.setattr(work, "BATCH_TOKENS", 48)
     study = make(Protocol.of((8, 48)), excerpts=6)
@@ -106,32 +82,6 @@ def test_long_run_writes_what_is_finished_from_time_to_time(
     start(study, tmp_path / "out", "none", "yarn:4")
     start(study, tmp_path / "whole", "none", "yarn:4")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
-
-
-# Numbers that are none.
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_no_number_is_told_and_the_files_stay_valid(
-    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    real, turn = Reader.read, itertools.count()
-
-    def broken(self: Reader, *given: Any) -> Tensor:
-        found = real(self, *given)
-        if next(turn) == 1:
-            found[0, 5] = value
-        return found
-
-    monkeypatch.setattr(Reader, "read", broken)
-    study = make(Protocol.of((8, 48), 4, ("local", "fixed", "prefix", "mean_perplexity")))
-    results = start(study, tmp_path / "out", "none", "yarn:4")
-    content = strict_json((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-    bad = {row["strategy"] for row in content["results"] if row["nll"] == str(value)}
-    assert bad == {"none"}
-    warnings = [text for text in results.about["warnings"] if text.startswith("none: ")]
-    assert len(warnings) == 1
-    assert [winner.strategy for winner in results.winners][-1] == "yarn:4"
 
 
 @pytest.mark.parametrize(("excerpts", "warning"), [(1, "one excerpt gives no intervals"), (3, "")])
@@ -157,17 +107,3 @@ def test_excerpts_of_one_document_are_clusters_with_a_warning(
     both = start(study, tmp_path / "both", "none")
     assert both.about["data"]["clusters"] == "documents"
     assert both.about["warnings"] == []
-
-
-def test_passes_end_with_the_longest_so_that_the_time_left_is_not_too_short(
-    make: Callable[..., Study],
-) -> None:
-    study = make(Protocol.of((8, 24, 48)))
-    for text in ("none", "dynamic"):
-        lengths = [
-            each.length
-            for each in passes(study.corpus, study.protocol, ropex.strategy(text), study.rope)
-            if each.excerpt == 0
-        ]
-        assert lengths == sorted(lengths)
-    assert memory.SHORTEST_CHUNK == 256

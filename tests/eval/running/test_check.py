@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,22 +108,7 @@ def test_what_cannot_be_checked_is_one_line(
 
 # Broken on purpose.
 
-
-def wrong_head(patch: pytest.MonkeyPatch) -> None:
-    real = Scorer._logits
-    patch.setattr(Scorer, "_logits", lambda self, states: 1.001 * real(self, states))
-
-
-def short_loss(patch: pytest.MonkeyPatch) -> None:
-    def nll_of(logits: Tensor, goals: Tensor) -> Tensor:
-        return functional.cross_entropy(logits.bfloat16(), goals, reduction="none").float()
-
-    patch.setattr(nll, "nll_of", nll_of)
-
-
-def shifted_goals(patch: pytest.MonkeyPatch) -> None:
-    real = nll.nll_of
-    patch.setattr(nll, "nll_of", lambda logits, goals: real(logits, goals.roll(1)))
+Breaking = Callable[[pytest.MonkeyPatch], None]
 
 
 def forgotten_cache(patch: pytest.MonkeyPatch) -> None:
@@ -137,29 +123,6 @@ def forgotten_cache(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scorer, "_chunks_are_exact", lambda self: True)
 
 
-def doubled_bos(patch: pytest.MonkeyPatch) -> None:
-    real = corpus._encode
-    patch.setattr(corpus, "_encode", lambda *given: [0, *real(*given)])
-
-
-def mixed_rows(patch: pytest.MonkeyPatch) -> None:
-    real = feed_forward._split
-
-    def split(forward: Callable[..., Any], rows: int) -> Callable[..., Any]:
-        return real(lambda states: forward(states.flip(1)), rows)
-
-    patch.setattr(feed_forward, "_split", split)
-
-
-def lost_rows(patch: pytest.MonkeyPatch) -> None:
-    real = feed_forward._split
-
-    def split(forward: Callable[..., Any], rows: int) -> Callable[..., Any]:
-        return real(lambda states: functional.pad(forward(states)[:, 1:], (0, 0, 1, 0)), rows)
-
-    patch.setattr(feed_forward, "_split", split)
-
-
 def another_pass(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(store, "_head", lambda ids: ())
     patch.setattr(store.Stored, "holds", lambda self, ids, length, rows: self.length >= length)
@@ -169,20 +132,6 @@ def another_pass(patch: pytest.MonkeyPatch) -> None:
         return real(self, first, last) if last <= len(self.nll) else self.nll[-(last - first) :]
 
     patch.setattr(store.Stored, "at", at)
-
-
-def another_place(patch: pytest.MonkeyPatch) -> None:
-    real = store.Stored.at
-    patch.setattr(store.Stored, "at", lambda self, a, b: real(self, a, b).roll(1))
-
-
-def other_numbers_at_each_start(patch: pytest.MonkeyPatch) -> None:
-    real, turns = Scorer.nll, iter(range(10_000))
-
-    def noisy(self: Scorer, *given: Any) -> Tensor:
-        return real(self, *given) + 1e-6 * next(turns)
-
-    patch.setattr(Scorer, "nll", noisy)
 
 
 def wrong_length(patch: pytest.MonkeyPatch) -> None:
@@ -207,43 +156,66 @@ def batch_that_leaks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scorer, "_chunks_are_exact", lambda self: True)
 
 
-BROKEN: dict[Callable[[pytest.MonkeyPatch], None], str] = {
-    wrong_head: "head alone = the model's logits",
-    short_loss: "loss in float32 = in float64",
-    shifted_goals: "loss in float32 = in float64",
-    forgotten_cache: "dynamic: pieces = at once",
-    doubled_bos: "BOS stands once, in front",
-    mixed_rows: "feed-forward in rows = at once",
-    lost_rows: "feed-forward in rows = at once",
-    another_pass: "stored = read",
-    another_place: "stored = read",
-    other_numbers_at_each_start: "resumed = fresh",
-    wrong_length: "dynamic: measured = patched",
-    batch_that_leaks: "dynamic: side by side = alone",
-}
+def around(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Breaking:
+    """Puts something around a function of the harness."""
+    return lambda patch: patch.setattr(owner, name, wrap(getattr(owner, name)))
 
 
-@pytest.mark.parametrize("broken", BROKEN)
+def in_bfloat16(logits: Tensor, goals: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.bfloat16(), goals, reduction="none").float()
+
+
+def rows_of(change: Callable[[Any, Tensor], Tensor]) -> Breaking:
+    """Changes what the rows of a feed-forward part become."""
+    return around(feed_forward, "_split", lambda real: lambda forward, rows: real(
+        lambda states: change(forward, states), rows))  # fmt: skip
+
+
+TURNS = itertools.count()
+HEAD, LOSS = "head alone = the model's logits", "loss in float32 = in float64"
+ROWS, STORED = "feed-forward in rows = at once", "stored = read"
+BROKEN: dict[str, tuple[Breaking, str]] = {
+    "head": (around(Scorer, "_logits", lambda real: lambda self, h: 1.001 * real(self, h)), HEAD),
+    "short loss": (around(nll, "nll_of", lambda _: in_bfloat16), LOSS),
+    "goals": (around(nll, "nll_of", lambda real: lambda rows, g: real(rows, g.roll(1))), LOSS),
+    "forgotten cache": (forgotten_cache, "dynamic: pieces = at once"),
+    "two BOS": (around(corpus, "_encode", lambda real: lambda *given: [0, *real(*given)]),
+                "BOS stands once, in front"),
+    "mixed rows": (rows_of(lambda forward, states: forward(states.flip(1))), ROWS),
+    "lost rows": (rows_of(lambda forward, states: functional.pad(
+        forward(states)[:, 1:], (0, 0, 1, 0))), ROWS),
+    "another pass": (another_pass, STORED),
+    "another place": (around(store.Stored, "at", lambda real: lambda *given: real(*given).roll(1)),
+                      STORED),
+    "other numbers at each start": (
+        around(Scorer, "nll", lambda real: lambda *given: real(*given) + 1e-6 * next(TURNS)),
+        "resumed = fresh",
+    ),
+    "wrong length": (wrong_length, "dynamic: measured = patched"),
+    "batch that leaks": (batch_that_leaks, "dynamic: side by side = alone"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
 def test_harness_that_is_broken_fails(
-    shell: Shell,
-    monkeypatch: pytest.MonkeyPatch,
-    broken: Callable[[pytest.MonkeyPatch], None],
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    broken, check = BROKEN[name]
     broken(monkeypatch)
     status, out, err = shell(*ASKED, "-s", "dynamic")
     assert (status, err) == (1, "")
     found = findings(out)
-    assert not found[BROKEN[broken]]
+    assert not found[check]
     assert len(found) == 11
 
 
 def test_loss_in_a_shorter_number_type_is_seen_where_the_model_has_one_too(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short_loss(monkeypatch)
+    BROKEN["short loss"][0](monkeypatch)
     status, out, _ = shell(*ASKED, "-s", "none", "--dtype", "bfloat16")
     assert status == 1
-    assert not findings(out)["loss in float32 = in float64"]
+    assert not findings(out)[LOSS]
 
 
 @pytest.mark.parametrize(

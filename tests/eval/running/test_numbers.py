@@ -117,9 +117,7 @@ def test_winner_is_the_least_surprised_by_the_same_tokens(measured: Any) -> None
         assert (winner.nll, winner.se) == pytest.approx(mean_and_error(rows), abs=LOSS)
 
 
-def test_steps_of_a_verdict_are_paired_with_no_scaling_at_the_trained_length(
-    measured: Any,
-) -> None:
+def test_steps_of_a_verdict_are_paired_with_no_scaling_at_the_trained_length(measured: Any) -> None:
     results, plain = measured
     assert [verdict.strategy for verdict in results.verdicts] == list(TEXTS)
     for verdict in results.verdicts:
@@ -250,13 +248,9 @@ def test_curve_is_the_longest_pass_cut_at_growing_positions(measured: Any) -> No
     ],
 )
 def test_what_was_not_measured_is_left_out(
-    tmp_path: Path,
-    checkpoint: Path,
-    causal: Any,
-    definitions: tuple[str, ...],
-    texts: tuple[str, ...],
-    missing: set[str],
-) -> None:
+    tmp_path: Path, checkpoint: Path, causal: Any, definitions: tuple[str, ...],
+    texts: tuple[str, ...], missing: set[str],
+) -> None:  # fmt: skip
     protocol = Protocol.of((8, 48), TARGETS, definitions, None, 60)
     results = start(study_of(tmp_path, checkpoint, causal, protocol), tmp_path / "out", *texts)
     parts = ("changes", "verdicts", "winners", "curve")

@@ -25,19 +25,11 @@ from tests.support.tiny_eval import Watch, start, study_of, words
 
 LONG = 131_072
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 32,
+    "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 8192,
+    "tie_word_embeddings": False, "dtype": "bfloat16",
+}  # fmt: skip
 
 # By hand, from the table of published terms: two bytes a number.
 WEIGHTS = 2 * 8_030_261_248

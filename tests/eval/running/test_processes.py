@@ -77,10 +77,7 @@ def ranks(place: Path) -> list[dict[str, tuple[int, str, str]]]:
 
 @pytest.fixture
 def shell(
-    place: Path,
-    ranks: Any,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    place: Path, ranks: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Shell:
     monkeypatch.setattr(sys, "argv", ["ropex", "one process"])
     return Shell.at(place, capsys, monkeypatch)

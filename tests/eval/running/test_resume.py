@@ -90,29 +90,15 @@ MORE = Protocol.of((8, 24, 48), 4)
         ((PROTOCOL, 2), (FEWER, 3), "yarn:4", [(2, 48)]),
         ((PROTOCOL, 2), (FEWER, 3), "dynamic", [(2, 48)]),
         ((PROTOCOL, 2), (MORE, 2), "dynamic", [(0, 24), (1, 24), (0, 24), (1, 24)]),
-        (
-            (Protocol.of((8, 48), 4, ("local",)), 2),
-            (Protocol.of((8, 48), 4, ("local", "prefix")), 2),
-            "yarn:4",
-            [(0, 48), (1, 48)],
-        ),
-        (
-            (PROTOCOL, 1),
-            (Protocol.of((48,), 4, ("sliding", "prefix"), 30, 48), 1),
-            "yarn:4",
-            [],
-        ),
+        ((Protocol.of((8, 48), 4, ("local",)), 2),
+         (Protocol.of((8, 48), 4, ("local", "prefix")), 2), "yarn:4", [(0, 48), (1, 48)]),
+        ((PROTOCOL, 1), (Protocol.of((48,), 4, ("sliding", "prefix"), 30, 48), 1), "yarn:4", []),
     ],
-)
+)  # fmt: skip
 def test_what_is_asked_for_later_costs_only_what_is_missing(
-    make: Callable[..., Study],
-    out: Path,
-    measured: Watch,
-    first: tuple[Protocol, int],
-    then: tuple[Protocol, int],
-    strategy: str,
-    passes: list[tuple[int, int]],
-) -> None:
+    make: Callable[..., Study], out: Path, measured: Watch, first: tuple[Protocol, int],
+    then: tuple[Protocol, int], strategy: str, passes: list[tuple[int, int]],
+) -> None:  # fmt: skip
     start(make(first[0], excerpts=first[1]), out, strategy)
     measured.take()
     later = make(then[0], excerpts=then[1])
@@ -175,13 +161,9 @@ def test_plans_that_are_alike_share_their_passes(
 @pytest.mark.parametrize("turn", [0, 1, 2, 4])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("full"), ZeroDivisionError()])
 def test_run_that_breaks_off_and_goes_on_equals_one_that_never_did(
-    make: Callable[..., Study],
-    out: Path,
-    measured: Watch,
-    monkeypatch: pytest.MonkeyPatch,
-    turn: int,
-    error: BaseException,
-) -> None:
+    make: Callable[..., Study], out: Path, measured: Watch, monkeypatch: pytest.MonkeyPatch,
+    turn: int, error: BaseException,
+) -> None:  # fmt: skip
     study = make(Protocol.of((8, 24, 48), 4))
     whole = out.parent / "whole"
     start(study, whole, *TEXTS)

@@ -8,26 +8,22 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import ropex
 from ropex_eval.scores.protocol import USUAL, Protocol
 from ropex_eval.scores.results import Result, Results
-from ropex_eval.study.corpus import Corpus
 from ropex_eval.study.study import Study, checkpoint_fingerprint
 from tests.support.models import TRAINED, save_checkpoint, tiny_causal
 from tests.support.rounding import LOSS
 from tests.support.tiny_eval import (
     BY_LENGTH,
     STATIC,
-    corpus_of,
     plain_nll,
     start,
     strict_json,
@@ -87,13 +83,6 @@ def test_results_hold_every_number_and_how_it_came_about(study: Study, out: Path
     assert [row["strategy"] for row in content["verdicts"]] == texts
 
 
-def test_text_that_was_read_is_kept_with_the_numbers(study: Study, out: Path) -> None:
-    start(study, out, "none")
-    kept = Corpus.load(out / "excerpts.safetensors")
-    assert kept.sha256 == study.corpus.sha256
-    assert (kept.source, kept.documents) == (study.corpus.source, study.corpus.documents)
-
-
 def test_csv_holds_the_numbers_of_the_json(study: Study, out: Path) -> None:
     results = start(study, out, "none", "yarn:4")
     rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text(encoding="utf-8"))))
@@ -104,25 +93,6 @@ def test_csv_holds_the_numbers_of_the_json(study: Study, out: Path) -> None:
     read = Results.load(out)
     assert strict_json(json.dumps(results.about)) == read.about
     assert dataclasses.replace(read, about=results.about) == results
-
-
-def test_results_are_replaced_whole_or_not_at_all(
-    study: Study, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start(study, out, "none")
-    before = (out / "results.json").read_bytes()
-
-    real = os.replace
-
-    def full(source: Any, target: Any) -> None:
-        if Path(target).name == "results.json":
-            raise OSError(28, "No space left on device")
-        real(source, target)
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        start(study, out, "none", "yarn:4")
-    assert (out / "results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(("nll", "perplexity"), [(1e4, math.inf), (math.nan, math.nan)])
@@ -202,15 +172,6 @@ def test_fingerprint_follows_config_and_weights_alone(tmp_path: Path) -> None:
     weights.rename(checkpoint / "model-2.safetensors")
     seen.append(checkpoint_fingerprint(checkpoint))
     assert len(set(seen)) == 4
-
-
-def test_names_of_texts_are_of_no_account_for_what_is_stored(study: Study, out: Path) -> None:
-    start(study, out, "none")
-    for path in (out / "nll").iterdir():
-        assert set(load_file(path)) == {"ids", "nll"}
-    corpus = corpus_of(out.parent / "again", 48)
-    assert corpus.sha256 == study.corpus.sha256
-    assert ropex.strategy("none") == ropex.strategy("NONE")
 
 
 # What a stored number depends on.

@@ -62,22 +62,14 @@ def test_spans_are_the_windows_of_the_program_of_that_name(
 @pytest.mark.parametrize(
     ("strategy", "with_bos", "excerpt", "stride"),
     [
-        ("none", True, 131, 7),
-        ("none", False, 131, 7),
-        ("yarn:4", True, 96, 5),
-        ("dynamic", True, 131, 13),
-        ("dynamic:4", False, 100, 10),
+        ("none", True, 131, 7), ("none", False, 131, 7), ("yarn:4", True, 96, 5),
+        ("dynamic", True, 131, 13), ("dynamic:4", False, 100, 10),
     ],
-)
+)  # fmt: skip
 def test_numbers_are_those_of_the_programs_on_a_pass_for_every_window(
-    tmp_path: Path,
-    checkpoint: Path,
-    causal: Any,
-    strategy: str,
-    with_bos: bool,
-    excerpt: int,
+    tmp_path: Path, checkpoint: Path, causal: Any, strategy: str, with_bos: bool, excerpt: int,
     stride: int,
-) -> None:
+) -> None:  # fmt: skip
     lengths, targets = (17, TRAINED, 48), 5
     names = tuple(BRUTE) if with_bos else WITHOUT_BOS
     protocol = Protocol.of(lengths, targets, names, stride, excerpt)
@@ -127,16 +119,10 @@ def test_stride_is_a_quarter_of_each_length_unless_given(stride: int | None) -> 
 @pytest.mark.parametrize(
     ("lengths", "targets", "used"),
     [
-        ((4096, 512, 512), None, 64),
-        ((128, 256), None, 64),
-        ((127, 256), None, 63),
-        ((8, 96), None, 4),
-        ((2, 96), None, 1),
-        ((3,), None, 1),
-        ((8, 96), 7, 7),
-        ((8, 96), 1, 1),
+        ((4096, 512, 512), None, 64), ((128, 256), None, 64), ((127, 256), None, 63),
+        ((8, 96), None, 4), ((2, 96), None, 1), ((3,), None, 1), ((8, 96), 7, 7), ((8, 96), 1, 1),
     ],
-)
+)  # fmt: skip
 def test_targets_are_64_or_half_of_a_short_length(
     lengths: tuple[int, ...], targets: int | None, used: int
 ) -> None:

@@ -63,14 +63,10 @@ def by_document(values: Sequence[float], weight: float = 64.0) -> Totals:
 @pytest.mark.parametrize(
     ("spread", "documents", "least"),
     [
-        (0.0, 4, 0.95),
-        (0.0, 16, 0.95),
-        (0.5, 8, 0.93),
-        (1.0, 8, 0.87),
-        (1.0, 16, 0.91),
+        (0.0, 4, 0.95), (0.0, 16, 0.95), (0.5, 8, 0.93), (1.0, 8, 0.87), (1.0, 16, 0.91),
         (1.0, 48, 0.93),
     ],
-)
+)  # fmt: skip
 def test_interval_holds_the_truth_of_skewed_documents_too(
     spread: float, documents: int, least: float
 ) -> None:
@@ -146,11 +142,7 @@ def test_one_cluster_has_a_mean_and_no_error() -> None:
 
 @given(
     rows=st.lists(
-        st.tuples(
-            st.sampled_from("abcd"),
-            st.floats(-1e6, 1e6),
-            st.floats(0.5, 1e4),
-        ),
+        st.tuples(st.sampled_from("abcd"), st.floats(-1e6, 1e6), st.floats(0.5, 1e4)),
         min_size=1,
         max_size=12,
     ),

@@ -47,12 +47,9 @@ def places(corpus: Corpus) -> list[tuple[str, int]]:
     ],
 )
 def test_every_document_gives_its_first_excerpt_before_any_a_second(
-    tmp_path: Path,
-    sizes: tuple[int, ...],
-    excerpts: int,
-    expected: list[tuple[str, int]],
+    tmp_path: Path, sizes: tuple[int, ...], excerpts: int, expected: list[tuple[str, int]],
     too_short: int,
-) -> None:
+) -> None:  # fmt: skip
     corpus = cut(folder_of(tmp_path, *sizes), 11, excerpts)
     assert places(corpus) == expected
     assert corpus.too_short == too_short
@@ -158,9 +155,7 @@ def test_files_with_the_same_text_are_one_document(tmp_path: Path) -> None:
     assert Corpus.load(path).repeated == 7
 
 
-def test_a_document_that_differs_only_beyond_what_is_read_is_a_repeated_one(
-    tmp_path: Path,
-) -> None:
+def test_a_document_that_differs_only_beyond_what_is_read_is_a_repeated_one(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         text = words(10, seed=0) + words(5, seed=seed)
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -217,9 +212,7 @@ def test_excerpts_are_read_back_as_they_were_written(tmp_path: Path, bos: int | 
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"\xff" * 100,
-        save({"ids": torch.zeros(1, 2)}),
+        b"", b"\xff" * 100, save({"ids": torch.zeros(1, 2)}),
         save({"ids": torch.zeros(1, 2)}, {"ropex": "[]"}),
         save({"ids": torch.zeros(1, 2)}, {"ropex": "{}"}),
         save({"ids": torch.zeros(2)}, {"ropex": '{"source": "x", "bos": 0, "too_short": 0}'}),
@@ -228,7 +221,7 @@ def test_excerpts_are_read_back_as_they_were_written(tmp_path: Path, bos: int | 
             {"ropex": '{"source": "", "bos": 0, "too_short": 0, "excerpts": [["a", 0], ["b", 0]]}'},
         ),
     ],
-)
+)  # fmt: skip
 def test_damaged_excerpts_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "excerpts.safetensors"
     path.write_bytes(content)

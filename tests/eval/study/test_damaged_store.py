@@ -17,26 +17,11 @@ from tests.support.stored import IDS, KEY, ROWS, put
 from tests.support.tiny_eval import tree
 
 
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-8])
+def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.write_bytes(change(path.read_bytes()))
 
-
-def header_cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:40])
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def garbage(path: Path) -> None:
-    path.write_bytes(b"\xff" * 200)
-
-
-def one_bit(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
+    return damage
 
 
 def a_folder(path: Path) -> None:
@@ -63,38 +48,19 @@ def without_metadata(path: Path) -> None:
     path.write_bytes(save({name: each.clone() for name, each in load_file(path).items()}))
 
 
-def with_metadata(text: str) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
-        path.write_bytes(save({"ids": IDS[None]}, {"ropex": text}))
-
-    return change
-
-
-def of_an_earlier_version(path: Path) -> None:
-    path.write_bytes(save({"prefix.48": torch.zeros(3, 47)}, {"key": KEY, "strategy": "none"}))
+def holding(metadata: dict[str, str], **tensors: torch.Tensor) -> Callable[[Path], None]:
+    return rewrite(lambda raw: save(tensors or {"ids": IDS[None]}, metadata))
 
 
 DAMAGES = [
-    cut_off,
-    header_cut_off,
-    emptied,
-    garbage,
-    one_bit,
-    a_folder,
-    with_about(format="ropex nll 1"),
-    with_about(format=None),
-    with_about(rows=None),
-    with_about(rows=[[1], [2]]),
-    with_about(rows=[[3, 6], [7, 10]]),
-    with_about(length=11),
-    with_about(sha256="0" * 64),
-    without_metadata,
-    with_metadata("[]"),
-    with_metadata("null"),
-    with_metadata("{"),
-    with_metadata("{}"),
-    of_an_earlier_version,
-]
+    rewrite(lambda raw: raw[:-8]), rewrite(lambda raw: raw[:40]), rewrite(lambda raw: b""),
+    rewrite(lambda raw: b"\xff" * 200), rewrite(lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])),
+    a_folder, with_about(format="ropex nll 1"), with_about(format=None), with_about(rows=None),
+    with_about(rows=[[1], [2]]), with_about(rows=[[3, 6], [7, 10]]), with_about(length=11),
+    with_about(sha256="0" * 64), without_metadata, holding({"ropex": "[]"}),
+    holding({"ropex": "null"}), holding({"ropex": "{"}), holding({"ropex": "{}"}),
+    holding({"key": KEY, "strategy": "none"}, **{"prefix.48": torch.zeros(3, 47)}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

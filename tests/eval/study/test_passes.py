@@ -106,14 +106,11 @@ def test_numbers_of_each_length_are_those_of_a_pass_of_its_own(
         ("none", ("fixed",), [(0, 96, 96), (48, 48, 96), (72, 24, 96), (88, 8, 96)]),
         ("dynamic", ("local",), [(0, 24, 24), (0, 48, 48), (0, 96, 96)]),
         (TWO, ("local",), [(0, 24, 24), (0, 96, 96)]),
-        (
-            "dynamic",
-            ("local", "fixed"),
-            [(0, 24, 24), (0, 48, 48), (0, 96, 96), (48, 48, 48), (72, 24, 24), (88, 8, 24)],
-        ),
+        ("dynamic", ("local", "fixed"),
+         [(0, 24, 24), (0, 48, 48), (0, 96, 96), (48, 48, 48), (72, 24, 24), (88, 8, 24)]),
         ("yarn:4", ("disjoint", "prefix"), [*((n, 8, 96) for n in range(7, 91, 7)), (91, 5, 96)]),
     ],
-)
+)  # fmt: skip
 def test_passes_are_the_fewest_that_serve_and_the_longer_ones_come_last(
     tmp_path: Path, text: str, names: tuple[str, ...], expected: list[tuple[int, int, int]]
 ) -> None:
@@ -135,13 +132,10 @@ def test_passes_are_the_fewest_that_serve_and_the_longer_ones_come_last(
 def test_passes_run_side_by_side_where_they_are_alike() -> None:
     rows, other = ((0, 7),), ((3, 7),)
     todo = [
-        *(Pass(n, 0, True, 8, 8, rows) for n in range(5)),
-        Pass(5, 3, True, 8, 8, rows),
-        Pass(0, 0, False, 8, 8, rows),
-        Pass(0, 0, True, 8, 96, rows),
-        Pass(0, 0, True, 8, 8, other),
+        *(Pass(n, 0, True, 8, 8, rows) for n in range(5)), Pass(5, 3, True, 8, 8, rows),
+        Pass(0, 0, False, 8, 8, rows), Pass(0, 0, True, 8, 96, rows), Pass(0, 0, True, 8, 8, other),
         Pass(0, 0, True, 96, 96, rows),
-    ]
+    ]  # fmt: skip
     run = batches(todo, 33)
     assert sorted(map(len, run)) == [1, 1, 1, 1, 2, 4]  # four of eight are not more than 33
     assert sorted((each for batch in run for each in batch), key=str) == sorted(todo, key=str)

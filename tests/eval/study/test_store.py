@@ -104,11 +104,8 @@ def test_what_is_found_is_true_and_what_is_known_is_found(
 def test_which_of_several_answers_does_not_depend_on_their_order(tmp_path: Path, turn: int) -> None:
     store = Store(tmp_path)
     passes: list[tuple[Tensor, Stretches]] = [
-        (IDS[:6], ((2, 5),)),
-        (IDS[:10], ((2, 5),)),
-        (IDS, ROWS),
-        (IDS[:8], ((2, 5), (6, 7))),
-    ]
+        (IDS[:6], ((2, 5),)), (IDS[:10], ((2, 5),)), (IDS, ROWS), (IDS[:8], ((2, 5), (6, 7))),
+    ]  # fmt: skip
     for ids, rows in passes[::turn]:
         put(store, ids, rows)
     for each in (store, Store(tmp_path)):

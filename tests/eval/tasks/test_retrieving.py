@@ -13,12 +13,13 @@ import pytest
 from filelock import FileLock
 
 import ropex
+from ropex_eval.measure.answers import AnswerScorer
 from ropex_eval.running import retrieving
 from ropex_eval.running.retrieving import Questions, Retriever
 from ropex_eval.scores.protocol import Protocol
 from ropex_eval.scores.results import Results, Retrieval
 from ropex_eval.study.study import Study
-from ropex_eval.tasks import TASKS, ask, cells, measure_task
+from ropex_eval.tasks import TASKS, Source, ask, contexts, rows
 from tests.support.models import tiny_tokenizer
 from tests.support.tiny_eval import corpus_of, start, strict_json, tree
 
@@ -52,22 +53,17 @@ def run(study: Study, out: Path, *texts: str, questions: Questions = QUESTIONS) 
 
 def by_hand(study: Study, text: str, questions: Questions = QUESTIONS) -> list[Retrieval]:
     """The rows of one strategy, from a model that is patched for each length."""
-    found = []
-    for name in questions.tasks:
+    found: list[Retrieval] = []
+    source = Source.of(study.skeleton, tiny_tokenizer(), study.corpus.bos)
+    grid = (questions.depths, questions.samples, questions.seed)
+    for task in (TASKS[name] for name in questions.tasks):
         for length in study.protocol.lengths:
             held = text.replace("dynamic", f"dynamic:length={length}")
             with ropex.patch(study.load(), held) as patch:
-                samples = measure_task(
-                    patch.model, tiny_tokenizer(), TASKS[name], [length], questions.depths,
-                    questions.samples, questions.seed, bos=study.corpus.bos,
-                )  # fmt: skip
-            for each in cells(samples):
-                ranks = [s.rank for s in samples if s.depth == each.depth]
-                middle = sorted(ranks)[(len(ranks) - 1) // 2 : len(ranks) // 2 + 1]
-                found.append(Retrieval(
-                    text, name, length, each.depth, each.accuracy, each.low, each.high,
-                    each.logprob, sum(middle) / len(middle), each.samples,
-                ))  # fmt: skip
+                scorer = AnswerScorer(patch.model)
+                asked = contexts(task, source, [length], *grid)
+                samples = [each for context in asked for each in ask(scorer, task, context)]
+            found += rows(text, samples)
     return found
 
 
@@ -112,34 +108,22 @@ def test_second_start_asks_nothing_loads_no_weights_and_changes_no_byte(
     assert tree(out) == before
 
 
-def other_strategy(study: Study) -> tuple[Study, Questions, str]:
-    return study, QUESTIONS, "linear:4"
-
-
-def other_seed(study: Study) -> tuple[Study, Questions, str]:
-    return study, dataclasses.replace(QUESTIONS, seed=1), "yarn:4"
-
-
-def other_depths(study: Study) -> tuple[Study, Questions, str]:
-    return study, dataclasses.replace(QUESTIONS, depths=(0.0, 0.9)), "yarn:4"
-
-
-def other_bos(study: Study) -> tuple[Study, Questions, str]:
-    corpus = dataclasses.replace(study.corpus, bos=1)
-    return dataclasses.replace(study, corpus=corpus), QUESTIONS, "yarn:4"
-
-
-@pytest.mark.parametrize("change", [other_strategy, other_seed, other_depths, other_bos])
+@pytest.mark.parametrize(
+    ("text", "questions", "bos"),
+    [
+        ("linear:4", QUESTIONS, 0),
+        ("yarn:4", dataclasses.replace(QUESTIONS, seed=1), 0),
+        ("yarn:4", dataclasses.replace(QUESTIONS, depths=(0.0, 0.9)), 0),
+        ("yarn:4", QUESTIONS, 1),
+    ],
+)
 def test_answers_to_other_questions_are_never_taken(
-    study: Study,
-    tmp_path: Path,
-    out: Path,
-    asked: list[Any],
-    change: Callable[[Study], tuple[Study, Questions, str]],
-) -> None:
+    study: Study, tmp_path: Path, out: Path, asked: list[Any], text: str, questions: Questions,
+    bos: int,
+) -> None:  # fmt: skip
     run(study, out, "yarn:4")
     asked.clear()
-    changed, questions, text = change(study)
+    changed = dataclasses.replace(study, corpus=dataclasses.replace(study.corpus, bos=bos))
     found = run(changed, out, text, questions=questions).retrieval
     assert len(asked) == 2 * 2
     fresh = run(changed, tmp_path / "fresh", text, questions=questions).retrieval

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 import ropex
 from ropex.checkpoints.loading import load_model, load_tokenizer
 from ropex.shipped import demo_checkpoint
-from ropex_eval.measure.answers import Answer, Branch, Ids
+from ropex_eval.measure.answers import Answer, AnswerScorer, Branch, Ids
 from ropex_eval.tasks import (
     TASKS,
     Context,
@@ -29,10 +28,9 @@ from ropex_eval.tasks import (
     Setting,
     Source,
     ask,
-    cells,
     contexts,
     counts,
-    measure_task,
+    rows,
     show,
     wilson,
 )
@@ -40,7 +38,6 @@ from ropex_eval.tasks.context import splice
 from ropex_eval.tasks.pieces import Encoder
 from tests.support.models import tiny_causal, tiny_tokenizer
 from tests.support.processes import begin
-from tests.support.rounding import LOSS
 
 DEPTHS = (0.0, 0.25, 0.5, 1.0)
 HIDDEN = ("passkey", "niah", "niah_multikey", "niah_multivalue", "niah_multiquery", "kv")
@@ -77,34 +74,25 @@ class Words:
 
 
 TOKENIZERS: dict[str, Any] = {
-    "bytes": tiny_tokenizer(),
-    "metaspace": metaspace_tokenizer(),
-    "words": Words(),
-}
+    "bytes": tiny_tokenizer(), "metaspace": metaspace_tokenizer(), "words": Words(),
+}  # fmt: skip
 SOURCES = {
-    name: Source(Encoder(tokenizer), 0, None, range(2, 98), "")
-    for name, tokenizer in TOKENIZERS.items()
+    name: Source(Encoder(tokenizer), 0, range(2, 98)) for name, tokenizer in TOKENIZERS.items()
 }
 SOURCE = SOURCES["bytes"]
 
 
 def built(
-    task: str,
-    length: int = 1500,
-    depths: Sequence[float] = DEPTHS,
-    sample: int = 0,
-    source: Source = SOURCE,
-    seed: int = 0,
-) -> Context:
+    task: str, length: int = 1500, depths: Sequence[float] = DEPTHS, sample: int = 0,
+    source: Source = SOURCE, seed: int = 0,
+) -> Context:  # fmt: skip
     *_, last = contexts(TASKS[task], source, [length], depths, sample + 1, seed)
     return last
 
 
 def text_of(context: Context, question: Question) -> str:
     """The prompt, without BOS."""
-    encoder = context.setting.source.encoder
-    assert encoder is not None
-    return encoder.decode(context.prompt(question)[1:])
+    return context.setting.encode.decode(context.prompt(question)[1:])
 
 
 def sizes(context: Context) -> list[int]:
@@ -186,7 +174,7 @@ class Bytes:
     def __call__(self, texts, **settings):
         return {"input_ids": [[byte + 2 for byte in text.encode()] for text in texts]}
 
-source = Source(Encoder(Bytes()), 0, None, range(2, 258), "")
+source = Source(Encoder(Bytes()), 0, range(2, 258))
 seen = [
     (context.trunk, context.questions)
     for task in TASKS.values() for context in contexts(task, source, [999], [0, 0.5], 2)
@@ -344,12 +332,7 @@ def test_variables_with_the_value_are_those_that_a_run_would_find() -> None:
 
 @pytest.mark.parametrize(
     ("name", "length", "often", "seldom"),
-    [
-        ("bytes", 1500, 6, 1),
-        ("bytes", 6000, 30, 3),
-        ("words", 4095, 6, 1),
-        ("words", 4096, 30, 3),
-    ],
+    [("bytes", 1500, 6, 1), ("bytes", 6000, 30, 3), ("words", 4095, 6, 1), ("words", 4096, 30, 3)],
 )
 def test_common_words_are_the_commonest(name: str, length: int, often: int, seldom: int) -> None:
     context = built("cwe", length, source=SOURCES[name])
@@ -443,40 +426,6 @@ def test_needles_are_spliced_in(needles: list[tuple[int, str]], whole: str) -> N
     assert "".join(map(chr, splice(tuple(map(ord, "abc")), pieces))) == whole
 
 
-# A haystack of the user.
-
-
-def with_haystack(text: str) -> Source:
-    assert SOURCE.encoder is not None
-    return replace(SOURCE, haystack=SOURCE.encoder(text), text=text)
-
-
-def test_the_haystack_of_the_user_is_used() -> None:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    source = with_haystack("".join(f" line {letters[i % 26]}{letters[i % 7]}" for i in range(400)))
-    both = [built("passkey", 500, [0.0], sample, source) for sample in (0, 1)]
-    texts = [text_of(context, context.questions[0]) for context in both]
-    hays = {text.split("Remember it.\n")[1].split("\nWhat")[0] for text in texts}
-    assert len(hays) == 2  # from another place for every sample
-    for hay in hays:
-        assert len(hay) > 400
-        assert hay in source.text
-
-
-def test_a_haystack_that_is_too_short_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"haystack has 100 tokens, and niah at 500 needs 4.*longer"
-    ):
-        built("niah", 500, source=with_haystack("x" * 100))
-
-
-def test_an_answer_that_is_in_the_haystack_is_drawn_again() -> None:
-    (question,) = built("passkey", depths=[0.5]).questions
-    source = with_haystack(f" {question.expected[0]} and nothing else." * 100)
-    (other,) = built("passkey", depths=[0.5], source=source).questions
-    assert other.expected != question.expected
-
-
 # Records.
 
 
@@ -490,11 +439,6 @@ def test_contexts_can_be_stored(task: str) -> None:
         assert record["expected"] == list(question.expected)
         about = [record[key] for key in ("task", "length", "depth", "sample")]
         assert about == [task, 1500, question.depth, 0]
-
-
-def test_without_a_tokenizer_ids_are_stored() -> None:
-    context = built("induction", source=replace(SOURCE, encoder=None))
-    assert context.records()[0]["prompt"] == list(context.prompt(context.questions[0]))
 
 
 def test_a_prompt_is_shown_with_its_answer() -> None:
@@ -528,11 +472,6 @@ def test_impossible_grids_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         list(contexts(TASKS[task], SOURCE, [5000], depths, samples))
-
-
-def test_text_needs_a_tokenizer() -> None:
-    with pytest.raises(ValueError, match="passkey needs a tokenizer; only induction"):
-        built("passkey", source=replace(SOURCE, encoder=None))
 
 
 def test_tasks_without_places_ignore_depths() -> None:
@@ -581,20 +520,16 @@ def test_a_sample_is_the_share_of_right_answers(
 
 def test_samples_are_put_together() -> None:
     samples = [
-        Sample("niah", length, depth, number, exact, -1.0 - number, 0.0)
+        Sample("niah", length, depth, number, exact, -1.0 - number, 3.0 * number)
         for length in (64, 128)
         for number, exacts in enumerate([(1.0, 0.0), (1.0, 1.0)])
         for depth, exact in zip((0.0, 1.0), exacts, strict=True)
     ]
-    grid, curve = cells(samples), cells(samples, by_depth=False)
-    keys = [(cell.length, cell.depth, cell.samples, cell.accuracy) for cell in grid]
+    grid = rows("yarn:4", samples)
+    keys = [(row.length, row.depth, row.trials, row.accuracy) for row in grid]
     assert keys == [(n, d, 2, a) for n in (64, 128) for d, a in ((0.0, 1.0), (1.0, 0.5))]
-    assert [(c.length, c.depth, c.samples, c.accuracy) for c in curve] == [
-        (64, None, 4, 0.75),
-        (128, None, 4, 0.75),
-    ]
-    assert {cell.logprob for cell in (*grid, *curve)} == {-1.5}
-    assert (curve[0].low, curve[0].high) == wilson(3, 4)
+    assert {(row.strategy, row.logprob, row.rank) for row in grid} == {("yarn:4", -1.5, 1.5)}
+    assert (grid[1].low, grid[1].high) == wilson(1, 2)
 
 
 @pytest.mark.parametrize(
@@ -620,53 +555,10 @@ def test_impossible_shares_are_refused(successes: float, trials: int) -> None:
 # Whole measurements.
 
 
-def test_a_measurement_has_every_length_sample_and_depth(causal: Any) -> None:
-    done: list[int] = []
-    found = measure_task(
-        causal, tiny_tokenizer(), TASKS["passkey"], [160, 120], [1.0, 0.5], 2, bos=0,
-        chunk=32, advance=done.append,
-    )  # fmt: skip
-    keys = [(each.length, each.sample, each.depth) for each in found]
-    assert keys == [(n, s, d) for n in (120, 160) for s in (0, 1) for d in (0.5, 1.0)]
-    assert done == [120, 120, 160, 160]
-    assert all(each.logprob < 0 for each in found)
-
-
-@torch.no_grad()
-def test_a_measurement_is_what_plain_forwards_say(causal: Any) -> None:
-    (sample,) = measure_task(causal, tiny_tokenizer(), TASKS["niah"], [150], [0.3], 1, bos=0)
-    (question,) = built("niah", 150, [0.3]).questions
-    (branch,) = question.branches
-    ids = torch.tensor([*built("niah", 150, [0.3]).prompt(question), *branch.answer])
-    logits = causal(ids[None]).logits[0].double().log_softmax(1)
-    own = logits[:-1].gather(1, ids[1:, None])[-len(branch.answer) :]
-    assert sample.logprob == pytest.approx(float(own.mean()), abs=LOSS)
-
-
-def fits(task: str, length: int, sample: int) -> bool:
-    with suppress(ValueError):
-        return bool(TASKS[task].build(Setting(SOURCE, task, length, (0.5,), sample, 0)))
-    return False
-
-
-def test_a_length_that_is_too_short_is_found_before_anything_is_measured(causal: Any) -> None:
-    some = {n: [fits("niah", n, sample) for sample in range(9)] for n in range(88, 100)}
-    length = next(n for n, each in some.items() if each[0] and not all(each))  # by their names
-    done: list[int] = []
-    with pytest.raises(ValueError, match=f"not fit into {length} tokens: sample [1-8] needs"):
-        measure_task(
-            causal, tiny_tokenizer(), TASKS["niah"], [200, length], [0.5], 9, bos=0,
-            advance=done.append,
-        )  # fmt: skip
-    assert done == []
-
-
 def test_random_ids_are_tokens_of_the_tokenizer_and_not_special() -> None:
     model, tokenizer = tiny_causal(), tiny_tokenizer()
     assert len(tokenizer) == 258  # of 300 embeddings
     assert set(Source.of(model, tokenizer, 0).vocabulary) == set(range(2, 258))
-    assert set(Source.of(model, None, 0).vocabulary) == set(range(1, 300))
-    assert set(Source.of(model, None, None).vocabulary) == set(range(300))
 
 
 @pytest.mark.parametrize(
@@ -686,9 +578,11 @@ def test_the_shipped_checkpoint_finds_what_it_was_trained_to(
 ) -> None:
     model, tokenizer = demo
     with ropex.patch(model, strategy):
-        found = measure_task(model, tokenizer, TASKS[task], [length], [0.2, 0.8], 3, bos=0)
-    (cell,) = cells(found, by_depth=False)
-    assert least <= cell.accuracy <= most
+        source = Source.of(model, tokenizer, 0)
+        scorer = AnswerScorer(model)
+        asked = contexts(TASKS[task], source, [length], [0.2, 0.8], 3)
+        found = [each.exact for context in asked for each in ask(scorer, TASKS[task], context)]
+    assert least <= sum(found) / len(found) <= most
 
 
 @pytest.fixture(scope="module")

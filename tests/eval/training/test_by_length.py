@@ -12,13 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import ropex
 from ropex_eval.measure.reader import Reader
@@ -183,17 +177,10 @@ class Listener(TrainerCallback):
 
 def arguments_of(folder: Path, **settings: Any) -> TrainingArguments:
     settings = {
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 3,
+        "per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 1e-2, "save_steps": 2,
+        "logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 3,
         **settings,
-    }
+    }  # fmt: skip
     return TrainingArguments(output_dir=str(folder), **settings)
 
 
@@ -203,11 +190,9 @@ def trainer_of(
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(3, 250, (16, 64), generator=generator)
     trainer = Trainer(
-        model=tiny_causal() if model is None else model,
-        args=arguments_of(folder, **settings),
-        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-        callbacks=[Listener()],
-    )
+        model=tiny_causal() if model is None else model, args=arguments_of(folder, **settings),
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows], callbacks=[Listener()],
+    )  # fmt: skip
     if watch:
         watch.attach(trainer)
     return trainer

@@ -12,14 +12,7 @@ from ropex_eval.report.page.headline import headline
 from ropex_eval.report.page.heatmaps import retrieval
 from ropex_eval.report.page.markup import Markup, join
 from ropex_eval.report.page.origin import head, protocol
-from ropex_eval.report.page.sections import (
-    changes,
-    curve,
-    how,
-    perplexities,
-    section,
-    wavelengths,
-)
+from ropex_eval.report.page.sections import changes, curve, how, perplexities, section, wavelengths
 from ropex_eval.report.page.steps import STEPS, steps
 from ropex_eval.report.page.verdicts import HOW, verdicts
 from ropex_eval.scores import results as files

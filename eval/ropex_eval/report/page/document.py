@@ -23,13 +23,9 @@ def document(title: str, body: Markup, data: Mapping[str, Any]) -> str:
     """
     script = "".join(_asset(each) for each in SCRIPTS)
     text = Template(_asset("page.html")).substitute(
-        title=join([title]),
-        policy=_policy(script),
-        style=_asset("page.css"),
-        body=body,
-        data=embed(data),
-        script=script,
-    )
+        title=join([title]), policy=_policy(script), style=_asset("page.css"), body=body,
+        data=embed(data), script=script,
+    )  # fmt: skip
     return text.encode("utf-8", "replace").decode()  # a file's name may not be valid text
 
 

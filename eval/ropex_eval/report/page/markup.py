@@ -71,13 +71,9 @@ def table(
     body = [tag("tr", *_row(row)) for row in rows]
     inner = (tag("caption", caption), tag("thead", head), tag("tbody", *body))
     return tag(
-        "div",
-        tag("table", *inner, class_=kind),
-        class_="scroll",
-        tabindex=0,
-        role="region",
+        "div", tag("table", *inner, class_=kind), class_="scroll", tabindex=0, role="region",
         aria_label=caption,
-    )
+    )  # fmt: skip
 
 
 def _row(row: Row) -> list[Markup]:

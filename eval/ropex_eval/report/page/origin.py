@@ -51,11 +51,9 @@ def protocol(results: Results) -> Markup:
     command = about.get("command")
     ran = tag("div", tag("h3", "command"), tag("pre", tag("code", str(command))))
     shown = (
-        warnings(about),
-        ran if command else "",
-        tag("div", *parts, class_="about"),
+        warnings(about), ran if command else "", tag("div", *parts, class_="about"),
         _strategies(results.strategies),
-    )
+    )  # fmt: skip
     return section("Where this comes from", *shown, place="about")
 
 
