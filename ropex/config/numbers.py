@@ -10,11 +10,7 @@ from torch import Tensor
 from ropex.config.entry import Entry
 from ropex.rope import Rope
 from ropex.sizes import LONGEST
-from ropex.strategies.attention_factors import (
-    longrope_temperature,
-    yarn_quotient,
-    yarn_temperature,
-)
+from ropex.strategies.attention_factors import longrope_temperature, yarn_quotient, yarn_temperature
 from ropex.strategies.base import Strategy
 from ropex.strategies.dynamic import Dynamic
 from ropex.strategies.linear import Linear

@@ -182,10 +182,7 @@ def test_no_scaling_is_suggested_where_what_rotates_sees_no_new_distance(
     ],
 )
 def test_mistake_is_one_line(
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     status, out, err = told(capsys, "tiny", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)

@@ -39,25 +39,19 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "Qwen's card": ({"rope_scaling": QWEN}, "yarn:4"),
     "Llama 3.1": ({"rope_scaling": LLAMA3, "rope_theta": 5e5}, "llama3:8"),
     "transformers 5": ({"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}, "llama3:8"),
-    "DeepSeek": (
-        {"rope_scaling": DEEPSEEK}, "yarn:factor=40,mscale=0.707,mscale_all_dim=0.707",
-    ),
+    "DeepSeek": ({"rope_scaling": DEEPSEEK}, "yarn:factor=40,mscale=0.707,mscale_all_dim=0.707"),
     "linear": ({"rope_scaling": {"type": "linear", "factor": 8}}, "linear:8"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic:2"),
     "a larger base": ({"rope_parameters": LARGER_BASE}, "theta:1000000"),
     "gpt-oss": ({"rope_scaling": GPT_OSS}, "yarn:factor=32,truncate=false"),
-    "Phi-3": (
-        {"rope_scaling": {"type": "su", **LISTS}},
-        "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5",
-    ),
+    "Phi-3": ({"rope_scaling": {"type": "su", **LISTS}},
+        "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5"),
     "PhiMoE": (
         {"rope_scaling": {"type": "longrope", **LISTS, "short_mscale": 1.2, "long_mscale": 1.2}},
         "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5,attention_factor=1.2",
     ),
-    "a factor of YaRN's own temperature": (
-        {"rope_scaling": {**QWEN, "attn_factor": 0.8}},
-        f"yarn:factor=4,attention_factor={0.8 * (0.1 * math.log(4) + 1)}",
-    ),
+    "a factor of YaRN's own temperature": ({"rope_scaling": {**QWEN, "attn_factor": 0.8}},
+        f"yarn:factor=4,attention_factor={0.8 * (0.1 * math.log(4) + 1)}"),
     "layers that differ": (
         {"rope_parameters": {"full_attention": QWEN, "sliding_attention": LARGER_BASE}}, "yarn:4",
     ),
@@ -69,29 +63,21 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_scaling": QWEN, "rope_parameters": {"full_attention": LARGER_BASE}}, "yarn:4",
     ),
     "both, of which the older lacks keys": (
-        {
-            "rope_scaling": {"type": "longrope", "long_factor": [2.0, 4.0]},
-            "rope_parameters": {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.1},
-        },
+        {"rope_scaling": {"type": "longrope", "long_factor": [2.0, 4.0]},
+            "rope_parameters": {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.1}},
         "longrope:factor=1,long_factor=2/4,attention_factor=1.1",
     ),
     "a base alone": ({"rope_theta": 5e5, "rope_scaling": None}, "theta:500000"),
-    "Pythia": (
-        {"model_type": "gpt_neox", "rotary_emb_base": 20000, "rotary_pct": 0.25}, "theta:20000",
-    ),
+    "Pythia": ({"model_type": "gpt_neox", "rotary_emb_base": 20000, "rotary_pct": 0.25},
+        "theta:20000"),
     "Gemma 3": ({"text_config": {"model_type": "gemma3_text", "rope_theta": 1e6}}, "theta:1000000"),
     "a part": ({"text_config": {"rope_scaling": QWEN}, "rope_scaling": None}, "yarn:4"),
-    "a part, and another outside": (
-        {"text_config": {"rope_scaling": QWEN}, "rope_scaling": LLAMA3}, "yarn:4",
-    ),
-    "Qwen2-VL": (
-        {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}},
-        "theta:1000000",
-    ),
-    "Gemma 4": (
-        {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
-        "proportional:0.5",
-    ),
+    "a part, and another outside": ({"text_config": {"rope_scaling": QWEN}, "rope_scaling": LLAMA3},
+        "yarn:4"),
+    "Qwen2-VL": ({"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}},
+        "theta:1000000"),
+    "Gemma 4": ({"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
+        "proportional:0.5"),
     "LLaMA-Factory": ({"rope_scaling": "yarn", "cutoff_len": 32768}, "yarn:length=32k"),
     "its linear": ({"rope_scaling": "linear", "cutoff_len": 8192}, "linear:length=8k"),
 }  # fmt: skip
@@ -140,11 +126,7 @@ def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: s
         ("config.json", '{"rope_scaling": {"type": "linear"}}', "a factor or a target length"),
         ("config.json", '{"rope_scaling": {"type": "linear", "factor": "x"}}', "factor is 'x'"),
         ("config.json", "[" * 3000 + "]" * 3000, "config.json is nested too deeply"),
-        (
-            "config.json",
-            '{"rope_scaling": {"factor": 2}}',
-            "in an entry of the type default",
-        ),
+        ("config.json", '{"rope_scaling": {"factor": 2}}', "in an entry of the type default"),
         (
             "config.json",
             '{"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}',
@@ -256,9 +238,8 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "endless digits": ('{"rope_scaling": ' + "1" * 5000 + "}", "is neither JSON nor YAML"),
     "a date that is none": ("a: 2024-99-99", "is neither JSON nor YAML"),
     "huge attn_factor": (json.dumps({"rope_scaling": YARN | {"attn_factor": 10**400}}), "attn_fac"),
-    "lists for numbers": (
-        json.dumps({"rope_scaling": {"type": "longrope", "short_mscale": [1]}}), "an mscale is",
-    ),
+    "lists for numbers": (json.dumps({"rope_scaling": {"type": "longrope", "short_mscale": [1]}}),
+        "an mscale is"),
     "numbers for names": ("rope_scaling: {1: {}, 2: 3}", "an entry for each of 1, 2"),
 }  # fmt: skip
 
