@@ -127,47 +127,27 @@ def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: s
         ("config.json", '{"rope_scaling": {"type": "linear", "factor": "x"}}', "factor is 'x'"),
         ("config.json", "[" * 3000 + "]" * 3000, "config.json is nested too deeply"),
         ("config.json", '{"rope_scaling": {"factor": 2}}', "in an entry of the type default"),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}',
-            "says alpha in an entry of the type dynamic, .*; it takes factor",
-        ),
-        (
-            "config.json",
-            '{"rope_parameters": {"main": {"rope_type": "linear", "factor": 2}}}',
-            "an entry for each of main, and none for full_attention",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "longrope", "short_mscale": 1, "long_mscale": 2}}',
-            "short_mscale and long_mscale differ",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "yarn", "attn_factor": 1}}',
-            "attn_factor is 1 and factor None; give numbers above 0",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 4}}',
-            "type is 'linear' and rope_type 'yarn'; remove the wrong one",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "yarn", "factor": 4, "truncate": "false"}}',
-            "truncate is 'false'; it must be true or false",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"rope_type": null, "factor": 4}}',
-            "has the rope type None; known: default",
-        ),
+        ("config.json", '{"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}',
+         "says alpha in an entry of the type dynamic, .*; it takes factor"),
+        ("config.json", '{"rope_parameters": {"main": {"rope_type": "linear", "factor": 2}}}',
+         "an entry for each of main, and none for full_attention"),
+        ("config.json",
+         '{"rope_scaling": {"type": "longrope", "short_mscale": 1, "long_mscale": 2}}',
+         "short_mscale and long_mscale differ"),
+        ("config.json", '{"rope_scaling": {"type": "yarn", "attn_factor": 1}}',
+         "attn_factor is 1 and factor None; give numbers above 0"),
+        ("config.json", '{"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 4}}',
+         "type is 'linear' and rope_type 'yarn'; remove the wrong one"),
+        ("config.json", '{"rope_scaling": {"type": "yarn", "factor": 4, "truncate": "false"}}',
+         "truncate is 'false'; it must be true or false"),
+        ("config.json", '{"rope_scaling": {"rope_type": null, "factor": 4}}',
+         "has the rope type None; known: default"),
         ("t.yaml", "rope_scaling: magic\ncutoff_len: 4096", "known: linear, dynamic"),
         ("t.yaml", "rope_scaling: linear", "no cutoff_len"),
         ("f.csv", "a,b,c", "no list of factors"),
         ("f.csv", "", "no list of factors"),
     ],
-)
+)  # fmt: skip
 def test_files_that_say_nothing_are_told(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:

@@ -28,28 +28,16 @@ NATIVE: dict[str, dict[str, Any]] = {
     "dynamic": {"rope_type": "dynamic", "factor": 1.0},
     "dynamic:4": {"rope_type": "dynamic", "factor": 4.0},
     "yarn:4": YARN,
-    "yarn:factor=3,beta_fast=16,truncate=false": {
-        **YARN,
-        "factor": 3.0,
-        "beta_fast": 16.0,
-        "truncate": False,
-    },
-    "yarn:4,beta_slow=2,attention_factor=1.25": {
-        **YARN,
-        "beta_slow": 2.0,
-        "attention_factor": 1.25,
-    },
+    "yarn:factor=3,beta_fast=16,truncate=false": {**YARN, "factor": 3.0, "beta_fast": 16.0,
+        "truncate": False},
+    "yarn:4,beta_slow=2,attention_factor=1.25": {**YARN, "beta_slow": 2.0,
+        "attention_factor": 1.25},
     "yarn:4,mscale=0.7,mscale_all_dim=1.3": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
-    "llama3:4": {
-        "rope_type": "llama3",
-        "factor": 4.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        **ORIGINAL,
-    },
+    "llama3:4": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, **ORIGINAL},
     LISTED: LONGROPE,
     f"{LISTED},attention_factor=1.2": {**LONGROPE, "attention_factor": 1.2},
-}
+}  # fmt: skip
 if int(transformers.__version__.split(".")[0]) >= 5:
     NATIVE["proportional:0.5"] = {"rope_type": "proportional", "partial_rotary_factor": 0.5}
 

@@ -190,14 +190,11 @@ GOOD: dict[str, Config] = {
 """Published, or as their cards say; nothing is wrong with them."""
 
 NOTED: dict[str, Config] = {
-    "Ministral 3": {
-        "model_type": "mistral3",
-        "text_config": config_of("ministral3", 262144, rope_parameters=_MINISTRAL),
-    },
-    "Qwen2.5 VL, saved by transformers 4": config_of(
-        "qwen2_5_vl", 128000, 1e6, rope_scaling={"type": "default", "rope_type": "default"} | _MROPE
-    ),
-}
+    "Ministral 3": {"model_type": "mistral3",
+        "text_config": config_of("ministral3", 262144, rope_parameters=_MINISTRAL)},
+    "Qwen2.5 VL, saved by transformers 4": config_of("qwen2_5_vl", 128000, 1e6,
+        rope_scaling={"type": "default", "rope_type": "default"} | _MROPE),
+}  # fmt: skip
 """Published with two keys for the type, which say the same."""
 
 
