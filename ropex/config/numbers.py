@@ -79,12 +79,6 @@ def _strategy(entry: Entry) -> Strategy:
     return Unscaled()
 
 
-def told(entry: dict[str, Any]) -> float | None:
-    """The `attention_factor`, if there is one."""
-    factor = entry.get("attention_factor")
-    return None if factor is None else float(factor)
-
-
 def usual(entry: dict[str, Any]) -> float:
     """YaRN's temperature by the factor alone."""
     return yarn_temperature(float(entry.get("factor") or 1))

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 import ropex
-from ropex.checkpoints.loading import load_skeleton
-from ropex.checkpoints.write import save_patched
 from ropex.config.from_file import read_strategy, require_base
 from tests.support.cases import STATIC
 from tests.support.models import TRAINED, tiny_model
 from tests.support.shell import Shell
+from tests.support.written import write
 
 YARN = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "finetuned": True}
 LLAMA3 = {
@@ -107,13 +106,12 @@ def test_a_text_form_stays_what_it_is() -> None:
 )
 def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: str) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
-    with ropex.patch(load_skeleton(tmp_path / "model"), text) as patch:
-        save_patched(tmp_path / "model", patch, tmp_path / "out")
-    found = read_strategy(f"@{tmp_path / 'out'}").plan(patch.rope)
-    wanted = ropex.strategy(text).plan(patch.rope)
+    write(tmp_path / "model", tmp_path / "out", text)
+    rope = ropex.rope_of(tiny_model("llama"))
+    found, wanted = (read_strategy(each).plan(rope) for each in (f"@{tmp_path / 'out'}", text))
     torch.testing.assert_close(found.inv_freq, wanted.inv_freq, rtol=1e-6, atol=1e-20)
     assert found.attention_scale == pytest.approx(wanted.attention_scale, abs=1e-9)
-    assert patch.rope.trained_length == TRAINED
+    assert rope.trained_length == TRAINED
 
 
 @pytest.mark.parametrize(

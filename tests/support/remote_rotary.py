@@ -87,10 +87,8 @@ class Baichuan2Rotary(Declared):
             angles = table(seq_len, self.inv_freq)[None, None]
             self.cos_cached, self.sin_cached = angles.cos().to(x.device), angles.sin().to(x.device)
         elif self.cos_cached.device != x.device:
-            self.cos_cached, self.sin_cached = (
-                self.cos_cached.to(x.device),
-                self.sin_cached.to(x.device),
-            )
+            self.cos_cached = self.cos_cached.to(x.device)
+            self.sin_cached = self.sin_cached.to(x.device)
         return self.cos_cached[:, :, :seq_len], self.sin_cached[:, :, :seq_len]
 
 
@@ -179,11 +177,7 @@ class InternLM25Rotary(Declared):
 
 class ChatGLMRotary(Declared):
     def __init__(
-        self,
-        dim: int,
-        base: float = 10000,
-        precision: torch.dtype = torch.half,
-        learnable: bool = False,
+        self, dim: int, base: float = 10000, precision: Any = torch.half, learnable: bool = False
     ):
         super().__init__()
         self.learnable, self.precision = learnable, precision
@@ -224,12 +218,7 @@ class ChatGLM2Rotary(Declared):
             self.rope_ratio = rope_ratio
 
     def forward_impl(
-        self,
-        seq_len: int,
-        n_elem: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        base: float = 10000,
+        self, seq_len: int, n_elem: int, dtype: torch.dtype, device: Any, base: float = 10000
     ) -> Tensor:
         """Positions divided by the ratio, in the type of the model."""
         theta = 1.0 / base ** (torch.arange(0, n_elem, 2, dtype=dtype, device=device) / n_elem)
@@ -245,12 +234,7 @@ class ChatGLM2Rotary(Declared):
 
 class ChatGLM3Rotary(ChatGLM2Rotary):
     def forward_impl(
-        self,
-        seq_len: int,
-        n_elem: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        base: float = 10000,
+        self, seq_len: int, n_elem: int, dtype: torch.dtype, device: Any, base: float = 10000
     ) -> Tensor:
         """The base times the ratio, in single precision."""
         theta = frequencies(n_elem, base * getattr(self, "rope_ratio", 1)).to(device)
