@@ -109,10 +109,7 @@ def candidates(
 
 
 def _candidate(
-    strategy: Strategy,
-    rope: Rope,
-    length: int,
-    wanted_of: Callable[[Strategy], Wanted],
+    strategy: Strategy, rope: Rope, length: int, wanted_of: Callable[[Strategy], Wanted]
 ) -> Candidate:
     near, far = (strategy.plan(rope, tokens) for tokens in (rope.trained_length, length))
     wanted = wanted_of(strategy)

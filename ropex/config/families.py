@@ -43,9 +43,8 @@ BY_LAYER = {
     "t5gemma2_decoder": Layered(local_base=1e4),
     "olmo3": Layered(in_4=True, one_base=True),
     "modernbert": Layered(in_4=True, local_key="local_rope_theta", stops=True),
-    "modernbert-decoder": Layered(
-        in_4=True, local_key="local_rope_theta", one_base=True, stops=True
-    ),
+    "modernbert-decoder": Layered(in_4=True, local_key="local_rope_theta", one_base=True,
+        stops=True),
     **dict.fromkeys(
         (
             "diffusion_gemma_text", "embedding_gemma2_text", "gemma4_text", "gemma4_unified_text",

@@ -10,11 +10,7 @@ from torch import Tensor
 from ropex.config.entry import Entry
 from ropex.rope import Rope
 from ropex.sizes import LONGEST
-from ropex.strategies.attention_factors import (
-    longrope_temperature,
-    yarn_quotient,
-    yarn_temperature,
-)
+from ropex.strategies.attention_factors import longrope_temperature, yarn_quotient, yarn_temperature
 from ropex.strategies.base import Strategy
 from ropex.strategies.dynamic import Dynamic
 from ropex.strategies.linear import Linear
@@ -81,12 +77,6 @@ def _strategy(entry: Entry) -> Strategy:
         bounds = entry.raw["low_freq_factor"], entry.raw["high_freq_factor"]
         return Llama3(factor, alpha=bounds[0], beta=bounds[1])
     return Unscaled()
-
-
-def told(entry: dict[str, Any]) -> float | None:
-    """The `attention_factor`, if there is one."""
-    factor = entry.get("attention_factor")
-    return None if factor is None else float(factor)
 
 
 def usual(entry: dict[str, Any]) -> float:

@@ -16,13 +16,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
-    "yarn": (
-        "factor", "attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale",
-        "mscale_all_dim", "truncate",
-    ),
-    "longrope": (
-        "factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale",
-    ),
+    "yarn": ("factor", "attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale",
+        "mscale_all_dim", "truncate"),
+    "longrope": ("factor", "attention_factor", "short_factor", "long_factor", "short_mscale",
+        "long_mscale"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "proportional": (),
 }  # fmt: skip

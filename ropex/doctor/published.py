@@ -71,22 +71,15 @@ FAMILIES = (
     LLAMA_3,
     Published("Yi", "llama", (64000,), ((7168, 60),), 5e6),
     Published("Mistral Nemo", "mistral", (131072,), ((5120, 40),), 1e6),
-    Published(
-        "Qwen2.5", "qwen2", (151936, 152064), ((896, 24), (2048, 36), (5120, 48), (5120, 64)), 1e6
-    ),
-    Published(
-        "Qwen3", "qwen3", (151936,),
-        ((1024, 28), (2048, 28), (2560, 36), (4096, 36), (5120, 40), (5120, 64)), 1e6,
-    ),
+    Published("Qwen2.5", "qwen2", (151936, 152064), ((896, 24), (2048, 36), (5120, 48), (5120, 64)),
+        1e6),
+    Published("Qwen3", "qwen3", (151936,),
+        ((1024, 28), (2048, 28), (2560, 36), (4096, 36), (5120, 40), (5120, 64)), 1e6),
     Published("gpt-oss", "gpt_oss", (201088,), ((2880, 24), (2880, 36)), 1.5e5),
     Published("Phi-4", "phi3", (100352,), ((5120, 40),), 2.5e5),
-    Published(
-        "OLMo 2", "olmo2", (100352,), ((2048, 16), (4096, 32), (5120, 40), (5120, 64)), 5e5
-    ),
-    Published(
-        "Gemma 3", "gemma3_text", (262144, 262208),
-        ((1152, 26), (2560, 34), (3840, 48), (5376, 62)), 1e6, unsaid=True,
-    ),
+    Published("OLMo 2", "olmo2", (100352,), ((2048, 16), (4096, 32), (5120, 40), (5120, 64)), 5e5),
+    Published("Gemma 3", "gemma3_text", (262144, 262208),
+        ((1152, 26), (2560, 34), (3840, 48), (5376, 62)), 1e6, unsaid=True),
 )  # fmt: skip
 """Of whose bases none is below one."""
 # Shared are those of R1 Distill Qwen, which is made of Qwen2.5 Math.
@@ -98,21 +91,16 @@ BASES = (
     Published("Code Llama 34B", "llama", (32000,), ((8192, 48),), 1e6, (16384,)),
     Published("Mistral 7B v0.3", "mistral", (32768,), ((4096, 32),), 1e6, (32768,)),
     Published("Mixtral 8x7B", "mixtral", (32000,), ((4096, 32),), 1e6, (32768,), experts=8),
-    Published(
-        "Mixtral 8x22B", "mixtral", (32000, 32768), ((6144, 56),), 1e6, (65536,), experts=8
-    ),
+    Published("Mixtral 8x22B", "mixtral", (32000, 32768), ((6144, 56),), 1e6, (65536,), experts=8),
 )  # fmt: skip
 """Whose bases are known for certain at their own lengths alone."""
 LENGTHS = (
-    Published(
-        "Llama 1 or 2", "llama", (32000,), ((4096, 32), (5120, 40), (6656, 60), (8192, 80)),
-        lengths=(2048, 4096),
-    ),
+    Published("Llama 1 or 2", "llama", (32000,), ((4096, 32), (5120, 40), (6656, 60), (8192, 80)),
+        lengths=(2048, 4096)),
     Published("Llama 3", "llama", (128256,), ((4096, 32), (8192, 80)), lengths=(8192, 131072)),
     Published("Mistral 7B", "mistral", (32000, 32768), ((4096, 32),), lengths=(32768,)),
-    Published(
-        "Gemma 2", "gemma2", (256000,), ((2304, 26), (3584, 42), (4608, 46)), lengths=(8192,)
-    ),
+    Published("Gemma 2", "gemma2", (256000,), ((2304, 26), (3584, 42), (4608, 46)),
+        lengths=(8192,)),
 )  # fmt: skip
 """Whose trained lengths are known."""
 LLAMA_31_LENGTH = 131072

@@ -32,10 +32,7 @@ def wanted_tensors(config: dict[str, Any]) -> Shapes:
     if layers > MOST_LAYERS or not (type(keys) is type(head) is int):
         return {}
     layer = _layer(config, heads * head, keys * head, head)
-    found: Shapes = {
-        "model.embed_tokens.weight": (words, width),
-        "model.norm.weight": (width,),
-    }
+    found: Shapes = {"model.embed_tokens.weight": (words, width), "model.norm.weight": (width,)}
     for number in range(layers):
         found |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     kinds = config.get("architectures") or ["ForCausalLM"]

@@ -197,11 +197,7 @@ def _lengths(
 
 
 def _wanted(
-    raw: dict[str, Any],
-    site: Site,
-    handle: Patch | None,
-    base: float,
-    lengths: tuple[int, int],
+    raw: dict[str, Any], site: Site, handle: Patch | None, base: float, lengths: tuple[int, int]
 ) -> Wanted:
     config, refusal = site.config, _refusal(site, handle)
     part = "" if raw.get("model_type") == config.model_type else _PART

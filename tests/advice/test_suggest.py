@@ -10,7 +10,7 @@ import pytest
 
 import ropex
 from ropex.advice import bounds
-from ropex.advice.candidates import UNTRAINED, Candidate, candidates, require_beyond
+from ropex.advice.candidates import UNTRAINED, Candidate, candidates
 from ropex.cli import main
 from ropex.engines import ENGINES, exports
 from ropex.engines.plain import wanted_in_llama
@@ -89,12 +89,6 @@ def test_strategy_that_does_not_fit_is_named_with_the_reason() -> None:
 
 def test_published_results_are_of_known_strategies() -> None:
     assert UNTRAINED.keys() <= registry().keys()
-
-
-@pytest.mark.parametrize("length", [2, 4096])
-def test_length_within_the_trained_one_needs_nothing(length: int) -> None:
-    with pytest.raises(ValueError, match="there is nothing to do"):
-        require_beyond(LLAMA_2, length)
 
 
 # The command.
@@ -182,10 +176,7 @@ def test_no_scaling_is_suggested_where_what_rotates_sees_no_new_distance(
     ],
 )
 def test_mistake_is_one_line(
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     status, out, err = told(capsys, "tiny", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
@@ -200,13 +191,6 @@ def test_length_is_asked_for(
         main(["suggest", "tiny", *arguments])
     assert left.value.code == 2
     assert "--length" in capsys.readouterr().err
-
-
-def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["suggest", "--help"])
-    assert left.value.code == 0
-    assert "ropex suggest ./llama --length 32k" in capsys.readouterr().out
 
 
 def test_length_beyond_every_factor_leaves_out_what_cannot_reach_it(

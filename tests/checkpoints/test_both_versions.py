@@ -62,12 +62,9 @@ _WAYS = ("written", "saved", "converted", "converted and saved")
 _LISTS = {
     "max_position_embeddings": 4 * TRAINED,
     "original_max_position_embeddings": TRAINED,
-    "rope_scaling": {
-        "rope_type": "longrope",
-        "short_factor": [1.0] * 7 + [1.25],
-        "long_factor": [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 4.0],
-    },
-}
+    "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 7 + [1.25],
+        "long_factor": [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 4.0]},
+}  # fmt: skip
 _CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     *(("llama", text, "written", {}) for text in _TEXTS),
     *((kind, "yarn:4", "written", {}) for kind in _OTHERS),

@@ -16,6 +16,7 @@ from ropex.checkpoints.write import save_patched
 from ropex.engines.wanted import read
 from ropex.patching.record import Record
 from tests.support.models import logits, tiny_model, tokens
+from tests.support.written import write
 
 IDS = tokens()
 
@@ -34,12 +35,11 @@ def with_adapter(model: Any) -> Any:
 
 @pytest.mark.parametrize("text", ["yarn:4", "ntk:2+clip:2", "linear:4", "dynamic:4", "none"])
 def test_a_written_checkpoint_says_how_it_was_made(folder: Path, tmp_path: Path, text: str) -> None:
-    with ropex.patch(load_skeleton(folder), text) as patch:
-        save_patched(folder, patch, tmp_path / "out")
+    write(folder, tmp_path / "out", text)
     record = Record.read(tmp_path / "out")
     assert record is not None
     assert (record.strategy, record.trained_length, record.in_config) == (text, 32, True)
-    assert record.target_length == ropex.strategy(text).target_length(patch.rope)
+    assert record.target_length == {"none": 32, "ntk:2+clip:2": 64}.get(text, 128)
     assert set(record.versions) == {"ropex", "transformers", "torch"}
     loaded = ropex.load(tmp_path / "out")
     with ropex.patch(load_model(folder), text) as live:
@@ -49,8 +49,7 @@ def test_a_written_checkpoint_says_how_it_was_made(folder: Path, tmp_path: Path,
 @pytest.mark.filterwarnings("ignore:the checkpoint is scaled already")
 def test_a_second_patch_is_recorded_after_the_first(folder: Path, tmp_path: Path) -> None:
     for source, out, text in (("model", "one", "yarn:2"), ("one", "two", "linear:2")):
-        with ropex.patch(load_skeleton(tmp_path / source), text) as patch:
-            save_patched(tmp_path / source, patch, tmp_path / out)
+        write(tmp_path / source, tmp_path / out, text)
     record = Record.read(tmp_path / "two")
     assert record is not None
     assert record.strategies == ["yarn:2", "linear:2"]

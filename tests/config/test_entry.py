@@ -66,15 +66,12 @@ def test_a_file_gives_what_transformers_computes(tmp_path: Path, scaling: dict[s
 
 
 ENTRIES = {
-    "dynamic goes by the length of the config": {
-        "rope_type": "dynamic",
-        "factor": 2.0,
-        ORIGINAL: 16,
-    },
+    "dynamic goes by the length of the config": {"rope_type": "dynamic", "factor": 2.0,
+        ORIGINAL: 16},
     "a ramp without width, as in Kimi K2": YARN | {"beta_fast": 1.0},
     "two lengths, of which version 5 takes that at the root": YARN | {ORIGINAL: 16},
     "a factor of null is what the lengths say": YARN | {"factor": None},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("scaling", ENTRIES.values(), ids=ENTRIES)

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 import ropex
-from ropex.checkpoints.loading import load_skeleton
-from ropex.checkpoints.write import save_patched
 from ropex.config.from_file import read_strategy, require_base
 from tests.support.cases import STATIC
 from tests.support.models import TRAINED, tiny_model
 from tests.support.shell import Shell
+from tests.support.written import write
 
 YARN = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "finetuned": True}
 LLAMA3 = {
@@ -39,25 +38,19 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "Qwen's card": ({"rope_scaling": QWEN}, "yarn:4"),
     "Llama 3.1": ({"rope_scaling": LLAMA3, "rope_theta": 5e5}, "llama3:8"),
     "transformers 5": ({"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}, "llama3:8"),
-    "DeepSeek": (
-        {"rope_scaling": DEEPSEEK}, "yarn:factor=40,mscale=0.707,mscale_all_dim=0.707",
-    ),
+    "DeepSeek": ({"rope_scaling": DEEPSEEK}, "yarn:factor=40,mscale=0.707,mscale_all_dim=0.707"),
     "linear": ({"rope_scaling": {"type": "linear", "factor": 8}}, "linear:8"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic:2"),
     "a larger base": ({"rope_parameters": LARGER_BASE}, "theta:1000000"),
     "gpt-oss": ({"rope_scaling": GPT_OSS}, "yarn:factor=32,truncate=false"),
-    "Phi-3": (
-        {"rope_scaling": {"type": "su", **LISTS}},
-        "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5",
-    ),
+    "Phi-3": ({"rope_scaling": {"type": "su", **LISTS}},
+        "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5"),
     "PhiMoE": (
         {"rope_scaling": {"type": "longrope", **LISTS, "short_mscale": 1.2, "long_mscale": 1.2}},
         "longrope:factor=4,long_factor=1/4.25,short_factor=1/1.5,attention_factor=1.2",
     ),
-    "a factor of YaRN's own temperature": (
-        {"rope_scaling": {**QWEN, "attn_factor": 0.8}},
-        f"yarn:factor=4,attention_factor={0.8 * (0.1 * math.log(4) + 1)}",
-    ),
+    "a factor of YaRN's own temperature": ({"rope_scaling": {**QWEN, "attn_factor": 0.8}},
+        f"yarn:factor=4,attention_factor={0.8 * (0.1 * math.log(4) + 1)}"),
     "layers that differ": (
         {"rope_parameters": {"full_attention": QWEN, "sliding_attention": LARGER_BASE}}, "yarn:4",
     ),
@@ -69,29 +62,21 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_scaling": QWEN, "rope_parameters": {"full_attention": LARGER_BASE}}, "yarn:4",
     ),
     "both, of which the older lacks keys": (
-        {
-            "rope_scaling": {"type": "longrope", "long_factor": [2.0, 4.0]},
-            "rope_parameters": {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.1},
-        },
+        {"rope_scaling": {"type": "longrope", "long_factor": [2.0, 4.0]},
+            "rope_parameters": {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.1}},
         "longrope:factor=1,long_factor=2/4,attention_factor=1.1",
     ),
     "a base alone": ({"rope_theta": 5e5, "rope_scaling": None}, "theta:500000"),
-    "Pythia": (
-        {"model_type": "gpt_neox", "rotary_emb_base": 20000, "rotary_pct": 0.25}, "theta:20000",
-    ),
+    "Pythia": ({"model_type": "gpt_neox", "rotary_emb_base": 20000, "rotary_pct": 0.25},
+        "theta:20000"),
     "Gemma 3": ({"text_config": {"model_type": "gemma3_text", "rope_theta": 1e6}}, "theta:1000000"),
     "a part": ({"text_config": {"rope_scaling": QWEN}, "rope_scaling": None}, "yarn:4"),
-    "a part, and another outside": (
-        {"text_config": {"rope_scaling": QWEN}, "rope_scaling": LLAMA3}, "yarn:4",
-    ),
-    "Qwen2-VL": (
-        {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}},
-        "theta:1000000",
-    ),
-    "Gemma 4": (
-        {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
-        "proportional:0.5",
-    ),
+    "a part, and another outside": ({"text_config": {"rope_scaling": QWEN}, "rope_scaling": LLAMA3},
+        "yarn:4"),
+    "Qwen2-VL": ({"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}},
+        "theta:1000000"),
+    "Gemma 4": ({"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
+        "proportional:0.5"),
     "LLaMA-Factory": ({"rope_scaling": "yarn", "cutoff_len": 32768}, "yarn:length=32k"),
     "its linear": ({"rope_scaling": "linear", "cutoff_len": 8192}, "linear:length=8k"),
 }  # fmt: skip
@@ -121,13 +106,12 @@ def test_a_text_form_stays_what_it_is() -> None:
 )
 def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: str) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
-    with ropex.patch(load_skeleton(tmp_path / "model"), text) as patch:
-        save_patched(tmp_path / "model", patch, tmp_path / "out")
-    found = read_strategy(f"@{tmp_path / 'out'}").plan(patch.rope)
-    wanted = ropex.strategy(text).plan(patch.rope)
+    write(tmp_path / "model", tmp_path / "out", text)
+    rope = ropex.rope_of(tiny_model("llama"))
+    found, wanted = (read_strategy(each).plan(rope) for each in (f"@{tmp_path / 'out'}", text))
     torch.testing.assert_close(found.inv_freq, wanted.inv_freq, rtol=1e-6, atol=1e-20)
     assert found.attention_scale == pytest.approx(wanted.attention_scale, abs=1e-9)
-    assert patch.rope.trained_length == TRAINED
+    assert rope.trained_length == TRAINED
 
 
 @pytest.mark.parametrize(
@@ -140,52 +124,28 @@ def test_a_written_checkpoint_gives_its_frequencies_back(tmp_path: Path, text: s
         ("config.json", '{"rope_scaling": {"type": "linear"}}', "a factor or a target length"),
         ("config.json", '{"rope_scaling": {"type": "linear", "factor": "x"}}', "factor is 'x'"),
         ("config.json", "[" * 3000 + "]" * 3000, "config.json is nested too deeply"),
-        (
-            "config.json",
-            '{"rope_scaling": {"factor": 2}}',
-            "in an entry of the type default",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}',
-            "says alpha in an entry of the type dynamic, .*; it takes factor",
-        ),
-        (
-            "config.json",
-            '{"rope_parameters": {"main": {"rope_type": "linear", "factor": 2}}}',
-            "an entry for each of main, and none for full_attention",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "longrope", "short_mscale": 1, "long_mscale": 2}}',
-            "short_mscale and long_mscale differ",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "yarn", "attn_factor": 1}}',
-            "attn_factor is 1 and factor None; give numbers above 0",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 4}}',
-            "type is 'linear' and rope_type 'yarn'; remove the wrong one",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"type": "yarn", "factor": 4, "truncate": "false"}}',
-            "truncate is 'false'; it must be true or false",
-        ),
-        (
-            "config.json",
-            '{"rope_scaling": {"rope_type": null, "factor": 4}}',
-            "has the rope type None; known: default",
-        ),
+        ("config.json", '{"rope_scaling": {"factor": 2}}', "in an entry of the type default"),
+        ("config.json", '{"rope_scaling": {"type": "dynamic", "factor": 1, "alpha": 1000}}',
+         "says alpha in an entry of the type dynamic, .*; it takes factor"),
+        ("config.json", '{"rope_parameters": {"main": {"rope_type": "linear", "factor": 2}}}',
+         "an entry for each of main, and none for full_attention"),
+        ("config.json",
+         '{"rope_scaling": {"type": "longrope", "short_mscale": 1, "long_mscale": 2}}',
+         "short_mscale and long_mscale differ"),
+        ("config.json", '{"rope_scaling": {"type": "yarn", "attn_factor": 1}}',
+         "attn_factor is 1 and factor None; give numbers above 0"),
+        ("config.json", '{"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 4}}',
+         "type is 'linear' and rope_type 'yarn'; remove the wrong one"),
+        ("config.json", '{"rope_scaling": {"type": "yarn", "factor": 4, "truncate": "false"}}',
+         "truncate is 'false'; it must be true or false"),
+        ("config.json", '{"rope_scaling": {"rope_type": null, "factor": 4}}',
+         "has the rope type None; known: default"),
         ("t.yaml", "rope_scaling: magic\ncutoff_len: 4096", "known: linear, dynamic"),
         ("t.yaml", "rope_scaling: linear", "no cutoff_len"),
         ("f.csv", "a,b,c", "no list of factors"),
         ("f.csv", "", "no list of factors"),
     ],
-)
+)  # fmt: skip
 def test_files_that_say_nothing_are_told(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
@@ -256,9 +216,8 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "endless digits": ('{"rope_scaling": ' + "1" * 5000 + "}", "is neither JSON nor YAML"),
     "a date that is none": ("a: 2024-99-99", "is neither JSON nor YAML"),
     "huge attn_factor": (json.dumps({"rope_scaling": YARN | {"attn_factor": 10**400}}), "attn_fac"),
-    "lists for numbers": (
-        json.dumps({"rope_scaling": {"type": "longrope", "short_mscale": [1]}}), "an mscale is",
-    ),
+    "lists for numbers": (json.dumps({"rope_scaling": {"type": "longrope", "short_mscale": [1]}}),
+        "an mscale is"),
     "numbers for names": ("rope_scaling: {1: {}, 2: 3}", "an entry for each of 1, 2"),
 }  # fmt: skip
 

@@ -189,11 +189,6 @@ def test_what_is_no_file_is_refused(folder: Path) -> None:
         diagnose(write(folder / "empty"))
 
 
-def test_unknown_engine_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="unknown engine 'vllm2'; known: transformers5,"):
-        diagnose(folder, engine="vllm2")
-
-
 def test_text_for_a_terminal_holds_no_control_characters(folder: Path) -> None:
     nested = {"\x1b[2J": {"rope_type": "\x1b[31m", "factor": "\x1b", "\x1bbeta_fas": 1}}
     write(folder, config=mutated("Llama 2 7B", rope_parameters=nested, rope_theta="\x1b"))
@@ -296,15 +291,12 @@ NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
 @pytest.mark.parametrize(
     ("change", "said", "refused"),
     [
-        (
-            lambda t: t.pop(NORM),
-            f'lack 1 tensors, "{NORM}" first',
-            "lacks 1 of the model's weights",
-        ),
+        (lambda t: t.pop(NORM), f'lack 1 tensors, "{NORM}" first',
+         "lacks 1 of the model's weights"),
         (lambda t: t.pop("lm_head.weight"), '"lm_head.weight"', "lm_head.weight"),
         (lambda t: t.update({QUERY: ones(3, 5)}), "has the shape [3, 5]", "has a different shape"),
     ],
-)
+)  # fmt: skip
 def test_weights_that_do_not_fit_are_told_and_not_patched(
     tmp_path: Path, change: Any, said: str, refused: str, shell: Shell
 ) -> None:

@@ -78,11 +78,8 @@ LONGROPE = {"rope__scaling__type": "longrope", "rope__scaling__original_context_
         (llama(rope__scaling__type="llama3"), {}, ["gguf-metadata"]),
         (llama(**LLAMA_3), {}, ["gguf-family-base"]),
         (llama(**LLAMA_3, rope__freq_base=None), {}, ["gguf-family-base"]),
-        (
-            llama(**YARN | {"rope__scaling__original_context_length": None}),
-            {},
-            ["gguf-no-original"],
-        ),
+        (llama(**YARN | {"rope__scaling__original_context_length": None}), {},
+         ["gguf-no-original"]),
         (llama(**YARN | {"context_length": 4096}), {}, ["gguf-capped"]),
         (llama(**YARN, rope__scaling__yarn_attn_factor=1.5), {}, ["gguf-attention-key"]),
         (llama(), {FREQS: (32, F32)}, ["gguf-tensor-shape"]),
@@ -98,16 +95,13 @@ LONGROPE = {"rope__scaling__type": "longrope", "rope__scaling__original_context_
         (llama(**YARN, rope__scaling__yarn_beta_fast=8.0), {}, ["gguf-ignored-ramp"]),
         (llama("qwen2", **YARN, rope__scaling__yarn_beta_slow=2.0), {}, ["gguf-ignored-ramp"]),
         (llama(**YARN, rope__scaling__yarn_ext_factor=0.5), {}, ["gguf-ignored-ramp"]),
-        (
-            llama(**YARN, rope__scaling__yarn_beta_fast=8.0, rope__scaling__yarn_beta_slow=2.0),
-            {},
-            ["gguf-ignored-ramp"] * 2,
-        ),
+        (llama(**YARN, rope__scaling__yarn_beta_fast=8.0, rope__scaling__yarn_beta_slow=2.0), {},
+         ["gguf-ignored-ramp"] * 2),
         (llama("mistral3", **YARN, rope__scaling__yarn_beta_fast=8.0), {}, []),
         (llama(rope__scaling__yarn_beta_fast=8.0), {}, []),
         (llama(**LONGROPE), {}, ["gguf-missing-tensors"]),
     ],
-)
+)  # fmt: skip
 def test_rules(tmp_path: Path, fields: Any, tensors: Any, expected: list[str]) -> None:
     path = write(tmp_path / "m.gguf", fields, tensors)
     before = path.read_bytes()
@@ -147,6 +141,9 @@ def test_every_truncation_is_refused_in_a_sentence(tmp_path: Path) -> None:
             diagnose(path)
 
 
+ONE_KEY = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -156,15 +153,11 @@ def test_every_truncation_is_refused_in_a_sentence(tmp_path: Path) -> None:
         b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0),
         b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63),
         b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63),
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<I", 99),
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 0, 2**63),
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQQ", 9, 8, 1, 2**63),
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<I", 9) * 9,
-        b"GGUF"
-        + struct.pack("<IQQ", 3, 0, 1)
-        + text("a")
-        + struct.pack("<IIQ", 9, 9, 1)
-        + struct.pack("<IQ", 9, 1) * 5000,
+        ONE_KEY + struct.pack("<I", 99),
+        ONE_KEY + struct.pack("<IIQ", 9, 0, 2**63),
+        ONE_KEY + struct.pack("<IIQQ", 9, 8, 1, 2**63),
+        ONE_KEY + struct.pack("<I", 9) * 9,
+        ONE_KEY + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 5000,
     ],
 )
 def test_impossible_file_is_refused(tmp_path: Path, content: bytes) -> None:

@@ -22,7 +22,7 @@ from ropex.engines.wanted import read
 from ropex.files.writing import write_json
 from tests.support.cases import STATIC
 from tests.support.configs import write_config
-from tests.support.models import TRAINED, logits, tiny_model, tokens
+from tests.support.models import TRAINED
 
 VERSION = int(transformers.__version__.split(".")[0])
 HERE = f"transformers{VERSION}"
@@ -214,18 +214,6 @@ def test_facts_10_and_11_dynamic_is_frozen_at_its_target(folder: Path, engine: s
     base = 1e4 * 13 ** (16 / 14)  # 4 * 4 - 3, in transformers' convention
     assert found.config["rope_theta"] == pytest.approx(base, rel=1e-12)
     assert found.bound == pytest.approx(1 - 1 / 13, rel=1e-9)
-
-
-def test_fact_12_a_temperature_folds_into_the_queries() -> None:
-    model = tiny_model()
-    with ropex.patch(model, "yarn:4") as patch:
-        wanted, scale = logits(model, tokens()), float(patch.plan.attention_scale)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.mul_(scale**2)
-    with ropex.patch(model, "yarn:factor=4,attention_factor=1"):
-        folded = logits(model, tokens())
-    assert float((folded - wanted).abs().max() / wanted.abs().max()) < 2e-6
 
 
 @pytest.mark.parametrize("scale", [0.9, 1.0, 1.25])

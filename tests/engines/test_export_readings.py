@@ -22,6 +22,7 @@ from tests.support.engine_formulas import (
     flags_of,
     llama_cpp,
     mlx,
+    root,
     sglang,
     tensorrt,
     vllm,
@@ -133,3 +134,9 @@ def test_exllamav2_computes_what_the_reason_says_that_it_does(folder: Path, text
     assert found.bound is not None
     table = exllamav2({**raw, **(found.config or {})}, 0, wanted.target_length)
     assert off(table, planned(text, TRAINED)) <= found.bound * 1.001 + TOLERANCE
+
+
+def test_the_two_lengths_give_the_temperature_that_was_measured() -> None:
+    original = round(131072 ** (1 / 1.1386294**2))
+    entry = {"original_max_position_embeddings": original}
+    assert root(entry, 131072) == pytest.approx(1.1386302, abs=1e-7)

@@ -58,11 +58,7 @@ def test_the_judge_says_what_was_measured(folder: Path, text: str, misread: list
 
 @pytest.mark.parametrize(("text", "misread"), [CASES[2], CASES[5], CASES[-1]])
 def test_patch_says_it_when_it_writes(
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    text: str,
-    misread: list[str],
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, misread: list[str]
 ) -> None:
     out = tmp_path / "my out"
     assert main(["patch", str(folder), "-s", text, "-o", str(out)]) == 0

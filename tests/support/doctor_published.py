@@ -34,14 +34,11 @@ PUBLISHED: dict[str, Config] = {
     "Code Llama 34B": config_of("llama", 16384, 1000000, **sizes(8192, 48, 64, 32000)),
     "Llama 3 70B": config_of("llama", 8192, 5e5, rope_scaling=None, **LLAMA_3_70B),
     "Llama 3.1 70B": config_of("llama", 131072, 5e5, rope_scaling=llama3(8.0), **LLAMA_3_70B),
-    "Llama 3.1 405B": config_of(
-        "llama", 131072, 5e5, rope_scaling=llama3(8.0), **sizes(16384, 126, 128, 128256)
-    ),
+    "Llama 3.1 405B": config_of("llama", 131072, 5e5, rope_scaling=llama3(8.0),
+        **sizes(16384, 126, 128, 128256)),
     "Llama 3.2 3B": config_of("llama", 131072, 5e5, rope_scaling=llama3(32.0), **LLAMA_3_3B),
-    "Llama 4 Maverick": {
-        "model_type": "llama4",
-        "text_config": config_of("llama4_text", 1048576, 5e5, rope_scaling=None),
-    },
+    "Llama 4 Maverick": {"model_type": "llama4",
+        "text_config": config_of("llama4_text", 1048576, 5e5, rope_scaling=None)},
     "Qwen2.5 7B, base model": config_of("qwen2", 131072, 1e6, **QWEN),
     "Qwen2.5 1.5B": config_of("qwen2", 32768, 1e6, **QWEN_SMALL),
     "Qwen2.5 Math 1.5B": config_of("qwen2", 4096, 10000, **QWEN_SMALL),
@@ -49,36 +46,26 @@ PUBLISHED: dict[str, Config] = {
     "Qwen2.5 72B": config_of("qwen2", 32768, 1e6, **QWEN_LARGE),
     "Qwen2.5 Math 72B": config_of("qwen2", 4096, 10000, **QWEN_LARGE),
     "Qwen2.5 7B 1M": config_of("qwen2", 1010000, 1e7, **QWEN),
-    "Qwen2.5 VL 7B": config_of(
-        "qwen2_5_vl", 128000, 1e6, **QWEN,
-        rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
-    ),
+    "Qwen2.5 VL 7B": config_of("qwen2_5_vl", 128000, 1e6, **QWEN,
+        rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]}),
     "Qwen3 4B 2507": config_of("qwen3", 262144, 5000000, **sizes(2560, 36, 32, 151936)),
     "Qwen3 30B A3B": config_of("qwen3_moe", 40960, 1e6, **sizes(2048, 48, 32, 151936)),
     "Zephyr 7B": config_of("mistral", 32768, 10000.0, sliding_window=4096, **MIXTRAL),
-    "Mixtral 8x7B, with its experts": config_of(
-        "mixtral", 32768, 1e6, num_local_experts=8, **MIXTRAL
-    ),
-    "Mixtral 8x22B": config_of(
-        "mixtral", 65536, 1e6, num_local_experts=8, **sizes(6144, 56, 48, 32000)
-    ),
-    "Four Mistral 7B v0.1 in a mixture": config_of(
-        "mixtral", 32768, 10000.0, num_local_experts=4, **MIXTRAL
-    ),
-    "Gemma 2 2B": config_of(
-        "gemma2", 8192, 10000.0, sliding_window=4096, head_dim=256, **sizes(2304, 26, 8, 256000)
-    ),
+    "Mixtral 8x7B, with its experts": config_of("mixtral", 32768, 1e6, num_local_experts=8,
+        **MIXTRAL),
+    "Mixtral 8x22B": config_of("mixtral", 65536, 1e6, num_local_experts=8,
+        **sizes(6144, 56, 48, 32000)),
+    "Four Mistral 7B v0.1 in a mixture": config_of("mixtral", 32768, 10000.0, num_local_experts=4,
+        **MIXTRAL),
+    "Gemma 2 2B": config_of("gemma2", 8192, 10000.0, sliding_window=4096, head_dim=256,
+        **sizes(2304, 26, 8, 256000)),
     "SmolLM 135M": config_of("llama", 2048, 10000.0, **sizes(576, 30, 9, 49152)),
     "SmolLM2 135M": config_of("llama", 8192, 100000, **sizes(576, 30, 9, 49152)),
     "SmolLM2 1.7B": config_of("llama", 8192, 130000, **sizes(2048, 24, 32, 49152)),
-    "Kimi K2, without its code": config_of(
-        "deepseek_v3", 131072, 50000.0, kv_lora_rank=512,
-        rope_scaling=yarn(32.0, 4096, mscale=1.0, mscale_all_dim=1.0, type="yarn", **EQUAL),
-    ),
-    "Phi 3 medium 128k": config_of(
-        "phi3", 131072, 10000.0, original_max_position_embeddings=4096, sliding_window=131072,
-        rope_scaling=lists(64, "su"), **sizes(5120, 40, 40, 32064),
-    ),
+    "Kimi K2, without its code": config_of("deepseek_v3", 131072, 50000.0, kv_lora_rank=512,
+        rope_scaling=yarn(32.0, 4096, mscale=1.0, mscale_all_dim=1.0, type="yarn", **EQUAL)),
+    "Phi 3 medium 128k": config_of("phi3", 131072, 10000.0, original_max_position_embeddings=4096,
+        sliding_window=131072, rope_scaling=lists(64, "su"), **sizes(5120, 40, 40, 32064)),
     "OLMo 7B": config_of("olmo", 2048, 10000.0, rope_scaling=None, **sizes(4096, 32, 32, 50304)),
 }  # fmt: skip
 """Published; nothing is wrong with them."""
@@ -111,8 +98,7 @@ UNPUBLISHED: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
     ("base of Mixtral 8x22B lost", lost("Mixtral 8x22B", "rope_theta", remove=True), BASE),
     ("factor of Llama 3.2 in Llama 3.1",
      mutated("Llama 3.1 8B", rope_scaling=llama3(32.0)), FACTOR),
-    ("factor of Llama 3.1 in Llama 3.2", lost("Llama 3.2 3B", rope_scaling=llama3(8.0)),
-     FACTOR),
+    ("factor of Llama 3.1 in Llama 3.2", lost("Llama 3.2 3B", rope_scaling=llama3(8.0)), FACTOR),
     ("dynamic beside the scaled length of Llama 2",
      lost("Llama 2 13B", rope_scaling={"rope_type": "dynamic", "factor": 4.0},
           max_position_embeddings=16384), LENGTH),
@@ -168,7 +154,6 @@ MISPLACED: tuple[tuple[str, Config, tuple[str, ...]], ...] = (
     ("equal entries by layer on Llama", lost("Llama 1 7B", rope_parameters={
         "full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"},
     }), ("layers-of-one",)),
-    ("entries by layer in rope_scaling", mutated("Qwen3 8B", rope_scaling={
-        "full_attention": LINEAR,
-    }), ("layers-of-one",)),
+    ("entries by layer in rope_scaling",
+     mutated("Qwen3 8B", rope_scaling={"full_attention": LINEAR}), ("layers-of-one",)),
 )  # fmt: skip

@@ -213,11 +213,7 @@ def trunk(attention: type[Attention], name: str = "self_attn") -> type[Trunk]:
 
 
 def double(
-    kind: str,
-    trunk: type[Trunk],
-    own: dict[str, Any],
-    half: bool = False,
-    prefix: str = "model",
+    kind: str, trunk: type[Trunk], own: dict[str, Any], half: bool = False, prefix: str = "model"
 ) -> Callable[[], nn.Module]:
     """A maker of one double, always with the same weights."""
     config = config_class(kind, own)

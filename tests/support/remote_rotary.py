@@ -87,10 +87,8 @@ class Baichuan2Rotary(Declared):
             angles = table(seq_len, self.inv_freq)[None, None]
             self.cos_cached, self.sin_cached = angles.cos().to(x.device), angles.sin().to(x.device)
         elif self.cos_cached.device != x.device:
-            self.cos_cached, self.sin_cached = (
-                self.cos_cached.to(x.device),
-                self.sin_cached.to(x.device),
-            )
+            self.cos_cached = self.cos_cached.to(x.device)
+            self.sin_cached = self.sin_cached.to(x.device)
         return self.cos_cached[:, :, :seq_len], self.sin_cached[:, :, :seq_len]
 
 
