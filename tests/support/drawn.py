@@ -24,17 +24,12 @@ ROPES = st.builds(
 )
 # Fields that do not take every number from 1/100 to 100; by name, or by class and name.
 RANGES: dict[str, SearchStrategy[Any]] = {
-    "factor": st.floats(1, 1024),
-    "temperature.factor": st.floats(0.01, 100),
-    "base": st.floats(10, 1e9),
-    "p": st.floats(0, 1, exclude_min=True),
-    "attention_factor": st.floats(0.001, 1000),
-    "pairs": st.integers(2, 256),
-    "skip_layers": st.integers(0, 100),
-    "power": st.floats(0.01, 4),
-    "min_wavelength": st.floats(0, 1e5),
-    "range_length": st.integers(1, 2**20),
-}
+    "factor": st.floats(1, 1024), "temperature.factor": st.floats(0.01, 100),
+    "base": st.floats(10, 1e9), "p": st.floats(0, 1, exclude_min=True),
+    "attention_factor": st.floats(0.001, 1000), "pairs": st.integers(2, 256),
+    "skip_layers": st.integers(0, 100), "power": st.floats(0.01, 4),
+    "min_wavelength": st.floats(0, 1e5), "range_length": st.integers(1, 2**20),
+}  # fmt: skip
 # Fields of which the first must be below the second, and those where it may be the same.
 ORDERED = (("beta_slow", "beta_fast"),)
 SORTED = (("alpha", "beta"),)

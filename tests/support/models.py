@@ -43,20 +43,11 @@ def rope_settings(base: float = 1e4, **entry: Any) -> dict[str, Any]:
 def tiny_config(family: str = "llama", **changes: Any) -> Any:
     """A config of a family with two layers and four heads of 16."""
     settings = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": TRAINED,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **_SETTINGS.get(family, {}),
-        **changes,
-    }
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": TRAINED, "pad_token_id": 0, "bos_token_id": 1,
+        "eos_token_id": 2, **_SETTINGS.get(family, {}), **changes,
+    }  # fmt: skip
     if family == "falcon":  # works it out
         del settings["head_dim"]
     return AutoConfig.for_model(family, **settings)
