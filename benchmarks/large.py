@@ -24,15 +24,10 @@ TEXTS = ("linear:4", "yarn:8", "mrrope:8")
 SHARDS = 15
 _NORMS = ("input", "post_attention")
 CONFIG = LlamaConfig(
-    architectures=["LlamaForCausalLM"],
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    max_position_embeddings=4096,
-    dtype="bfloat16",
-)
+    architectures=["LlamaForCausalLM"], hidden_size=8192, intermediate_size=28672,
+    num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+    max_position_embeddings=4096, dtype="bfloat16",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -39,16 +39,11 @@ def random_llama(
     """A Llama with random weights, built from its config."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama",
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // head_dim),
-        num_key_value_heads=max(1, hidden // head_dim),
-        head_dim=head_dim,
+        "llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers, num_attention_heads=max(1, hidden // head_dim),
+        num_key_value_heads=max(1, hidden // head_dim), head_dim=head_dim,
         max_position_embeddings=4096,
-    )
+    )  # fmt: skip
     auto: Any = AutoModelForCausalLM
     return auto.from_config(config).to(dtype).eval()
 

@@ -58,18 +58,12 @@ def build_model(recipe: dict[str, Any]) -> LlamaForCausalLM:
     torch.manual_seed(recipe["seed"])
     size = recipe["model"]
     config = LlamaConfig(
-        vocab_size=size["vocabulary"],
-        hidden_size=size["hidden"],
-        intermediate_size=size["mlp"],
-        num_hidden_layers=size["layers"],
-        num_attention_heads=size["heads"],
-        num_key_value_heads=size["heads"],
-        head_dim=64,
-        max_position_embeddings=recipe["trained_length"],
-        tie_word_embeddings=True,
-        bos_token_id=0,
+        vocab_size=size["vocabulary"], hidden_size=size["hidden"], intermediate_size=size["mlp"],
+        num_hidden_layers=size["layers"], num_attention_heads=size["heads"],
+        num_key_value_heads=size["heads"], head_dim=64,
+        max_position_embeddings=recipe["trained_length"], tie_word_embeddings=True, bos_token_id=0,
         eos_token_id=1,
-    )
+    )  # fmt: skip
     return LlamaForCausalLM(config)
 
 

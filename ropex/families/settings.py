@@ -97,14 +97,9 @@ _INDEXER: Final = {
 }
 _SPARSE: Final = {"layer_types": ["full_attention", "minimax_m3_sparse"]}
 _LATENT: Final = {
-    "swa_num_attention_heads": 4,
-    "swa_num_key_value_heads": 4,
-    "swa_q_lora_rank": 16,
-    "swa_kv_lora_rank": 16,
-    "swa_head_dim": 16,
-    "swa_qk_nope_head_dim": 12,
-    "swa_v_head_dim": 16,
-}
+    "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16, "swa_head_dim": 16, "swa_qk_nope_head_dim": 12, "swa_v_head_dim": 16,
+}  # fmt: skip
 FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "bamba": {"attn_layer_indices": [1]},
     "camembert": _OFFSET,
@@ -172,25 +167,14 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
 
 # The same for transformers 4.
 _VISION: Final = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 4,
-    "crop_size": 32,
-    "image_token_id": 0,
-}
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 32, "patch_size": 4, "crop_size": 32, "image_token_id": 0,
+}  # fmt: skip
 _AUDIO: Final = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_blocks": 2,
-    "num_attention_heads": 4,
-    "ext_pw_out_channel": 64,
-    "depthwise_separable_out_channel": 64,
-    "nemo_conv_channels": 16,
+    "hidden_size": 64, "intermediate_size": 64, "num_blocks": 2, "num_attention_heads": 4,
+    "ext_pw_out_channel": 64, "depthwise_separable_out_channel": 64, "nemo_conv_channels": 16,
     "audio_token_id": 0,
-}
+}  # fmt: skip
 OLD_FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "mllama": {"text_config": {"rope_scaling": {"rope_type": "default"}}},
     "phi4_multimodal": {"vision_config": _VISION, "audio_config": _AUDIO},

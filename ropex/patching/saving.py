@@ -31,10 +31,7 @@ _LATENT = ("kv_lora_rank", "qk_rope_head_dim")  # of configs with latent attenti
 
 
 def install_saving(
-    model: nn.Module,
-    configs: tuple[Any, ...],
-    refused: str | None,
-    undo: ExitStack,
+    model: nn.Module, configs: tuple[Any, ...], refused: str | None, undo: ExitStack
 ) -> None:
     """Let every part of `model` that can be saved write what it computes, or refuse to.
 

@@ -260,20 +260,11 @@ REFUSED = "cannot have shifted attention with scaled queries: a group hides"
 
 def test_queries_that_are_scaled_are_refused() -> None:
     model = tiny_model()
-    with (
-        ropex.patch(model, "logn"),
-        pytest.raises(
-            UnsupportedModel,
-            match=REFUSED,
-        ),
-    ):
+    with ropex.patch(model, "logn"), pytest.raises(UnsupportedModel, match=REFUSED):
         shift_attention(model)
     with shift_attention(model), ropex.patch(model, "logn"):
         logits(model.eval(), tokens())
-        with pytest.raises(
-            UnsupportedModel,
-            match=REFUSED,
-        ):
+        with pytest.raises(UnsupportedModel, match=REFUSED):
             trained(model, tokens())
 
 

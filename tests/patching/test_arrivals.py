@@ -45,7 +45,7 @@ from ropex.families.tiny import tiny_model
 from ropex.model.sites.slots import Given
 from tests.support.models import logits, tokens
 from tests.support.remote_code import DOUBLES
-from tests.support.rounding import assert_alike
+from tests.support.rounding import assert_alike as near
 
 NEW = not transformers.__version__.startswith("4.")
 CPU = torch.device("cpu")
@@ -103,10 +103,6 @@ def references() -> dict[str, Reference]:
         with ropex.patch(model, TEXT):
             made[kind] = Reference(plain, logits(model, IDS))
     return made
-
-
-def near(left: Tensor, right: Tensor) -> None:
-    assert_alike(left, right)
 
 
 def check(model: Any, patch: ropex.Patch, reference: Reference) -> None:
@@ -349,13 +345,7 @@ def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @THEIRS
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    crossed(
-        *WRAPS,
-        without=LEFT_OUT,
-    ),
-)
+@pytest.mark.parametrize(("kind", "name"), crossed(*WRAPS, without=LEFT_OUT))
 def test_wrapped_models_are_patched(
     kind: str, name: str, references: dict[str, Reference], tmp_path: Path
 ) -> None:
@@ -370,10 +360,7 @@ def test_wrapped_models_are_patched(
 
 
 @THEIRS
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    crossed(*WRAPS, without=LEFT_OUT),
-)
+@pytest.mark.parametrize(("kind", "name"), crossed(*WRAPS, without=LEFT_OUT))
 def test_patched_models_are_wrapped(
     kind: str, name: str, references: dict[str, Reference], tmp_path: Path
 ) -> None:
@@ -477,23 +464,14 @@ def test_models_that_are_quantised_as_they_load(kind: str, method: Any, tmp_path
 CASTS = ("bfloat16", "half")
 
 
-@pytest.mark.parametrize(
-    ("kind", "cast"),
-    crossed(
-        *CASTS,
-        without="llama",
-    ),
-)
+@pytest.mark.parametrize(("kind", "cast"), crossed(*CASTS))
 def test_rounding_before_patching_does_not_reach_the_plan(kind: str, cast: str) -> None:
     exact = ropex.rope_of(MAKERS[kind]()).inv_freq
     rounded = ropex.rope_of(getattr(MAKERS[kind](), cast)()).inv_freq
     torch.testing.assert_close(rounded, exact, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "cast"),
-    crossed(*CASTS, without="llama"),
-)
+@pytest.mark.parametrize(("kind", "cast"), crossed(*CASTS, without="llama"))
 def test_tables_survive_casts(kind: str, cast: str) -> None:
     model = MAKERS[kind]()
     patch = ropex.patch(model, TEXT)

@@ -83,16 +83,9 @@ def trainer(model: Any, folder: Path, *callbacks: Any) -> Trainer:
     """Four steps with AdamW on texts beyond the trained length; a checkpoint after two."""
     rows = [{"input_ids": row, "labels": row} for row in tokens(96, rows=16)]
     arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        max_steps=4,
-        learning_rate=1e-2,
-        save_steps=2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-    )
+        output_dir=str(folder), per_device_train_batch_size=4, max_steps=4, learning_rate=1e-2,
+        save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
     return Trainer(model=model, args=arguments, train_dataset=rows, callbacks=list(callbacks))
 
 

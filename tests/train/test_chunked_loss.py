@@ -64,17 +64,12 @@ def rows_of_head(model: Any) -> Iterator[list[int]]:
 
 
 MODELS: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {}),
-    ("llama", {"tie_word_embeddings": True}),
-    ("gemma2", {"final_logit_softcapping": 5.0}),
-    ("cohere", {"logit_scale": 0.25}),
-    ("granite", {"logits_scaling": 8.0}),
-    ("qwen2", {}),
-    ("gpt_neox", {}),
-    ("phi3", {}),
+    ("llama", {}), ("llama", {"tie_word_embeddings": True}),
+    ("gemma2", {"final_logit_softcapping": 5.0}), ("cohere", {"logit_scale": 0.25}),
+    ("granite", {"logits_scaling": 8.0}), ("qwen2", {}), ("gpt_neox", {}), ("phi3", {}),
     ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "changes"), MODELS)
@@ -91,17 +86,13 @@ PADDING = torch.ones_like(IDS)
 PADDING[1, 30:] = 0
 SHIFTED = torch.cat([LABELS[:, 1:], torch.full((2, 1), 5)], dim=1)
 INPUTS: list[dict[str, Any]] = [
-    {"num_items_in_batch": 123},
-    {"num_items_in_batch": torch.tensor(123)},
-    {"shift_labels": SHIFTED},
-    {"shift_labels": SHIFTED, "num_items_in_batch": torch.tensor(77.0)},
-    {"ignore_index": int(IDS[0, 3]), "labels": IDS},
-    {"attention_mask": PADDING},
+    {"num_items_in_batch": 123}, {"num_items_in_batch": torch.tensor(123)},
+    {"shift_labels": SHIFTED}, {"shift_labels": SHIFTED, "num_items_in_batch": torch.tensor(77.0)},
+    {"ignore_index": int(IDS[0, 3]), "labels": IDS}, {"attention_mask": PADDING},
     {"position_ids": torch.arange(40)[None].expand(2, -1) * 2, "use_cache": False},
-    {"use_cache": False, "output_hidden_states": True},
-    {"return_dict": False},
+    {"use_cache": False, "output_hidden_states": True}, {"return_dict": False},
     {"return_dict": True},
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("inputs", INPUTS, ids=lambda inputs: "-".join(inputs))
@@ -293,18 +284,10 @@ def test_trainer_takes_the_same_steps(tmp_path: Path) -> None:
         for row, first in zip(tokens(24, rows=12), [0, 5, 20, 1, 9, 23] * 2, strict=True)
     ]
     arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=5,
-        gradient_accumulation_steps=3,
-        max_steps=2,
-        learning_rate=1e-2,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-    )
+        output_dir=str(tmp_path), per_device_train_batch_size=2, per_device_eval_batch_size=5,
+        gradient_accumulation_steps=3, max_steps=2, learning_rate=1e-2, save_strategy="no",
+        report_to=[], use_cpu=True, disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
 
     def trained(chunked: bool) -> tuple[Any, float, bool]:
         model = tiny_model()

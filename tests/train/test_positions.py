@@ -20,15 +20,9 @@ from ropex.train.positions import CREAM, SAMPLERS, Drawn, PoSE, RandomPositions
 DRAWS = 4000
 Weighted = Iterator[tuple[float, set[int]]]
 SOME = (
-    PoSE(12, 48),
-    PoSE(12, 48, chunks=3),
-    PoSE(13, 40),
-    CREAM(13, 50),
-    CREAM(30, 90),
-    CREAM(12, 48),
-    CREAM(9, 13),
-    RandomPositions(12, 48),
-)
+    PoSE(12, 48), PoSE(12, 48, chunks=3), PoSE(13, 40), CREAM(13, 50), CREAM(30, 90),
+    CREAM(12, 48), CREAM(9, 13), RandomPositions(12, 48),
+)  # fmt: skip
 
 
 def draws(sampler: Any, length: int | None = None, count: int = DRAWS) -> list[Drawn]:
@@ -91,10 +85,7 @@ def cream(window: int, target: int) -> Weighted:
         ends = range(int(edge + (middle - 1) * half / 2), int(half / 2 * window) - edge)
         for end in ends:
             places = {*range(edge), *range(end + 1 - middle, end + 1)}
-            yield (
-                count / 200_000 / 2 / len(ends),
-                places | set(range(target - edge, target)),
-            )
+            yield (count / 200_000 / 2 / len(ends), places | set(range(target - edge, target)))
 
 
 @pytest.mark.parametrize(("chunks", "window"), [(2, 12), (2, 13), (3, 11), (4, 4)])

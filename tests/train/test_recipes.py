@@ -166,32 +166,21 @@ FULL = {
     "evaluate": {"lengths": [64], "every": 2},
 }
 NOT_ALLOWED = {
-    "seed": (-1, 2**32),
-    "trained_length": (0, -4096, 2**31),
-    "data.length": (1, 0, -64, 2**40),
+    "seed": (-1, 2**32), "trained_length": (0, -4096, 2**31), "data.length": (1, 0, -64, 2**40),
     "data.sources.0.share": (0, -1, math.inf, math.nan),
-    "data.sources.0.longest": (1, 0, -64, 2**40),
-    "positions.window": (1, -1),
-    "positions.target": (0, -1, 2**40),
-    "lora.rank": (0, -8, 10**400),
-    "lora.alpha": (0, -16, math.inf, math.nan),
-    "lora.dropout": (-0.1, 1, 2, math.nan),
-    "evaluate.lengths.0": (1, 0, -64),
-    "evaluate.excerpts": (0, -1),
-    "evaluate.every": (0, -5),
-    "training.steps": (0, -1, 10**9, 10**400),
-    "training.batch": (0, -1, 10**9),
+    "data.sources.0.longest": (1, 0, -64, 2**40), "positions.window": (1, -1),
+    "positions.target": (0, -1, 2**40), "lora.rank": (0, -8, 10**400),
+    "lora.alpha": (0, -16, math.inf, math.nan), "lora.dropout": (-0.1, 1, 2, math.nan),
+    "evaluate.lengths.0": (1, 0, -64), "evaluate.excerpts": (0, -1), "evaluate.every": (0, -5),
+    "training.steps": (0, -1, 10**9, 10**400), "training.batch": (0, -1, 10**9),
     "training.micro_batch": (0, -1),
     "training.learning_rate": (0, -1e-5, 1, math.inf, math.nan, 10**400),
-    "training.warmup": (-1, 10**6),
-    "training.weight_decay": (-0.1, math.inf, math.nan, 1e6),
+    "training.warmup": (-1, 10**6), "training.weight_decay": (-0.1, math.inf, math.nan, 1e6),
     "training.beta2": (-0.5, 1, 2, math.inf, math.nan),
     "training.max_grad_norm": (-1, math.inf, math.nan),
-    "training.shifted_attention": (1, 0, -4, 10**6),
-    "training.save_every": (0, -1, 10**30),
-    "training.keep": (1, 0, -1, 10**30),
-    "training.log_every": (0, -1, 10**30),
-}
+    "training.shifted_attention": (1, 0, -4, 10**6), "training.save_every": (0, -1, 10**30),
+    "training.keep": (1, 0, -1, 10**30), "training.log_every": (0, -1, 10**30),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,9 @@ class Case:
     @property
     def stage(self) -> Stage:
         training = Training(
-            steps=1,
-            batch=1,
-            micro_batch=1,
-            warmup=0,
-            gradient_checkpointing=self.checkpointing,
-            chunked_loss=self.chunked,
-            shifted_attention=self.shifted,
-        )
+            steps=1, batch=1, micro_batch=1, warmup=0, gradient_checkpointing=self.checkpointing,
+            chunked_loss=self.chunked, shifted_attention=self.shifted,
+        )  # fmt: skip
         source = Source("book.txt", layout="pack" if self.packed else "split")
         return Stage("yarn:4", Data(Size(512), (source,)), training)
 
@@ -134,21 +129,17 @@ def _train(case: Case, found: Measured) -> None:
 
 
 CASES = {
-    "plain": Case(),
-    "chunks": Case(chunked=True),
+    "plain": Case(), "chunks": Case(chunked=True),
     "both, layers are larger": Case(True, True, changes={"vocab_size": 256}),
     "both, the head is larger": Case(True, True, changes={"vocab_size": 8192}),
-    "autocast": Case(autocast=True),
-    "autocast, both": Case(True, True, autocast=True),
+    "autocast": Case(autocast=True), "autocast, both": Case(True, True, autocast=True),
     "adapters": Case(lora=Lora()),
     "adapters, bfloat16, both": Case(True, True, lora=Lora(), dtype="bfloat16", autocast=True),
-    "adapters alone": Case(lora=Lora(also=())),
-    "shifted": Case(chunked=True, shifted=4),
-    "packed": Case(packed=True),
-    "packed, both": Case(True, True, packed=True),
+    "adapters alone": Case(lora=Lora(also=())), "shifted": Case(chunked=True, shifted=4),
+    "packed": Case(packed=True), "packed, both": Case(True, True, packed=True),
     "scores": Case(attention="eager"),
     "scores, both": Case(True, True, attention="eager", autocast=True),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

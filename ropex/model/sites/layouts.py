@@ -153,10 +153,7 @@ class RowsOnDemand(ComputedSite):
         """Both streams of positions, and a mask that is true where a token is hidden."""
         places = torch.arange(count)
         hidden = torch.ones(1, 1, count, count).triu(1).bool()
-        return {
-            "position_ids": torch.stack([places, 0 * places])[None],
-            "attention_mask": hidden,
-        }
+        return {"position_ids": torch.stack([places, 0 * places])[None], "attention_mask": hidden}
 
     @classmethod
     def answer(

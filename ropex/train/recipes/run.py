@@ -148,10 +148,7 @@ class Run:
 
 
 def train(
-    recipe: Recipe,
-    out: Path,
-    watch: Watch | None = None,
-    tell: Callable[[str], None] = print,
+    recipe: Recipe, out: Path, watch: Watch | None = None, tell: Callable[[str], None] = print
 ) -> None:
     """Run a recipe, or resume it.
 
