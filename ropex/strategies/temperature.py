@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
-from ropex.strategies.base import (
-    Length,
-    Strategy,
-    require,
-    require_growth,
-    require_scale,
-)
+from ropex.strategies.base import Length, Strategy, require, require_growth, require_scale
 from ropex.strategies.logn import scale_queries
 
 if TYPE_CHECKING:

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ropex.rope import Plan, Rope
 from ropex.sizes import LONGEST
 from ropex.strategies.attention_factors import yarn_quotient, yarn_temperature
-from ropex.strategies.base import (
-    LARGEST,
-    Length,
-    Scaled,
-    require,
-    require_positive,
-    require_scale,
-)
+from ropex.strategies.base import LARGEST, Length, Scaled, require, require_positive, require_scale
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,12 +12,7 @@ import pytest
 from ropex_eval.api import Evaluation
 from ropex_eval.report.terminal import render
 from ropex_eval.scores.results import Results
-from tests.support.models import (
-    TRAINED,
-    save_checkpoint,
-    save_with_tokenizer,
-    tiny_causal,
-)
+from tests.support.models import TRAINED, save_checkpoint, save_with_tokenizer, tiny_causal
 from tests.support.rounding import LOSS
 from tests.support.shell import Shell, evaluation, write
 from tests.support.tiny_eval import strict_json, tree, words

@@ -21,14 +21,7 @@ from ropex_eval.scores.results import Result, Results
 from ropex_eval.study.study import Study, checkpoint_fingerprint
 from tests.support.models import TRAINED, save_checkpoint, tiny_causal
 from tests.support.rounding import LOSS
-from tests.support.tiny_eval import (
-    BY_LENGTH,
-    STATIC,
-    plain_nll,
-    start,
-    strict_json,
-    tree,
-)
+from tests.support.tiny_eval import BY_LENGTH, STATIC, plain_nll, start, strict_json, tree
 
 SMALL = Protocol.of((8, 48))
 
