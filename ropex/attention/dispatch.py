@@ -33,6 +33,7 @@ class Step:
 
     Attributes:
         name: One of `ORDER`.
+        attribute: Of a module, which holds what the step works with; without it, the step is off.
         run: Called as `run(function, module, query, key, value, mask, ...)`; `function` goes on.
         without: Names of earlier steps that it does not go with.
         why: The reason, as the end of a sentence.
@@ -41,6 +42,7 @@ class Step:
     """
 
     name: str
+    attribute: str
     run: Callable[..., Any]
     without: tuple[str, ...] = ()
     why: str = ""
@@ -81,7 +83,7 @@ def route(module: nn.Module, step: Step, undo: ExitStack) -> None:
             f"the forward of {type(module).__name__} was replaced, so its attention cannot be "
             "reached; patch the model before that"
         )
-    if any(step in vars(each).get("ropex_steps", ()) for each in type(module).__mro__):
+    if step in _all_steps(type(module)):
         return  # it stayed below a class that someone made of the module since
     check(module, step)
     _become(module, (*_steps(module), step))
@@ -99,9 +101,9 @@ def check(module: nn.Module, step: Step) -> None:
     Raises:
         UnsupportedModel: It does not go with one of them.
     """
-    there = {each for cls in type(module).__mro__ for each in vars(cls).get("ropex_steps", ())}
-    for other in there:
-        if other.trains and not step.trains:
+    for other in _all_steps(type(module)):
+        off = getattr(module, other.attribute, None) is None  # it stayed below a class of others
+        if off or (other.trains and not step.trains):
             continue
         first, last = sorted((step, other), key=lambda each: each.rank)
         if first.name in last.without:
@@ -137,6 +139,11 @@ def _steps(module: nn.Module) -> tuple[Step, ...]:
     return steps
 
 
+def _all_steps(cls: type) -> set[Step]:
+    """Those of a class and of the classes that it was made from."""
+    return {step for each in cls.__mro__ for step in vars(each).get("ropex_steps", ())}
+
+
 def _become(module: nn.Module, steps: tuple[Step, ...]) -> None:
     """Make a module one of the class whose attention goes through `steps`."""
     before = type(module)
@@ -157,8 +164,9 @@ def _subclass(base: type, steps: tuple[Step, ...]) -> type:
         return _unpickled, (base, steps), vars(self)
 
     forward: Any = base.forward  # type: ignore[attr-defined]
+    forward = vars(forward).get("ropex_original", forward)  # steps below it take their places
     own = {
-        "forward": _rerouted(forward, steps),
+        "forward": _rerouted(forward, tuple({*steps, *_all_steps(base)})),
         "ropex_steps": steps,
         "__reduce_ex__": reduce,
         "__module__": base.__module__,
@@ -191,7 +199,7 @@ def _rerouted(function: types.FunctionType, steps: tuple[Step, ...]) -> types.Fu
     made = types.FunctionType(
         function.__code__, known, function.__name__, function.__defaults__, tuple(cells) or None
     )
-    made.__dict__.update(function.__dict__)
+    made.__dict__.update(function.__dict__, ropex_original=function)
     made.__kwdefaults__, made.__doc__ = function.__kwdefaults__, function.__doc__
     made.__annotations__, made.__qualname__ = function.__annotations__, function.__qualname__
     made.__module__ = function.__module__

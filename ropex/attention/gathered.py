@@ -62,6 +62,7 @@ def _attend(
 
 GATHERED = Step(
     "gathered keys",
+    "ropex_slices",
     _attend,
     without=("un-rotated keys", "mapped positions", "shifted attention"),
     why="a process has the positions of its own slice alone; split the text under another patch",

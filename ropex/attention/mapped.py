@@ -132,6 +132,7 @@ def _attend(
 
 MAPPED = Step(
     "mapped positions",
+    "ropex_mapped",
     _attend,
     without=("un-rotated keys",),
     why='both rotate keys again; leave cache="unrotated" out',

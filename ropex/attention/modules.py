@@ -28,16 +28,13 @@ def reachable(model: Any, configs: tuple[Any, ...]) -> tuple[nn.Module, ...]:
     return found
 
 
-def install(
-    modules: tuple[nn.Module, ...], step: Step, name: str, value: Any, undo: ExitStack
-) -> None:
+def install(modules: tuple[nn.Module, ...], step: Step, value: Any, undo: ExitStack) -> None:
     """Add a step to attention, and what it finds on each module.
 
     Args:
         modules: Attention modules.
         step: The step.
-        name: The attribute that it looks for.
-        value: Its value; layers before its `first_layer`, where it has one, go without.
+        value: What it works with; layers before its `first_layer`, where it has one, go without.
         undo: Where the way back is written.
 
     Raises:
@@ -47,7 +44,7 @@ def install(
         route(module, step, undo)
         layer = getattr(module, "layer_idx", None)
         if layer is None or layer >= getattr(value, "first_layer", 0):
-            set_attribute(module, name, value, undo)
+            set_attribute(module, step.attribute, value, undo)
 
 
 class AttentionGuard:

@@ -18,7 +18,7 @@ def _scaled(function: Any, module: nn.Module, query: Tensor, *args: Any, **kwarg
     return function(module, query, *args, **kwargs)
 
 
-QUERY_SCALE = Step("scaled queries", _scaled)
+QUERY_SCALE = Step("scaled queries", "ropex_query_scale", _scaled)
 """Finds a `QueryScale` on the module as `ropex_query_scale`; layers without one are left alone."""
 
 

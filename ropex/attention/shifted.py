@@ -197,6 +197,7 @@ def _attend(
 
 SHIFTED = Step(
     "shifted attention",
+    "ropex_shift",
     _attend,
     without=("scaled queries", "un-rotated keys", "mapped positions"),
     why="a group hides most of the keys that these count on; shift it under another strategy",

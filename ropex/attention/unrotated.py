@@ -164,7 +164,7 @@ def _rotated(
     return torch.cat([o for o, _ in outputs], 1), torch.cat(weights, 2) if weights else None
 
 
-UNROTATED = Step("un-rotated keys", _rotated)
+UNROTATED = Step("un-rotated keys", "ropex_unrotated", _rotated)
 """Finds how many dimensions rotate on the module as `ropex_unrotated`, and `Turns` in the call."""
 
 # Attention functions that take a mask row by row.

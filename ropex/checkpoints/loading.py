@@ -84,9 +84,10 @@ def _load(folder: Path, dtype: Any, device_map: str | None, trusted: bool) -> tu
     from transformers import AutoModelForCausalLM
 
     config = _load_config(folder, trusted)
-    if device_map is None and has_own_code(config):
+    if has_own_code(config) and device_map != "meta":
         said = getattr(config, "torch_dtype", None) or torch.float32
-        return load_remote(folder, said if dtype == "auto" else dtype), _ALL_THERE
+        model = load_remote(folder, said if dtype == "auto" else dtype)
+        return _spread(model, device_map), _ALL_THERE
     auto: Any = AutoModelForCausalLM
     loaded: tuple[Any, Any] = auto.from_pretrained(
         folder,
@@ -98,6 +99,18 @@ def _load(folder: Path, dtype: Any, device_map: str | None, trusted: bool) -> tu
         output_loading_info=True,
     )
     return loaded
+
+
+def _spread(model: Any, device_map: str | None) -> Any:
+    """A model over the devices of a map of accelerate, as transformers spreads one."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    if device_map is None:
+        return model
+    if device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return model.to(device_map)
+    whole = getattr(model, "_no_split_modules", None) or []
+    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=whole))
 
 
 def _refuse_misfits(folder: Path, info: Any) -> None:

@@ -113,11 +113,11 @@ def apply_attention(state: PatchState, undo: ExitStack) -> bool:
         return False
     modules = reachable(state.model, state.configs)
     if scale is not None:
-        install(modules, QUERY_SCALE, "ropex_query_scale", scale, undo)
+        install(modules, QUERY_SCALE, scale, undo)
     if unrotated:
         for config in state.configs if state.reads_token_by_token else ():
             check_split(config._attn_implementation or "eager")
-        install(modules, UNROTATED, "ropex_unrotated", state.rope.dim, undo)
+        install(modules, UNROTATED, state.rope.dim, undo)
     if positions is not None:
         map_positions(state, modules, undo)
     guard = AttentionGuard(str(state.strategy), state.configs[0])

@@ -88,7 +88,7 @@ def _look(
     return found
 
 
-TRIAL = Step("trial", _look)
+TRIAL = Step("trial", "ropex_seen", _look)
 """Keeps what attention is given, and compares attention in regions with it; as `ropex_seen`."""
 
 
@@ -162,7 +162,7 @@ def map_positions(state: PatchState, modules: tuple[nn.Module, ...], undo: ExitS
     for module, (turn, ignored) in turns(state.model, modules, tables).items():
         window = window_of(module)
         if window is None or window > state.rope.trained_length:
-            install((module,), MAPPED, "ropex_mapped", Mapped(where, turn, ignored), undo)
+            install((module,), MAPPED, Mapped(where, turn, ignored), undo)
     for decoder in state.decoders:
         undo.callback(decoder.register_forward_pre_hook(where.before, with_kwargs=True).remove)
         undo.callback(decoder.register_forward_hook(where.after, with_kwargs=True).remove)

@@ -25,6 +25,7 @@ import ropex
 from ropex.attention.gathered import GATHERED, Slices
 from ropex.attention.modules import attention_modules, install
 from ropex.attention.query_scale import factors
+from ropex.attention.shifted import shift_attention
 from ropex.families.tiny import causal_types, tiny_model
 from ropex.model.probe import MOST, probe_size, unreached
 from ropex.patching.verify import Verification
@@ -357,14 +358,19 @@ def gathering(model: Any) -> Iterator[None]:
     """Attention of a text that is one slice."""
     with ExitStack() as undo:
         modules = attention_modules(model, (model.config,))
-        install(modules, GATHERED, "ropex_slices", Slices(alone, 0), undo)
+        install(modules, GATHERED, Slices(alone, 0), undo)
         yield
 
 
+@pytest.mark.parametrize("sharded", [True, False])
 @pytest.mark.parametrize("patched_first", [True, False])
-def test_queries_are_scaled_whichever_step_came_first(llama: Any, patched_first: bool) -> None:
+def test_queries_are_scaled_whichever_step_came_first(
+    llama: Any, patched_first: bool, sharded: bool
+) -> None:
     llama.double()
     patch = ropex.patch(llama, "logn", trained_length=16)
+    for module in attention_of(llama) if sharded else ():
+        module.__class__ = type(f"FSDP{type(module).__name__}", (type(module),), {})
     given = {"attention_mask": torch.ones_like(IDS)}  # else transformers 4 masks packed texts
     wanted = logits(llama, IDS, **given)
     with gathering(llama):
@@ -398,6 +404,8 @@ def test_attention_below_a_class_of_others_is_routed_once(llama: Any, plain: Ten
         module.__class__ = type(f"FSDP{type(module).__name__}", (type(module),), {})
     assert torch.equal(logits(llama, IDS), wanted)
     patch.remove()
+    with shift_attention(llama):  # scaled queries are off, though their step is still below
+        assert torch.equal(logits(llama, IDS), plain)
     assert torch.equal(logits(llama, IDS), plain)
     with patch:
         assert torch.equal(logits(llama, IDS), wanted)

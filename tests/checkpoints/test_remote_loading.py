@@ -247,12 +247,16 @@ def test_a_checkpoint_with_its_code_is_loaded_as_it_was_saved(folder: Path) -> N
     assert torch.isfinite(plain).all()
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_code_of_its_own_is_loaded_so_by_every_command(folder: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "device_map"), [("auto", None), ("bfloat16", "cpu"), ("auto", "auto")]
+)
+def test_code_of_its_own_is_loaded_so_by_every_command(
+    folder: Path, dtype: str, device_map: str | None
+) -> None:
     wanted = load_remote(folder, torch.float32 if dtype == "auto" else torch.bfloat16)
     skeleton = load_skeleton(folder, trust_remote_code=True)
     assert ropex.rope_of(skeleton, TRAINED).trained_length == TRAINED
-    model = load_model(folder, dtype=dtype, trust_remote_code=True)
+    model = load_model(folder, dtype=dtype, device_map=device_map, trust_remote_code=True)
     assert (model.dtype, model.training) == (wanted.dtype, False)
     assert torch.equal(model.rotary_emb.cos_cached, wanted.rotary_emb.cos_cached)
     assert torch.equal(logits(model, IDS), logits(wanted, IDS))

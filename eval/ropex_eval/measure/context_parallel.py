@@ -89,7 +89,7 @@ def _gather(model: Any) -> None:
     except ValueError as error:
         raise UnsupportedModel(refusal(config.model_type, "without sdpa")) from error
     slices = Slices(partial(_gathered, dim=2), dist.get_rank())
-    install(attention_modules(model, (config,)), GATHERED, "ropex_slices", slices, ExitStack())
+    install(attention_modules(model, (config,)), GATHERED, slices, ExitStack())
 
 
 def _gathered(part: Tensor, dim: int) -> Tensor:
