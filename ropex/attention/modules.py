@@ -80,6 +80,6 @@ def attention_modules(model: nn.Module, configs: tuple[Any, ...]) -> tuple[nn.Mo
 
 
 def part_takes(module: nn.Module, argument: str) -> bool:
-    """Whether a part of an attention module takes an argument, as that which selects keys does."""
+    """Whether a part of an attention module, such as one that selects keys, takes an argument."""
     parts = (part for part in module.modules() if part is not module)
     return any(argument in inspect.signature(part.forward).parameters for part in parts)

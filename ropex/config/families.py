@@ -1,4 +1,4 @@
-"""What single families of models do otherwise: names of keys, defaults, refusals."""
+"""What is special to single families: names of keys, defaults, refusals."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ SHARES = ("partial_rotary_factor", _NEOX["partial_rotary_factor"])
 _BASES = ("rope_theta", _NEOX["rope_theta"], _MODERNBERT["rope_theta"])
 BASES = (*_BASES, *dict.fromkeys(each.local_key for each in BY_LAYER.values() if each.local_key))
 """Keys of a base."""
+BASES_BY_LAYER = "layer_rope_theta"
+"""What Granite calls a list of bases, one for each layer; it makes a module of each."""
 
 # Families that take only these types in transformers 4, and no keys but `type` and these.
 _LISTS = (("longrope",), ("short_factor", "long_factor"))

@@ -93,7 +93,7 @@ EXLLAMAV2 = Engine(
     whole_heads=True,
 )  # fmt: skip
 READERS = {"vllm": VLLM, "sglang": SGLANG, "tensorrt-llm": TENSORRT, "mlx": MLX}
-"""Those by one name; `exllama` is two, and transformers and llama.cpp are told of elsewhere."""
+"""Those by one name; `exllama` is two, and transformers and llama.cpp have tables of their own."""
 MULTIPLYING = tuple(name for name, each in READERS.items() if each.multiplies)
 
 # llama.cpp goes by the architecture that a GGUF file names. What stands here is read in its loaders

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ropex.config.families import BASES_BY_LAYER
 from ropex.errors import UnsupportedModel, wrong_type
 from ropex.model.latent import latent_attention
 from ropex.model.sites import buffers
@@ -120,7 +121,7 @@ def _with_others(found: list[Site]) -> list[Site]:
     return [
         replace(site, alone=False)
         if isinstance(site, buffers.BufferSite)
-        and (len(kinds.get(id(site.config), ())) > 1 or hasattr(site.config, "layer_rope_theta"))
+        and (len(kinds.get(id(site.config), ())) > 1 or hasattr(site.config, BASES_BY_LAYER))
         else site
         for site in found
     ]

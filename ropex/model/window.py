@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
+from ropex.config.families import BASES_BY_LAYER
+
 if TYPE_CHECKING:
     from ropex.model.sites.base import Site
 
@@ -46,8 +48,8 @@ def windowed(site: Site, trained_length: int | None = None) -> bool:
     trained = trained_length or getattr(config, "max_position_embeddings", None)
     if not window or not trained or window > trained:
         return False
-    bases = getattr(config, "layer_rope_theta", None)
-    if bases:  # Granite: a module for each base
+    bases = getattr(config, BASES_BY_LAYER, None)
+    if bases:
         mine = zip(bases, config.layer_types, strict=True)
         kinds = {kind for base, kind in mine if base == config.rope_parameters["rope_theta"]}
         return kinds == {"sliding_attention"}

@@ -9,6 +9,7 @@ import torch
 from ropex.attention.modules import AttentionGuard, install, reachable
 from ropex.attention.query_scale import QUERY_SCALE
 from ropex.attention.unrotated import UNROTATED, check_split
+from ropex.config.families import BASES_BY_LAYER
 from ropex.model.configs import homes_of, keep_edits, own_configs
 from ropex.model.latent import scale_softmax
 from ropex.model.options import Options
@@ -97,7 +98,7 @@ def apply_rope(state: PatchState, undo: ExitStack) -> bool:
     if state.options.cache == "unrotated":
         keep_unrotated(state, tables, by_length, undo)
     kept = any(each.kept for each in state.planned)
-    one_entry = kept and any(hasattr(each.site.config, "layer_rope_theta") for each, _ in made)
+    one_entry = kept and any(hasattr(each.site.config, BASES_BY_LAYER) for each, _ in made)
     return all(said) and not state.reads_token_by_token and not one_entry  # Granite scales all
 
 
