@@ -137,8 +137,8 @@ def changes(model: nn.Module, expected: Expected) -> Iterator[str]:
     for site, wanted in pairs:
         if not _said(model, site, wanted):
             yield (
-                f"the config was changed, so that a checkpoint would not compute {site} as the model "
-                "that is trained does; undo that, and make the change with ropex.patch"
+                f"the config was changed, so that a checkpoint would compute {site} differently "
+                "than the trained model; undo that, and make the change with ropex.patch"
             )
     for site, wanted in pairs:
         if fault := _fault(site, wanted):
