@@ -11,6 +11,9 @@ from torch import Tensor
 from ropex.attention.turns import Turn
 from ropex.positions import Place, PositionMap, Region
 
+_KEPT = 2**23
+"""Cosines that are kept for the next layers, so that memory stays linear in the number of keys."""
+
 _Table = tuple[Tensor, Tensor]
 
 PLAIN = (Region(),)
@@ -83,9 +86,12 @@ class Schedule:
     def tables(self, turn: Turn, place: Place, heads: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cos and sin that turn all keys to a place, in the dtype and on the device of `like`."""
         name = turn, place, heads, like.dtype, like.device
-        if name not in self._tables:
-            self._tables[name] = turn.tables(place, self.keys, heads, like)
-        return self._tables[name]
+        if name in self._tables:
+            return self._tables[name]
+        made = turn.tables(place, self.keys, heads, like)
+        if sum(cos.numel() for cos, _ in self._tables.values()) < _KEPT:
+            self._tables[name] = made
+        return made
 
     def _made(self, size: int, device: torch.device) -> Iterator[Block]:
         levels = self.positions.level(self.queries)
